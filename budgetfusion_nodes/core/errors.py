@@ -1,0 +1,23 @@
+"""Named errors. Every message says what was wrong, what was expected and what the artist can do about it."""
+
+from __future__ import annotations
+
+
+class BudgetFusionError(Exception):
+    """Base of all errors this pack raises on purpose; nodes turn any of them into a stated fallback or a clear message."""
+
+
+class InputError(BudgetFusionError):
+    """A value typed or connected by the artist cannot be used. The message names the input and the remedy."""
+
+
+class PlannerFileError(BudgetFusionError):
+    """A planner file is missing, foreign, damaged, or of another version. Nothing was built from it."""
+
+
+class UnsupportedError(BudgetFusionError):
+    """A valid input that this planner or sampler cannot serve, such as conditioning of another text encoder."""
+
+
+class BackendMissingError(BudgetFusionError):
+    """A metric backend or its weights are not installed. The message names what to install."""

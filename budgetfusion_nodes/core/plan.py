@@ -1,0 +1,265 @@
+"""A plan is a frozen decision: the sampler obeys it and never decides again.
+
+`decide_steps` is the one rule that turns a predicted curve into a count. The browser repeats it while the slider moves;
+tests/cases/decide_cases.json holds the cases both sides run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .curves import all_counts, interpolate_log_n
+from .errors import InputError
+from .setting import Setting
+
+QUALITY_RANGE = (0.50, 0.99)
+DEFAULT_QUALITY = 0.90
+DEFAULT_RISK = 0.10
+DEFAULT_MIN_STEPS = 2
+DEFAULT_MAX_STEPS = 50
+
+METRIC_WORDS = {
+    "l_snr": "fine detail against noise (L-SNR)",
+    "d_sim": "shapes and layout (D-SIM)",
+    "i_clip": "meaning (I-CLIP)",
+}
+
+
+def threshold_at(thresholds: Sequence[Sequence[float]], q: float) -> float:
+    """theta(q): linear between the knots [[q, theta], ...] (q increasing), constant outside them."""
+    if q <= thresholds[0][0]:
+        return thresholds[0][1]
+    for (q0, theta0), (q1, theta1) in zip(thresholds, thresholds[1:], strict=False):
+        if q <= q1:
+            return theta0 + (theta1 - theta0) * ((q - q0) / (q1 - q0))
+    return thresholds[-1][1]
+
+
+def sufficient_index(upper: Sequence[float], theta: float) -> int:
+    """Index of the least count with upper[n'] <= theta for it and every later one; the last index if there is none."""
+    index = len(upper) - 1
+    while index > 0 and upper[index] <= theta and upper[index - 1] <= theta:
+        index -= 1
+    return index
+
+
+def decide_steps(
+    counts: Sequence[int],
+    upper: Sequence[float],
+    thresholds: Sequence[Sequence[float]],
+    q: float,
+    min_steps: int,
+    max_steps: int,
+) -> int:
+    """steps(q) = least n with u(n') <= theta(q) for all n' >= n, then at least min_steps, then at most max_steps.
+
+    counts: increasing integers, the last is the target T. upper: u(n) >= 0 at each of them.
+    """
+    steps = counts[sufficient_index(upper, threshold_at(thresholds, q))]
+    return min(max(steps, min_steps), max_steps)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Everything needed to decide again for another slider value, without the planner."""
+
+    grid: tuple[int, ...]
+    shortfall_high_norm: tuple[float, ...]
+    """u on the grid: max over metrics of the upper shortfall quantile over its scale."""
+    thresholds: tuple[tuple[float, float], ...]
+    """Knots [q, theta] of the chosen risk."""
+    counts: tuple[int, ...]
+    """Every integer from grid[0] to T."""
+    upper: tuple[float, ...]
+    """u at each of `counts`, so no reader has to interpolate."""
+    limiting: tuple[str, ...]
+    """The metric that attains u at each of `counts`."""
+    quality: tuple[float, ...]
+    """Median predicted quality at each of `counts`."""
+
+    def steps(self, q: float, min_steps: int, max_steps: int) -> int:
+        return decide_steps(self.counts, self.upper, self.thresholds, q, min_steps, max_steps)
+
+    def set_by(self, q: float) -> str | None:
+        """The metric that still forbids one step less; None where the smallest count already suffices."""
+        index = sufficient_index(self.upper, threshold_at(self.thresholds, q))
+        return self.limiting[index - 1] if index else None
+
+    def quality_at(self, steps: int) -> float | None:
+        """Median predicted quality; None below the smallest calibrated count. Beyond T it is the full-step image."""
+        if steps < self.counts[0]:
+            return None
+        return self.quality[min(steps, self.counts[-1]) - self.counts[0]]
+
+    @classmethod
+    def from_curves(
+        cls,
+        grid: tuple[int, ...],
+        high: Mapping[str, Sequence[float]],
+        quality_median: Sequence[float],
+        thresholds: Sequence[tuple[float, float]],
+    ) -> Decision:
+        """high: metric -> K upper normalised shortfalls; quality_median: K values in [0, 1]."""
+        names = tuple(high)
+        worst = [max(values) for values in zip(*high.values(), strict=True)]
+        counts = all_counts(grid)
+        by_metric = interpolate_log_n(grid, [list(high[name]) for name in names], counts)
+        return cls(
+            grid=grid,
+            shortfall_high_norm=tuple(worst),
+            thresholds=tuple((float(q), float(theta)) for q, theta in thresholds),
+            counts=counts,
+            upper=tuple(interpolate_log_n(grid, worst, counts).tolist()),
+            limiting=tuple(names[i] for i in by_metric.argmax(axis=0).tolist()),
+            quality=tuple(interpolate_log_n(grid, list(quality_median), counts).tolist()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return _json_safe(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
+        return cls(**{f.name: _frozen(_field(data, f.name, "decision")) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The number of steps for one prompt, and why."""
+
+    steps: int
+    max_steps: int
+    min_steps: int
+    quality: float
+    """The slider: wanted quality, 1 is the full-step image."""
+    risk: float
+    """Share of prompts that may end below `quality`."""
+    quality_predicted: float | None = None
+    """Median predicted quality at `steps`."""
+    set_by: str | None = None
+    """The metric that forbids fewer steps."""
+    grid: tuple[int, ...] = ()
+    quality_low: tuple[float, ...] = ()
+    """Pessimistic quality at each grid count."""
+    quality_median: tuple[float, ...] = ()
+    quality_high: tuple[float, ...] = ()
+    shortfall_median: Mapping[str, tuple[float, ...]] | None = None
+    """Metric -> predicted distance to the full-step image at each grid count, in the metric's own unit."""
+    threshold: float = 0.0
+    """theta(q): the upper normalised shortfall may not exceed it."""
+    planner: str = ""
+    setting: Setting | None = None
+    """The setting that the planner was calibrated for."""
+    fallback: str | None = None
+    """Why no prediction was used; then steps == max_steps."""
+    warnings: tuple[str, ...] = ()
+    nfe: int = 0
+    """Denoiser evaluations of `steps`; the node corrects it for samplers with more than one a step."""
+    seconds: float = 0.0
+    """Planning time."""
+    distance: float | None = None
+    """Distance to the nearest calibration prompt; above 1 the prompt is unlike the calibration set."""
+    decision: Decision | None = None
+
+    @classmethod
+    def fallback_plan(
+        cls,
+        max_steps: int,
+        min_steps: int,
+        quality: float,
+        risk: float,
+        reason: str,
+        *,
+        planner: str = "",
+        setting: Setting | None = None,
+        warnings: tuple[str, ...] = (),
+        nfe: int | None = None,
+        seconds: float = 0.0,
+    ) -> Plan:
+        """Render all `max_steps`, and say why."""
+        return cls(
+            steps=max_steps,
+            max_steps=max_steps,
+            min_steps=min_steps,
+            quality=quality,
+            risk=risk,
+            planner=planner,
+            setting=setting,
+            fallback=reason,
+            warnings=warnings,
+            nfe=max_steps if nfe is None else nfe,
+            seconds=seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe: lists, numbers, text and null only."""
+        return _json_safe(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Reads `to_dict`; InputError if a field is missing."""
+        values = {f.name: _frozen(_field(data, f.name, "plan")) for f in fields(cls)}
+        if values["setting"] is not None:
+            values["setting"] = Setting.from_dict(values["setting"])
+        if values["decision"] is not None:
+            values["decision"] = Decision.from_dict(values["decision"])
+        return cls(**values)
+
+    def summary(self) -> str:
+        """A few lines for the node."""
+        lines = [self._headline(), *self._reasons(), *self.warnings]
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if self.fallback is not None:
+            return f"{self.steps} steps, all of them: {self.fallback}"
+        saved = 1.0 - self.steps / self.max_steps
+        return f"{self.steps} of {self.max_steps} steps ({saved:.0%} fewer)"
+
+    def _reasons(self) -> list[str]:
+        if self.fallback is not None:
+            return []
+        predicted = "unknown" if self.quality_predicted is None else f"{self.quality_predicted:.2f}"
+        lines = [f"Quality {self.quality:.2f} wanted, {predicted} predicted; risk of less: {self.risk:.0%}"]
+        if self.set_by is not None:
+            lines.append(f"Set by {METRIC_WORDS.get(self.set_by, self.set_by)}")
+        return [*lines, f"Planner: {self.planner}"] if self.planner else lines
+
+
+def check_request(quality: float, risk: float, min_steps: int, max_steps: int, risk_range: tuple[float, float]) -> None:
+    """InputError that names the input and the remedy unless a plan can be made from these values."""
+    low, high = QUALITY_RANGE
+    if not (math.isfinite(quality) and low - 1e-9 <= quality <= high + 1e-9):
+        raise InputError(f"quality is {quality:g}; set it between {low:g} and {high:g}.")
+    if not (math.isfinite(risk) and risk_range[0] - 1e-9 <= risk <= risk_range[1] + 1e-9):
+        raise InputError(f"risk is {risk:g}; set it between {risk_range[0]:g} and {risk_range[1]:g}.")
+    if min_steps < 1:
+        raise InputError(f"min_steps is {min_steps}; set it to 1 or more.")
+    if min_steps > max_steps:
+        raise InputError(f"min_steps {min_steps} is above max_steps {max_steps}; lower min_steps or raise max_steps.")
+
+
+def _field(data: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in data:
+        raise InputError(f"{what}: field {name!r} is missing. Plan again with this version of BudgetFusion.")
+    return data[name]
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    return value
