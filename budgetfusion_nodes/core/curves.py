@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +33,7 @@ def validate_grid(grid: Sequence[int]) -> tuple[int, ...]:
         raise InputError(f"step counts: at least two are needed, got {len(counts)}. Use for example 2 4 8 16 50.")
     if counts[0] < 1 or counts[-1] > MAX_COUNT:
         raise InputError(f"step counts: expected values from 1 to {MAX_COUNT}, got {counts[0]} to {counts[-1]}.")
-    for before, after in zip(counts, counts[1:], strict=False):
+    for before, after in pairwise(counts):
         if after <= before:
             raise InputError(f"step counts must increase, but {after} follows {before}. Sort them and drop repeats.")
     return tuple(counts)
@@ -73,7 +74,11 @@ def interpolate_log_n(grid: Sequence[int], values: ArrayLike, counts: Sequence[i
     log_n = np.log(np.asarray(grid, dtype=np.float64))
     # log(T) can differ in the last bit between the two calls on some builds: keep it inside
     at = np.clip(np.log(wanted), log_n[0], log_n[-1])
-    return np.asarray(PchipInterpolator(log_n, array, axis=-1)(at), dtype=np.float64)
+    curve = np.array(PchipInterpolator(log_n, array, axis=-1)(at), dtype=np.float64)
+    for position, count in enumerate(counts):
+        if count in grid:  # e(T) must be 0 and not 1e-17: thresholds may be 0
+            curve[..., position] = array[..., tuple(grid).index(count)]
+    return curve
 
 
 def normalised(shortfall: ArrayLike, scale: ArrayLike) -> FloatArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from .curves import all_counts, interpolate_log_n
@@ -32,7 +33,7 @@ def threshold_at(thresholds: Sequence[Sequence[float]], q: float) -> float:
     """theta(q): linear between the knots [[q, theta], ...] (q increasing), constant outside them."""
     if q <= thresholds[0][0]:
         return thresholds[0][1]
-    for (q0, theta0), (q1, theta1) in zip(thresholds, thresholds[1:], strict=False):
+    for (q0, theta0), (q1, theta1) in pairwise(thresholds):
         if q <= q1:
             return theta0 + (theta1 - theta0) * ((q - q0) / (q1 - q0))
     return thresholds[-1][1]
