@@ -32,7 +32,7 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_EXTRAS = ("nodes_custom_sampler.py", "nodes_preview_any.py", "nodes_mask.py", "nodes_model_advanced.py")
 """Core extra nodes that the pack's graphs and tests use; all of them would cost seconds and packages."""
 
-_session: HostSession | None = None
+_running: list[HostSession] = []
 
 
 class HostStartError(RuntimeError):
@@ -97,7 +97,7 @@ class HostSession:
         return importlib.import_module("nodes").NODE_CLASS_MAPPINGS
 
     def load_pack(self, folder: str | os.PathLike[str]) -> ModuleType:
-        """Loads one custom node folder through the host's `load_custom_node`; returns the module the host made of it."""
+        """Loads one custom node folder through the host's `load_custom_node`; returns the module it became."""
         nodes = importlib.import_module("nodes")
         path = os.fspath(folder)
         if not self.wait(nodes.load_custom_node(path, set(), module_parent="custom_nodes")):
@@ -171,7 +171,7 @@ class HostSession:
         if entry is None or entry.outputs is None:
             return []
         is_list = getattr(self.node_classes[class_type], "OUTPUT_IS_LIST", None) or [False] * len(entry.outputs)
-        return [values if listed else _only(values) for values, listed in zip(entry.outputs, is_list)]
+        return [values if listed else _only(values) for values, listed in zip(entry.outputs, is_list, strict=True)]
 
     def clear_cache(self) -> None:
         """Forgets every cached result, so that the next run executes all its nodes."""
@@ -194,14 +194,15 @@ def start_host(
     `comfy_extras`; None loads all. `cpu=False` lets the host pick its device. A second call in a process
     returns the running session if it asks for the same host, and raises otherwise.
     """
-    global _session
     host, base = Path(host_dir).resolve(), Path(base_dir).resolve()
     if not (host / "comfy" / "samplers.py").is_file() or not (host / "nodes.py").is_file():
         raise HostStartError(f"{host} is no ComfyUI folder: it has no nodes.py and comfy/samplers.py.")
-    if _session is not None:
-        if _session.host_dir != host:
-            raise HostStartError(f"This process already runs the ComfyUI at {_session.host_dir}; one host a process.")
-        return _session
+    if _running:
+        if _running[0].host_dir != host:
+            raise HostStartError(
+                f"This process already runs the ComfyUI at {_running[0].host_dir}; one host a process."
+            )
+        return _running[0]
     _make_base(base)
     sys.path.insert(0, str(host))
     _set_arguments(base, cpu=cpu, fp32_text_encoder=fp32_text_encoder)
@@ -223,7 +224,7 @@ def start_host(
             session.wait(nodes.load_custom_node(str(host / "comfy_extras" / name), module_parent="comfy_extras"))
     for folder in custom_nodes:
         session.load_pack(folder)
-    _session = session
+    _running.append(session)
     return session
 
 
@@ -296,7 +297,7 @@ def _hook_progress(server: Any) -> None:
 
 
 def _node_info_function(server: Any) -> Any:
-    """The server builds `/object_info` with a function that lives inside `add_routes`: taken from the route's closure."""
+    """What the server builds `/object_info` with: a function inside `add_routes`, taken from the route's closure."""
     if not getattr(server, "_budgetfusion_routes", False):
         server.add_routes()
         server._budgetfusion_routes = True

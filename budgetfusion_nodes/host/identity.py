@@ -1,0 +1,131 @@
+"""Which model this is, without trusting its file name.
+
+The fingerprint is made of class names and of the *signs* of some 4,000 weights. A sign survives loading as fp32, fp16 or
+bf16 unchanged, so one planner serves all of them; a finetune flips many. Weights that a LoRA has patched in place are
+read from the host's backup, so a LoRA does not change the fingerprint: it is reported by `model_notes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TENSORS = 64
+VALUES = 64
+"""64 x 64 signs: about 1 ms; two models that differ in 1 % of their signs collide with probability .99^4096."""
+
+PREFIX = "diffusion_model."
+
+
+def model_fingerprint(model: Any) -> tuple[str, str]:
+    """(fingerprint, display name) of a host MODEL. Equal in all host versions, precisions and devices."""
+    digest = hashlib.sha256()
+    for part in (*_structure(model), *_sampling(model)):
+        digest.update(part.encode() + b"\0")
+    weights = _sampled_weights(model)
+    for name, values in weights:
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+    digest.update(_signs(values for _, values in weights))
+    return digest.hexdigest()[:32], model_name(model)
+
+
+def model_name(model: Any) -> str:
+    """The checkpoint's file name without folder and ending where the host remembers it, else the architecture."""
+    origin = getattr(model, "cached_patcher_init", None)
+    try:
+        path = origin[1][0]  # (loader, (path, ...)): 0.16 and later
+        if isinstance(path, (list, tuple)):
+            path = path[0]
+        return Path(path).stem
+    except (TypeError, IndexError):
+        return type(getattr(model, "model", model)).__name__
+
+
+def model_notes(model: Any) -> tuple[str, ...]:
+    """One sentence for each change to the model that a planner calibrated on the plain checkpoint cannot know of."""
+    notes: list[str] = []
+    patches = getattr(model, "patches", None) or {}
+    if patches:
+        notes.append(
+            f"The model carries a LoRA or merge ({len(patches)} patched weights) that was not there at calibration."
+        )
+    if getattr(model, "hook_patches", None):
+        notes.append("The model carries LoRA hooks that were not there at calibration.")
+    wrappers = _keys(getattr(model, "wrappers", None))
+    if wrappers:
+        notes.append(f"The model is wrapped ({', '.join(wrappers)}), which was not so at calibration.")
+    options = getattr(model, "model_options", None) or {}
+    changed = sorted(key for key in options if key.startswith(("sampler_", "model_function_wrapper")))
+    changed += sorted(key for key in (options.get("transformer_options") or {}) if key.startswith("patches"))
+    if changed:
+        notes.append(f"The model is patched ({', '.join(changed)}), which was not so at calibration.")
+    return tuple(notes)
+
+
+def _keys(wrappers: Mapping[str, Mapping[Any, list[Any]]] | None) -> list[str]:
+    """Names under which wrappers are registered; the kind where they have no name."""
+    found = {str(key or kind) for kind, by_key in (wrappers or {}).items() for key, listed in by_key.items() if listed}
+    return sorted(found)
+
+
+def _structure(model: Any) -> Iterable[str]:
+    inner = model.model
+    for part in (inner, getattr(inner, "model_config", None), model.get_model_object("latent_format")):
+        yield type(part).__name__
+    yield getattr(getattr(inner, "model_type", None), "name", "")
+
+
+def _sampling(model: Any) -> Iterable[str]:
+    """The noise schedule: another prediction type, shift or sigma range is another model to a planner."""
+    sampling = model.get_model_object("model_sampling")
+    yield " ".join(sorted({c.__name__ for c in type(sampling).__mro__} - {"object", "Module"}))
+    for attribute in ("sigma_min", "sigma_max", "shift"):
+        value = getattr(sampling, attribute, None)
+        yield "" if value is None else f"{float(value):.3g}"
+
+
+def _sampled_weights(model: Any) -> list[tuple[str, Tensor]]:
+    """TENSORS matrices, evenly spread over the sorted names, as they were in the file."""
+    network = getattr(model.model, "diffusion_model", model.model)
+    named = sorted((name, value) for name, value in _matrices(network))
+    chosen = [named[i * len(named) // TENSORS] for i in range(TENSORS)] if len(named) > TENSORS else named
+    backup = getattr(model, "backup", None) or {}
+    return [(name, _original(backup.get(PREFIX + name), value)) for name, value in chosen]
+
+
+def _matrices(network: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
+    for name, value in network.named_parameters():
+        if value.ndim >= 2 and name.endswith("weight"):
+            yield name, value
+
+
+def _original(saved: Any, current: Tensor) -> Tensor:
+    """The host keeps the unpatched weight in a backup while a LoRA is baked in."""
+    weight = getattr(saved, "weight", saved)
+    return weight if isinstance(weight, Tensor) else current
+
+
+def _signs(weights: Iterable[Tensor]) -> bytes:
+    """1 where a value is negative: an underflow to zero keeps a positive value's bit, and -0.0 counts as negative."""
+    samples = [torch.signbit(_spread(weight.detach())) for weight in weights]
+    if not samples:
+        return b""
+    on_device: dict[torch.device, list[int]] = {}
+    for index, sample in enumerate(samples):
+        on_device.setdefault(sample.device, []).append(index)
+    for indices in on_device.values():  # one transfer for each device instead of one for each tensor
+        parts = torch.cat([samples[i] for i in indices]).cpu().split([samples[i].numel() for i in indices])
+        for i, part in zip(indices, parts, strict=True):
+            samples[i] = part
+    return torch.cat(samples).to(torch.uint8).numpy().tobytes()
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """VALUES entries, evenly spread over the tensor."""
+    flat = weight.reshape(-1)
+    return flat[:: max(1, flat.numel() // VALUES)][:VALUES]

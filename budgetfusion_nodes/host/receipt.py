@@ -1,0 +1,77 @@
+"""What a planned render cost, and what it saved against fixed step counts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..core.plan import Plan
+from .sampling import Render
+
+COMMON_COUNTS = (20, 30)
+"""Step counts that artists leave set: 20 is the host's own default, 30 a common choice."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Of one Adaptive KSampler run. Seconds are of the sampling loop, measured."""
+
+    steps: int
+    max_steps: int
+    nfe: int
+    """Denoiser evaluations."""
+    seconds: float
+    seconds_per_step: float
+    seconds_saved_vs_max: float
+    saved_vs_20: float
+    """1 - steps / 20: negative if more than 20 steps were taken."""
+    saved_vs_30: float
+    quality: float
+    quality_predicted: float | None
+    set_by: str | None
+    planner: str
+    fallback: str | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+    def text(self) -> str:
+        """Two lines for the node."""
+        per_step = f"{self.seconds_per_step:.3f} s a step" if self.steps else "nothing to sample"
+        return "\n".join(
+            [
+                f"Sampled in {self.seconds:.2f} s ({per_step}, {self.nfe} model evaluations).",
+                f"{self.seconds_saved_vs_max:.2f} s less than {self.max_steps} steps; "
+                + ", ".join(f"{_share(saved)} {count} steps" for saved, count in self._common())
+                + ".",
+            ]
+        )
+
+    def _common(self) -> tuple[tuple[float, int], ...]:
+        return tuple(zip((self.saved_vs_20, self.saved_vs_30), COMMON_COUNTS, strict=True))
+
+
+def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
+    """nfe: denoiser evaluations of the steps that were executed."""
+    against_20, against_30 = (1.0 - render.steps / count for count in COMMON_COUNTS)
+    return Receipt(
+        steps=render.steps,
+        max_steps=plan.max_steps,
+        nfe=nfe,
+        seconds=render.seconds,
+        seconds_per_step=render.seconds_per_step,
+        seconds_saved_vs_max=render.seconds_per_step * (plan.max_steps - render.steps),
+        saved_vs_20=against_20,
+        saved_vs_30=against_30,
+        quality=plan.quality,
+        quality_predicted=plan.quality_predicted,
+        set_by=plan.set_by,
+        planner=plan.planner,
+        fallback=plan.fallback,
+        warnings=plan.warnings,
+    )
+
+
+def _share(saved: float) -> str:
+    return f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} than"

@@ -1,0 +1,213 @@
+"""Samplers a plan can serve, what they cost, and rendering through the host's own `common_ksampler`."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError, UnsupportedError
+
+# Denoiser evaluations of a run of n >= 1 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
+# them again). A cond + uncond batch is one evaluation.
+ONE = "one"
+TWO_LESS_ONE = "two, the last step one"
+THREE_LESS_THREE = "three, the last two steps two and one"
+_COST: Mapping[str, Callable[[int], int]] = MappingProxyType(
+    {ONE: lambda n: n, TWO_LESS_ONE: lambda n: 2 * n - 1, THREE_LESS_THREE: lambda n: max(3 * n - 3, n)}
+)
+
+SUPPORTED: Mapping[str, str] = MappingProxyType(
+    {
+        "euler": ONE,
+        "euler_cfg_pp": ONE,
+        "heun": TWO_LESS_ONE,
+        "heunpp2": THREE_LESS_THREE,
+        "exp_heun_2_x0": TWO_LESS_ONE,
+        "dpm_2": TWO_LESS_ONE,
+        "lms": ONE,
+        "dpm_fast": ONE,
+        "dpmpp_2m": ONE,
+        "dpmpp_2m_cfg_pp": ONE,
+        "ipndm": ONE,
+        "ipndm_v": ONE,
+        "deis": ONE,
+        "res_multistep": ONE,
+        "res_multistep_cfg_pp": ONE,
+        "gradient_estimation": ONE,
+        "gradient_estimation_cfg_pp": ONE,
+        "ddim": ONE,
+        "uni_pc": ONE,
+        "uni_pc_bh2": ONE,
+    }
+)
+"""Deterministic samplers: more steps approach one image, so a step count has a quality. Value: cost of a step."""
+
+CLOCK = "budgetfusion_clock"
+PROGRESS = "budgetfusion_progress"
+
+
+@dataclass(frozen=True)
+class Render:
+    """One finished run of the host's sampler."""
+
+    latent: dict[str, Any]
+    """What the host returned."""
+    steps: int
+    seconds: float
+    """Of the sampling loop alone: without loading the model, encoding or decoding."""
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.seconds / self.steps if self.steps else 0.0
+
+
+def check_sampler(sampler_name: str) -> None:
+    """UnsupportedError unless the number of steps alone decides this sampler's image."""
+    if sampler_name in SUPPORTED:
+        return
+    if sampler_name == "dpm_adaptive":
+        raise UnsupportedError(
+            "sampler_name: dpm_adaptive chooses its own steps, so nothing can be planned. Choose dpmpp_2m, for instance."
+        )
+    raise UnsupportedError(
+        f"sampler_name: {sampler_name} adds fresh noise at each step or is not known to be deterministic, so its image "
+        "does not settle with more steps and no count can be planned. Choose dpmpp_2m or euler, for instance."
+    )
+
+
+def nfe(sampler_name: str, steps: int) -> int:
+    """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in SUPPORTED."""
+    return _COST[SUPPORTED.get(sampler_name, ONE)](steps)
+
+
+def get_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
+    """The sigmas [steps + 1] that the stock KSampler would use, on the CPU.
+
+    Asked from the host's own KSampler class, because some samplers drop the last but one sigma there, and `ddim_uniform`
+    and `beta` may give another number of steps.
+    """
+    sampler_class = importlib.import_module("comfy.samplers").KSampler
+    sampler = sampler_class(
+        model, steps, torch.device("cpu"), sampler_name, scheduler, denoise=denoise, model_options=model.model_options
+    )
+    return sampler.sigmas
+
+
+def check_latent(latent: Any, name: str = "latent_image") -> Any:
+    """The samples of a LATENT with at least one image: a tensor, or the host's own type for multi-part latents."""
+    samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    if samples is None:
+        raise InputError(f"{name}: this is no LATENT. Connect Empty Latent Image or VAE Encode.")
+    if isinstance(samples, Tensor) and 0 in samples.shape:
+        raise InputError(
+            f"{name} holds no image (shape {tuple(samples.shape)}). Set batch_size to 1 or more where it is made."
+        )
+    return samples
+
+
+def pixel_size(model: Any, latent: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """(width, height) in pixels of the image that this latent becomes; None where it cannot be told."""
+    samples = check_latent(latent)
+    if not isinstance(samples, Tensor) or samples.ndim < 4:
+        return None, None
+    model_ratio = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+    # an empty latent states the ratio it was made for and the host rescales it; an encoded one is the model's own
+    ratio = latent.get("downscale_ratio_spacial", model_ratio)
+    return int(samples.shape[-1] * ratio), int(samples.shape[-2] * ratio)
+
+
+def render(
+    model: Any,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Any,
+    negative: Any,
+    latent_image: Mapping[str, Any],
+    denoise: float = 1.0,
+) -> Render:
+    """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node."""
+    check_latent(latent_image)
+    laps: list[float] = []
+    clocked = model.clone()
+    clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
+    common_ksampler = importlib.import_module("nodes").common_ksampler
+    (latent,) = common_ksampler(
+        clocked, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
+    )
+    return Render(latent=latent, steps=steps if laps else 0, seconds=sum(laps))
+
+
+def sweep(
+    model: Any,
+    seed: int,
+    counts: Sequence[int],
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Any,
+    negative: Any,
+    latent_image: Mapping[str, Any],
+) -> Iterator[Render]:
+    """One render for each count, from the same noise, with one progress bar over all of them."""
+    bar = importlib.import_module("comfy.utils").ProgressBar(sum(counts))
+    done = 0
+    for steps in counts:
+        reporting = model.clone()
+        reporting.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, PROGRESS, _report(model, bar, done, sum(counts)))
+        yield render(reporting, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
+        done += steps
+        bar.update_absolute(done, sum(counts))
+
+
+def decode(vae: Any, latent: Mapping[str, Any]) -> Tensor:
+    """BHWC float images in [0, 1], by the host's VAE Decode node."""
+    (images,) = importlib.import_module("nodes").VAEDecode().decode(vae, latent)
+    return images
+
+
+def _wrappers() -> Any:
+    return importlib.import_module("comfy.patcher_extension").WrappersMP
+
+
+def _clock(laps: list[float]) -> Callable[..., Any]:
+    def timed(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        out = executor(*args, **kwargs)
+        if isinstance(out, Tensor) and out.is_cuda:
+            torch.cuda.synchronize(out.device)  # the host waits for the result right after this anyway
+        laps.append(time.perf_counter() - started)
+        return out
+
+    return timed
+
+
+def _report(model: Any, bar: Any, done: int, total: int) -> Callable[..., Any]:
+    """Replaces the sampler's own progress callback, which would start again at 0 for each count."""
+    previews = importlib.import_module("latent_preview")
+    interrupted = importlib.import_module("comfy.model_management").throw_exception_if_processing_interrupted
+    previewer = previews.get_previewer(model.load_device, model.get_model_object("latent_format"))
+
+    def callback(step: int, denoised: Any, _x: Any, _total_steps: int) -> None:
+        interrupted()
+        if denoised.is_nested:
+            denoised = denoised.tensors[0]
+        shown = None if previewer is None else previewer.decode_latent_to_preview_image("JPEG", denoised)
+        bar.update_absolute(done + step + 1, total, shown)
+
+    def reporting(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, ...)
+        if "callback" in kwargs:
+            return executor(*args, **{**kwargs, "callback": callback})
+        return executor(*args[:5], callback, *args[6:], **kwargs)
+
+    return reporting
