@@ -1,7 +1,7 @@
 """Curves over step counts: the grid, interpolation in log n, quality, and the tolerance rule.
 
-Array conventions: `[..., K, M]` with K grid counts and M metrics in the order of METRICS; shortfall is >= 0 and 0 is the
-full-step image; quality is in [0, 1] and 1 is the full-step image.
+Array conventions: `[..., K, M]` with K grid counts and M metrics in the order of METRICS; shortfall is >= 0 and
+0 is the full-step image; quality is in [0, 1] and 1 is the full-step image.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BudgetFusionError(Exception):
-    """Base of all errors this pack raises on purpose; nodes turn any of them into a stated fallback or a clear message."""
+    """Base of all errors this pack raises on purpose; nodes turn each into a stated fallback or a clear message."""
 
 
 class InputError(BudgetFusionError):

@@ -93,8 +93,8 @@ def check_tokens(tokens: Tensor, width: int) -> Tensor:
         tokens = tokens[0]
     if tokens.ndim != 2 or tokens.shape[0] < 1:
         raise UnsupportedError(
-            f"The prompt's conditioning has shape {tuple(tokens.shape)}; expected one prompt of shape [tokens, {width}]. "
-            "Connect a text encode node, or plan without a planner."
+            f"The prompt's conditioning has shape {tuple(tokens.shape)}; expected one prompt of shape "
+            f"[tokens, {width}]. Connect a text encode node, or plan without a planner."
         )
     if tokens.shape[1] != width:
         raise UnsupportedError(

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from .curves import all_counts, interpolate_log_n
 from .errors import InputError
 from .setting import Setting
@@ -107,15 +109,16 @@ class Decision:
         names = tuple(high)
         worst = [max(values) for values in zip(*high.values(), strict=True)]
         counts = all_counts(grid)
-        by_metric = interpolate_log_n(grid, [list(high[name]) for name in names], counts)
+        rows = [*(list(high[name]) for name in names), worst, list(quality_median)]
+        *by_metric, upper, median = interpolate_log_n(grid, rows, counts)
         return cls(
             grid=grid,
             shortfall_high_norm=tuple(worst),
             thresholds=tuple((float(q), float(theta)) for q, theta in thresholds),
             counts=counts,
-            upper=tuple(interpolate_log_n(grid, worst, counts).tolist()),
-            limiting=tuple(names[i] for i in by_metric.argmax(axis=0).tolist()),
-            quality=tuple(interpolate_log_n(grid, list(quality_median), counts).tolist()),
+            upper=tuple(upper.tolist()),
+            limiting=tuple(names[i] for i in np.argmax(by_metric, axis=0).tolist()),
+            quality=tuple(median.tolist()),
         )
 
     def to_dict(self) -> dict[str, Any]:

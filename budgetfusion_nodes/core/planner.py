@@ -112,7 +112,7 @@ class Planner:
         setting: Setting | None = None,
         nfe_of: Callable[[int], int] | None = None,
     ) -> Plan:
-        """The plan for one prompt. setting: the render at hand, to warn about differences. nfe_of: steps -> evaluations.
+        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls.
 
         Raises only InputError (a value out of range) and UnsupportedError (another text encoder).
         """

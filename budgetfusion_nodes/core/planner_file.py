@@ -1,7 +1,7 @@
 """Planner files: one safetensors file, tensors plus JSON metadata. Everything is checked before anything is built.
 
-Layout: metadata {"format": FORMAT, "version": VERSION, "planner": JSON}; tensors projection.*, novelty.*, network.<i>.*.
-No pickle anywhere.
+Layout: metadata {"format": FORMAT, "version": VERSION, "planner": JSON}; tensors projection.*, novelty.*,
+network.<i>.*. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -98,7 +98,7 @@ def save_planner(path: str | os.PathLike[str], planner: Planner, provenance: Map
     target = Path(path)
     partial = target.with_name(target.name + ".part")
     partial.write_bytes(save(_tensors(planner), metadata))
-    os.replace(partial, target)
+    partial.replace(target)
 
 
 def load_planner(path: str | os.PathLike[str]) -> Planner:
@@ -332,7 +332,7 @@ def _network(description: _Description, tensors: Mapping[str, Tensor], index: in
     return network.eval().requires_grad_(False)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,8 +1,8 @@
 """Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814, Algorithm 1) of the promise that a slider makes.
 
-A prompt's loss at threshold theta is the share of its seeds whose true quality at the planned count is below q. The loss
-grows with theta, so the largest theta with (sum of losses + 1) / (N + 1) <= alpha bounds the expected loss on a new prompt by
-alpha. With kappa = (1 - q) / theta this is a multiplicative inflation of the predicted upper shortfall.
+A prompt's loss at threshold theta is the share of its seeds whose true quality at the planned count is below q. The
+loss grows with theta, so the largest theta with (sum of losses + 1) / (N + 1) <= alpha bounds the expected loss on a
+new prompt by alpha. With kappa = (1 - q) / theta this is a multiplicative inflation of the predicted upper shortfall.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class RiskTable:
 def critical_thetas(upper: ArrayLike, true_quality: ArrayLike, q: float) -> FloatArray:
     """The theta from which on the planned count misses q.
 
-    upper: [N, C] predicted u at every count; true_quality: [N, S, C] measured Q, NaN rows for absent seeds. Returns [N, S]: inf
-    where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan misses q exactly if it stops before t*,
-    that is if u(n') <= theta for all n' >= t* - 1.
+    upper: [N, C] predicted u at every count; true_quality: [N, S, C] measured Q, NaN rows for absent seeds. Returns
+    [N, S]: inf where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan misses q exactly if
+    it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
     """
     tail = tail_min(true_quality)
     need = (tail >= q).argmax(axis=-1)  # index of t*; Q(T) = 1, so there is one
@@ -72,7 +72,7 @@ def seed_weights(present: NDArray[np.bool_]) -> FloatArray:
 
 
 def controlled_theta(critical: ArrayLike, alpha: float) -> float:
-    """The largest theta whose corrected mean loss is <= alpha; 0 if none, inf if every theta will do. critical: [N, S]."""
+    """The largest theta whose corrected mean loss is <= alpha; 0 if none, inf if any will do. critical: [N, S]."""
     values = np.asarray(critical, dtype=np.float64)
     present = ~np.isnan(values)
     budget = alpha * (len(values) + 1) - 1.0 + 1e-9
@@ -93,7 +93,7 @@ def calibrate(
     alphas: Sequence[float] = ALPHAS,
     qualities: Sequence[float] = QUALITIES,
 ) -> RiskTable:
-    """upper: [N, C]; true_quality: [N, S, C]; one column for each integer count. Prompts must not have been trained on."""
+    """upper: [N, C]; true_quality: [N, S, C]; a column for each integer count. Prompts must be new to the predictor."""
     table = np.zeros((len(alphas), len(qualities)))
     for column, q in enumerate(qualities):
         critical = critical_thetas(upper, true_quality, q)
