@@ -1,8 +1,8 @@
 """Which model this is, without trusting its file name.
 
-The fingerprint is made of class names and of the *signs* of some 4,000 weights. A sign survives loading as fp32, fp16 or
-bf16 unchanged, so one planner serves all of them; a finetune flips many. Weights that a LoRA has patched in place are
-read from the host's backup, so a LoRA does not change the fingerprint: it is reported by `model_notes`.
+The fingerprint is made of class names and of the *signs* of some 4,000 weights. A sign survives loading as fp32, fp16
+or bf16 unchanged, so one planner serves all of them; a finetune flips many. Weights that a LoRA has patched in place
+are read from the host's backup, so a LoRA does not change the fingerprint: it is reported by `model_notes`.
 """
 
 from __future__ import annotations

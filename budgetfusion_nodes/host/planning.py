@@ -182,3 +182,13 @@ def _as_plan(plan: Any) -> Plan:
     raise PlannerFileError(
         f"plan: this is no plan but {type(plan).__name__}. Connect the plan output of Budget Planner."
     )
+
+
+def planner_of(plan: Plan) -> Planner:
+    """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
+    if plan.fallback is not None or not plan.planner:
+        raise PlannerFileError("the plan is a fallback and no planner stands behind it.")
+    for planner in _readable_planners()[0]:
+        if planner.name == plan.planner and planner.setting == plan.setting:
+            return planner
+    raise PlannerFileError(f"the planner {plan.planner} that made this plan is no longer among the planner files.")

@@ -74,7 +74,7 @@ def check_sampler(sampler_name: str) -> None:
         return
     if sampler_name == "dpm_adaptive":
         raise UnsupportedError(
-            "sampler_name: dpm_adaptive chooses its own steps, so nothing can be planned. Choose dpmpp_2m, for instance."
+            "sampler_name: dpm_adaptive chooses its own steps, so nothing can be planned. Choose dpmpp_2m or euler."
         )
     raise UnsupportedError(
         f"sampler_name: {sampler_name} adds fresh noise at each step or is not known to be deterministic, so its image "
@@ -90,8 +90,8 @@ def nfe(sampler_name: str, steps: int) -> int:
 def get_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
     """The sigmas [steps + 1] that the stock KSampler would use, on the CPU.
 
-    Asked from the host's own KSampler class, because some samplers drop the last but one sigma there, and `ddim_uniform`
-    and `beta` may give another number of steps.
+    Asked from the host's own KSampler class: some samplers drop the last but one sigma there, and `ddim_uniform` and
+    `beta` may give another number of steps.
     """
     sampler_class = importlib.import_module("comfy.samplers").KSampler
     sampler = sampler_class(

@@ -1,0 +1,99 @@
+"""Adaptive KSampler: a KSampler that decides its own number of steps before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.planning import Request, obey, plan_render
+from ..host.receipt import make_receipt
+from ..host.sampling import check_latent, nfe, render
+from . import schema as s
+
+
+class AdaptiveKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return s.schema(
+            "AdaptiveKSampler",
+            display_name="Adaptive KSampler",
+            description="A KSampler whose steps became quality and max_steps: it plans the number of steps from the "
+            "prompt, renders with ComfyUI's own sampler, and says what that saved.",
+            search_aliases=["ksampler", "sampler", "adaptive steps", "budgetfusion"],
+            inputs=[
+                s.model_input(),
+                s.seed_input(),
+                s.quality_input(),
+                s.max_steps_input(),
+                s.cfg_input(),
+                s.sampler_input(),
+                s.scheduler_input(),
+                s.positive_input("What the image should show. The plan is made from it."),
+                s.negative_input(),
+                io.Latent.Input("latent_image", tooltip="The latent to denoise."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the picture is made anew. As in KSampler, all planned steps are executed "
+                    "below 1 too; a plan calibrated at 1 is then only a guide, and the node says so.",
+                ),
+                s.BudgetPlan.Input(
+                    "plan",
+                    optional=True,
+                    tooltip="Optional: a plan from Budget Planner. It overrides quality, the step limits, risk and "
+                    "planner of this node.",
+                ),
+                s.min_steps_input(),
+                s.risk_input(),
+                s.planner_input(),
+            ],
+            outputs=[
+                io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
+                io.Int.Output("steps", tooltip="The number of steps that were executed."),
+                io.String.Output("receipt", tooltip="The plan's reasons, the time it took and what was saved."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, planner: str) -> bool:
+        """A planner file that is not there must not refuse the graph: the node says so and renders `max_steps`."""
+        del planner
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        seed: int,
+        quality: float,
+        max_steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: Any,
+        negative: Any,
+        latent_image: Any,
+        denoise: float,
+        min_steps: int,
+        risk: float,
+        planner: str,
+        plan: Any = None,
+    ) -> io.NodeOutput:
+        check_latent(latent_image)
+        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise)
+        decided = (
+            plan_render(model, positive, request, latent_image)
+            if plan is None
+            else obey(plan, model, request, latent_image)
+        )
+        done = render(
+            model, seed, decided.steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
+        )
+        receipt = make_receipt(decided, done, nfe(sampler_name, done.steps))
+        text = f"{decided.summary()}\n{receipt.text()}"
+        ui = {"text": [text], "budget_plan": [decided.to_dict()], "receipt": [receipt.to_dict()]}
+        return io.NodeOutput(done.latent, decided.steps, text, ui=ui)

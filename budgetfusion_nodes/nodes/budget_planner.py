@@ -1,0 +1,75 @@
+"""Budget Planner: a prompt becomes a step count, with the predicted curve on the node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.planning import Request, plan_render
+from ..host.sampling import get_sigmas
+from . import schema as s
+
+
+class BudgetPlanner(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return s.schema(
+            "BudgetPlanner",
+            display_name="Budget Planner",
+            description="Decides before sampling how many steps this prompt needs for the wanted quality, and shows "
+            "the predicted curve. Connect plan to Adaptive KSampler, steps to any KSampler, or sigmas to a custom sampler.",
+            search_aliases=["steps", "step count", "budget", "quality", "budgetfusion"],
+            is_output_node=True,  # so that a plan can be looked at before anything is rendered
+            inputs=[
+                s.model_input(),
+                s.positive_input("The prompt that is planned."),
+                s.sampler_input(),
+                s.scheduler_input(),
+                s.cfg_input(),
+                s.quality_input(),
+                s.known(
+                    io.Latent.Input,
+                    "latent_image",
+                    optional=True,
+                    tooltip="Optional: lets the planner check that the image size is the one it was calibrated for.",
+                ),
+                s.min_steps_input(),
+                s.max_steps_input(advanced=True),
+                s.risk_input(),
+                s.planner_input(),
+            ],
+            outputs=[
+                s.BudgetPlan.Output(
+                    "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
+                ),
+                io.Int.Output("steps", tooltip="The planned number of steps, for any sampler node."),
+                io.Sigmas.Output("sigmas", tooltip="The noise levels that KSampler would use with these steps."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, planner: str) -> bool:
+        """A planner file that is not there must not refuse the graph: the node says so and plans `max_steps`."""
+        del planner
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        sampler_name: str,
+        scheduler: str,
+        cfg: float,
+        quality: float,
+        min_steps: int,
+        max_steps: int,
+        risk: float,
+        planner: str,
+        latent_image: Any = None,
+    ) -> io.NodeOutput:
+        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner)
+        plan = plan_render(model, positive, request, latent_image)
+        sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps)
+        return io.NodeOutput(plan, plan.steps, sigmas, ui={"text": [plan.summary()], "budget_plan": [plan.to_dict()]})

@@ -1,0 +1,159 @@
+"""Inputs that several nodes share, and the one place that knows which keywords an older host lacks."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
+from ..host.paths import list_planners
+from ..host.planning import AUTO
+
+CATEGORY = "BudgetFusion"
+MAX_STEPS = 1000
+RISK_RANGE = (0.01, 0.50)
+
+BudgetPlan = io.Custom("BUDGET_PLAN")
+
+
+def known(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls `factory` without the keywords that this host's version of it lacks (advanced, search_aliases ...)."""
+    parameters = inspect.signature(factory).parameters
+    return factory(*args, **{key: value for key, value in kwargs.items() if key in parameters})
+
+
+def schema(node_id: str, **kwargs: Any) -> io.Schema:
+    """A Schema in this pack's category; ids are frozen once released."""
+    return known(io.Schema, node_id=f"BudgetFusion_{node_id}", category=CATEGORY, **kwargs)
+
+
+def sampler_names() -> list[str]:
+    return list(importlib.import_module("comfy.samplers").KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
+
+
+def model_input() -> io.Input:
+    return io.Model.Input("model", tooltip="The model that denoises the latent.")
+
+
+def positive_input(tooltip: str) -> io.Input:
+    return io.Conditioning.Input("positive", tooltip=tooltip)
+
+
+def negative_input() -> io.Input:
+    return io.Conditioning.Input("negative", tooltip="What the image should not show. It does not change the plan.")
+
+
+def seed_input() -> io.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="The random seed of the noise.",
+    )
+
+
+def cfg_input() -> io.Input:
+    return io.Float.Input(
+        "cfg",
+        default=8.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Classifier-free guidance scale. A plan is most reliable at the cfg its planner was calibrated for.",
+    )
+
+
+def sampler_input() -> io.Input:
+    return io.Combo.Input(
+        "sampler_name",
+        options=sampler_names(),
+        default="dpmpp_2m",
+        tooltip="The sampling algorithm. Only deterministic samplers can be planned: ancestral and SDE samplers and "
+        "dpm_adaptive render all max_steps, and the node says so.",
+    )
+
+
+def scheduler_input() -> io.Input:
+    return io.Combo.Input(
+        "scheduler",
+        options=scheduler_names(),
+        default="karras",
+        tooltip="How the noise levels are spread over the steps.",
+    )
+
+
+def quality_input() -> io.Input:
+    low, high = QUALITY_RANGE
+    return io.Float.Input(
+        "quality",
+        default=DEFAULT_QUALITY,
+        min=low,
+        max=high,
+        step=0.01,
+        round=0.001,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="How close to the full-step image the result must come: 1 is that image, 0 is as rough as the crudest "
+        "render of the calibration. Higher takes more steps.",
+    )
+
+
+def max_steps_input(**more: Any) -> io.Input:
+    return known(
+        io.Int.Input,
+        "max_steps",
+        default=DEFAULT_MAX_STEPS,
+        min=1,
+        max=MAX_STEPS,
+        tooltip="Never more steps than this, and exactly this many where no plan can be made.",
+        **more,
+    )
+
+
+def min_steps_input() -> io.Input:
+    return known(
+        io.Int.Input,
+        "min_steps",
+        default=DEFAULT_MIN_STEPS,
+        min=1,
+        max=MAX_STEPS,
+        advanced=True,
+        tooltip="Never fewer steps than this. It must not be above max_steps.",
+    )
+
+
+def risk_input() -> io.Input:
+    low, high = RISK_RANGE
+    return known(
+        io.Float.Input,
+        "risk",
+        default=DEFAULT_RISK,
+        min=low,
+        max=high,
+        step=0.01,
+        round=0.001,
+        advanced=True,
+        tooltip="The share of new prompts that may end below the wanted quality. Lower takes more steps.",
+    )
+
+
+def planner_input() -> io.Input:
+    return known(
+        io.Combo.Input,
+        "planner",
+        options=[AUTO, *list_planners()],
+        default=AUTO,
+        advanced=True,
+        tooltip="auto takes the planner that was calibrated for the connected model. Put your own planner files into "
+        "the folder models/budgetfusion.",
+    )

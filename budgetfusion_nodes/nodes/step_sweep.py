@@ -1,0 +1,78 @@
+"""Step Sweep: one prompt and seed, rendered with several step counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..core.curves import DEFAULT_GRID, parse_grid
+from ..core.errors import InputError
+from ..host.sampling import check_latent, decode, sweep
+from . import schema as s
+
+
+class StepSweep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return s.schema(
+            "StepSweep",
+            display_name="Step Sweep",
+            description="Renders one prompt and seed once for each step count, always from the same noise, so that you "
+            "can see what each count gives. Connect images and step_counts to Perceptual Metric Probe.",
+            search_aliases=["steps", "xy plot", "compare steps", "budgetfusion"],
+            inputs=[
+                s.model_input(),
+                s.positive_input("What the image should show."),
+                s.negative_input(),
+                io.Latent.Input("latent_image", tooltip="The latent to start from, with a batch of 1."),
+                io.Vae.Input("vae", tooltip="Decodes the finished latents."),
+                s.seed_input(),
+                s.cfg_input(),
+                s.sampler_input(),
+                s.scheduler_input(),
+                io.String.Input(
+                    "step_counts",
+                    default=" ".join(map(str, DEFAULT_GRID)),
+                    tooltip="Step counts in increasing order. The last one is the full-step image that the others are "
+                    "compared with.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="One image for each step count, in their order."),
+                io.String.Output("step_counts_text", display_name="step_counts", tooltip="The step counts as text."),
+                io.Int.Output("counts", tooltip="The step counts as a list.", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, step_counts: str | None = None) -> bool | str:
+        """Refuses a bad grid before anything is rendered. None: the text comes from another node."""
+        try:
+            if step_counts is not None:
+                parse_grid(step_counts)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: Any,
+        vae: Any,
+        seed: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        step_counts: str,
+    ) -> io.NodeOutput:
+        counts = parse_grid(step_counts)
+        if check_latent(latent_image).shape[0] != 1:
+            raise InputError("latent_image holds several images, and a sweep renders one. Set its batch_size to 1.")
+        renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
+        images = torch.cat([decode(vae, done.latent) for done in renders])
+        return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))
