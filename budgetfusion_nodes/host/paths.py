@@ -15,7 +15,6 @@ from ..core.planner_file import load_planner
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CHECKPOINTS = WEIGHTS / "checkpoints"
 PLANNERS = WEIGHTS / "planners"
-IMAGE_ENCODER = WEIGHTS / "image_encoder" / "tiny_scenes_clip.safetensors"
 
 PLANNER_FOLDER = "budgetfusion"
 """The name of the artist's own planner folder inside the host's models folder; its key in extra_model_paths.yaml."""

@@ -73,13 +73,25 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
         return request.fallback(str(error))
     try:
         check_sampler(request.sampler_name)
-        found = differences(known.setting, render_setting(model, request, latent_image)) if known.setting else ()
-    except UnsupportedError as error:
-        return replace(
-            known, steps=known.max_steps, fallback=str(error), nfe=nfe(request.sampler_name, known.max_steps)
-        )
+        found = _checked_differences(known, render_setting(model, request, latent_image))
+    except BudgetFusionError as error:
+        return _all_steps(known, request, str(error))
     warnings = known.warnings + tuple(sentence for sentence in found if sentence not in known.warnings)
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
+
+
+def _checked_differences(plan: Plan, setting: Setting) -> tuple[str, ...]:
+    if plan.setting is None or plan.fallback is not None:
+        return ()
+    _check_serves(plan.planner, plan.setting, setting)
+    return differences(plan.setting, setting)
+
+
+def _all_steps(plan: Plan, request: Request, reason: str) -> Plan:
+    """The plan, overruled: its curves stay on show, its count does not."""
+    steps = plan.max_steps
+    cost = nfe(request.sampler_name, steps)
+    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
 
 
 def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Setting:
@@ -128,7 +140,7 @@ def choose_planner(name: str, setting: Setting) -> tuple[Planner, tuple[str, ...
     if name == AUTO:
         return _automatic(setting)
     planner = read_planner(find_planner(name))
-    _check_serves(planner, setting)
+    _check_serves(planner.name, planner.setting, setting)
     return planner, ()
 
 
@@ -145,7 +157,7 @@ def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
     nearest = min(
         own, key=lambda p: (p.setting.sampler_name != setting.sampler_name, len(differences(p.setting, setting)))
     )
-    _check_serves(nearest, setting)
+    _check_serves(nearest.name, nearest.setting, setting)
     return nearest, notes
 
 
@@ -160,17 +172,17 @@ def _readable_planners() -> tuple[list[Planner], tuple[str, ...]]:
     return planners, tuple(notes)
 
 
-def _check_serves(planner: Planner, setting: Setting) -> None:
-    if planner.setting.model != setting.model:
+def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
+    """UnsupportedError where a planner's curves would say nothing about this render."""
+    if calibrated.model != setting.model:
         raise UnsupportedError(
-            f"planner {planner.name} was calibrated for {planner.setting.model_name or 'another model'}, and this is "
+            f"planner {name} was calibrated for {calibrated.model_name or 'another model'}, and this is "
             f"{setting.model_name or 'a different one'}. Set planner to auto, or calibrate one for this model."
         )
-    if planner.setting.sampler_name != setting.sampler_name:
+    if calibrated.sampler_name != setting.sampler_name:
         raise UnsupportedError(
-            f"planner {planner.name} was calibrated for the sampler {planner.setting.sampler_name}, and "
-            f"{setting.sampler_name} needs other step counts. Set sampler_name to {planner.setting.sampler_name}, or "
-            "calibrate a planner for this sampler."
+            f"planner {name} was calibrated for the sampler {calibrated.sampler_name}, and {setting.sampler_name} "
+            f"needs other step counts. Set sampler_name to {calibrated.sampler_name}, or calibrate a planner for it."
         )
 
 

@@ -12,12 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from ..core.curves import METRICS, parse_grid, quality
-from ..core.errors import BackendMissingError, BudgetFusionError, InputError
+from ..core.errors import BudgetFusionError, InputError
 from ..core.plan import Plan
-from ..metrics.backends import HostClipVisionEncoder, OpenClipImageEncoder, load_d_sim
 from ..metrics.images import to_bchw
 from ..metrics.measure import Backends, measure
-from .paths import IMAGE_ENCODER
 from .planning import planner_of
 
 D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi")
@@ -83,16 +81,16 @@ def probe(
     if reference is None and count < 2:
         raise InputError("images holds one image and reference is not connected. Connect Step Sweep, or a reference.")
     steps = _steps(step_counts, count)
-    backends = Backends(d_sim=load_d_sim(d_sim), i_clip=_encoder(clip_vision))
+    backends = Backends.from_values(d_sim, "auto", clip_vision)
     measured = measure(images, images[-1:] if reference is None else reference, backends)
     distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
-    found, notes = _measured_quality(distances, dict(backends.backend_names()), plan)
+    found, notes = _measured_quality(distances, backends.names(), plan)
     return Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
         distances=distances,
         quality=found,
-        backends=dict(backends.backend_names()),
+        backends=backends.names(),
         reference="the last image" if reference is None else "the reference",
         notes=notes,
     )
@@ -121,17 +119,6 @@ def _steps(text: str, count: int) -> tuple[int, ...]:
             "Sweep, or leave step_counts empty."
         )
     return steps
-
-
-def _encoder(clip_vision: Any) -> Any:
-    if clip_vision is not None:
-        return HostClipVisionEncoder(clip_vision)
-    if not IMAGE_ENCODER.is_file():
-        raise BackendMissingError(
-            f"i_clip: the small image encoder {IMAGE_ENCODER.name} is missing. Connect Load CLIP Vision, or install "
-            "the pack again."
-        )
-    return OpenClipImageEncoder.from_checkpoint(IMAGE_ENCODER)
 
 
 def _measured_quality(

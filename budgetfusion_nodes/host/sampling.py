@@ -60,6 +60,7 @@ class Render:
     latent: dict[str, Any]
     """What the host returned."""
     steps: int
+    """Executed: 0 at denoise 0, and a step more or less than asked with the schedulers ddim_uniform and beta."""
     seconds: float
     """Of the sampling loop alone: without loading the model, encoding or decoding."""
 
@@ -137,14 +138,15 @@ def render(
 ) -> Render:
     """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node."""
     check_latent(latent_image)
-    laps: list[float] = []
+    laps: list[tuple[int, float]] = []
     clocked = model.clone()
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
     common_ksampler = importlib.import_module("nodes").common_ksampler
     (latent,) = common_ksampler(
         clocked, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
     )
-    return Render(latent=latent, steps=steps if laps else 0, seconds=sum(laps))
+    # no lap at denoise 0, where the host samples nothing
+    return Render(latent=latent, steps=sum(n for n, _ in laps), seconds=sum(lap for _, lap in laps))
 
 
 def sweep(
@@ -179,13 +181,15 @@ def _wrappers() -> Any:
     return importlib.import_module("comfy.patcher_extension").WrappersMP
 
 
-def _clock(laps: list[float]) -> Callable[..., Any]:
-    def timed(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _clock(laps: list[tuple[int, float]]) -> Callable[..., Any]:
+    """Wraps the sampling loop; appends (steps, seconds)."""
+
+    def timed(executor: Callable[..., Any], guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        out = executor(*args, **kwargs)
+        out = executor(guider, sigmas, *args, **kwargs)
         if isinstance(out, Tensor) and out.is_cuda:
             torch.cuda.synchronize(out.device)  # the host waits for the result right after this anyway
-        laps.append(time.perf_counter() - started)
+        laps.append((len(sigmas) - 1, time.perf_counter() - started))
         return out
 
     return timed

@@ -53,7 +53,7 @@ class AdaptiveKSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
-                io.Int.Output("steps", tooltip="The number of steps that were executed."),
+                io.Int.Output("steps", tooltip="The decided number of steps."),
                 io.String.Output("receipt", tooltip="The plan's reasons, the time it took and what was saved."),
             ],
         )

@@ -18,7 +18,8 @@ class BudgetPlanner(io.ComfyNode):
             "BudgetPlanner",
             display_name="Budget Planner",
             description="Decides before sampling how many steps this prompt needs for the wanted quality, and shows "
-            "the predicted curve. Connect plan to Adaptive KSampler, steps to any KSampler, or sigmas to a custom sampler.",
+            "the predicted curve. Connect plan to Adaptive KSampler, steps to any KSampler, or sigmas to a "
+            "custom sampler.",
             search_aliases=["steps", "step count", "budget", "quality", "budgetfusion"],
             is_output_node=True,  # so that a plan can be looked at before anything is rendered
             inputs=[

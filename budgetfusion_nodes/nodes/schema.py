@@ -10,12 +10,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
+from ..core.risk import ALPHAS
 from ..host.paths import list_planners
 from ..host.planning import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
-RISK_RANGE = (0.01, 0.50)
+RISK_RANGE = (ALPHAS[0], ALPHAS[-1])  # what a planner tabulates
 
 BudgetPlan = io.Custom("BUDGET_PLAN")
 
