@@ -1,0 +1,143 @@
+"""`run.py test`: every test of the project, each host in a process of its own, one closing line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .comfyui import Host
+from .console import say
+from .layout import ROOT, Layout
+from .server import default_threads
+
+PARTS = ("unit", "host", "web", "lint")
+OLDEST_NODE = (20, 0)
+"""node --test with a reporter for the terminal and one for a file."""
+
+Runner = Callable[[Sequence[str], dict[str, str]], int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the summary."""
+
+    name: str
+    passed: int
+    failed: int
+    skipped: int = 0
+    note: str = ""
+
+
+def run(layout: Layout, hosts: Sequence[Host], parts: Sequence[str], runner: Runner) -> int:
+    """Runs the parts and returns 0 only if everything passed. `runner(command, environment)` gives exit statuses."""
+    started = time.monotonic()
+    reports = layout.run_dir / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    environment.setdefault("OMP_NUM_THREADS", str(default_threads()))
+    environment.pop("BUDGETFUSION_TEST_HOST", None)
+    outcomes: list[Outcome] = []
+    if "unit" in parts:
+        command = _pytest(layout, reports / "unit.xml", "tests", "--ignore=tests/host")
+        outcomes.append(_run_pytest("unit", command, reports / "unit.xml", environment, runner))
+    if "host" in parts:
+        for host in hosts:
+            name = f"host {host.version}"
+            report = reports / f"host-{host.version}.xml"
+            its_own = {**environment, "BUDGETFUSION_TEST_HOST": str(host.path)}
+            outcomes.append(_run_pytest(name, _pytest(layout, report, "tests/host"), report, its_own, runner))
+    if "web" in parts:
+        outcomes.append(_run_node(reports / "web.tap", environment, runner))
+    if "lint" in parts:
+        for name, tool in (
+            ("ruff check", ["ruff", "check", "."]),
+            ("ruff format", ["ruff", "format", "--check", "."]),
+            ("pyright", ["pyright"]),
+        ):
+            _heading(name)
+            code = runner([str(layout.python), "-m", *tool], environment)
+            outcomes.append(Outcome(name, int(code == 0), int(code != 0)))
+    return _close(outcomes, time.monotonic() - started)
+
+
+def _heading(name: str) -> None:
+    say(f"\n===== {name} =====")
+
+
+def _pytest(layout: Layout, report: Path, *args: str) -> list[str]:
+    return [str(layout.python), "-m", "pytest", "-q", f"--junitxml={report}", *args]
+
+
+def _run_pytest(
+    name: str, command: Sequence[str], report: Path, environment: dict[str, str], runner: Runner
+) -> Outcome:
+    _heading(name)
+    code = runner(command, environment)
+    return pytest_outcome(name, report, code)
+
+
+def pytest_outcome(name: str, report: Path, code: int) -> Outcome:
+    """Counts from pytest's own report. A run that broke off (no report, or no test at all) counts as one failure."""
+    if code not in (0, 1) or not report.is_file():
+        return Outcome(name, 0, 1, note=f"pytest ended with status {code}")
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    total, bad, skipped = (
+        sum(int(suite.get(key, "0")) for suite in suites for key in keys)
+        for keys in (("tests",), ("failures", "errors"), ("skipped",))
+    )
+    if code == 1 and bad == 0:
+        bad = 1
+    return Outcome(name, max(0, total - bad - skipped), bad, skipped)
+
+
+def _run_node(report: Path, environment: dict[str, str], runner: Runner) -> Outcome:
+    files = sorted(
+        str(path.relative_to(ROOT)) for kind in ("mjs", "js") for path in (ROOT / "tests/web").rglob(f"*.test.{kind}")
+    )
+    if not files:
+        return Outcome("web", 0, 0, note="no JavaScript tests")
+    node = shutil.which("node")
+    version = _node_version(node) if node else None
+    if node is None or version is None or version < OLDEST_NODE:
+        return Outcome("web", 0, 0, len(files), note=f"needs Node.js {OLDEST_NODE[0]} or newer")
+    _heading("web")
+    reporters = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
+    reporters += ["--test-reporter=tap", f"--test-reporter-destination={report}"]
+    code = runner([node, "--test", *reporters, *files], environment)
+    return tap_outcome("web", report, code)
+
+
+def _node_version(node: str) -> tuple[int, ...] | None:
+    answer = subprocess.run([node, "--version"], check=False, capture_output=True, text=True).stdout
+    found = re.match(r"v(\d+)\.(\d+)", answer)
+    return tuple(int(part) for part in found.groups()) if found else None
+
+
+def tap_outcome(name: str, report: Path, code: int) -> Outcome:
+    """Counts from the closing comments of a TAP report (`# pass 12`)."""
+    text = report.read_text(encoding="utf-8") if report.is_file() else ""
+    counts = {
+        key: int(value) for key, value in re.findall(r"^# (pass|fail|cancelled|skipped) (\d+)$", text, re.MULTILINE)
+    }
+    bad = counts.get("fail", 0) + counts.get("cancelled", 0)
+    if code != 0 and bad == 0:
+        bad = 1
+    return Outcome(name, counts.get("pass", 0), bad, counts.get("skipped", 0))
+
+
+def _close(outcomes: Sequence[Outcome], seconds: float) -> int:
+    say("\n===== summary =====")
+    for one in outcomes:
+        note = f"  ({one.note})" if one.note else ""
+        say(f"{one.name:<14} {one.passed:>5} passed {one.failed:>4} failed {one.skipped:>4} skipped{note}")
+    passed, failed, skipped = (sum(getattr(one, key) for one in outcomes) for key in ("passed", "failed", "skipped"))
+    say(f"{passed} passed, {failed} failed, {skipped} skipped in {seconds:.0f}s")
+    return 1 if failed or not passed else 0

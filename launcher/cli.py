@@ -1,0 +1,249 @@
+"""The commands of run.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checks, comfyui, packages, startup_cost
+from .console import say, use_tolerant_output
+from .errors import LaunchError
+from .layout import ROOT, Layout
+from .lock import set_up_lock
+from .server import running_host
+
+DEFAULT_PAGE_PORT = 8188
+QUALITY_RANGE = (0.50, 0.99)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command and returns the exit status. Whatever goes wrong ends as one sentence and what to do."""
+    use_tolerant_output()
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        return int(options.command(options))
+    except LaunchError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Nothing runs any more; the same command starts again where it makes sense.\n")
+        return 130
+    except OSError as error:
+        sys.stderr.write(f"Error: {_explain_os_error(error)}\n")
+        return 1
+
+
+def _explain_os_error(error: OSError) -> str:
+    if error.errno == 28:  # ENOSPC
+        return "The disk is full. Free some space, or set BUDGETFUSION_RUN_DIR to a folder on a larger disk."
+    where = f" ({error.filename})" if error.filename else ""
+    return f"The system refused a file operation{where}: {error.strerror or error}. Check the path and its permissions."
+
+
+def _end(*_: Any) -> None:
+    raise SystemExit(143)  # Runs every `finally` on the way out, so the server ends too.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="BudgetFusion for ComfyUI. Everything is set up under .run/ (BUDGETFUSION_RUN_DIR) the first time. "
+        "COMFYUI_PATH names a ComfyUI of yours to use in place of the pinned one; it runs with run.py's own packages, "
+        "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="demo | test | serve | startup-cost")
+
+    demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
+    demo.add_argument("--prompt", action="append", metavar="TEXT", help="your own prompt (may be given several times)")
+    demo.add_argument(
+        "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
+    )
+    demo.add_argument(
+        "--quality", type=_quality, default=0.90, help="the quality slider, 0.50 to 0.99 (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--seed", type=_seed, default=1, help="seed of the first prompt, +1 for each next (default: %(default)s)"
+    )
+    demo.add_argument("--out", type=Path, default=ROOT / "demo_out", help="where to write (default: demo_out)")
+    _add_server_options(demo)
+    demo.set_defaults(command=_demo)
+
+    test = commands.add_parser("test", help="run every test, against each pinned ComfyUI")
+    test.add_argument(
+        "--only", action="append", choices=checks.PARTS, help="run only this part (may be given several times)"
+    )
+    test.set_defaults(command=_test)
+
+    serve = commands.add_parser("serve", help="open ComfyUI's page with the pack and its templates")
+    serve.add_argument("--no-browser", action="store_true", help="only print the address")
+    _add_server_options(serve)
+    serve.set_defaults(command=_serve)
+
+    cost = commands.add_parser("startup-cost", help="measure what the pack adds to ComfyUI's start")
+    cost.add_argument(
+        "--boots", type=_count, default=7, help="boots with and without the pack (default: %(default)s each)"
+    )
+    _add_server_options(cost, port=False)
+    cost.set_defaults(command=_startup_cost)
+    return parser
+
+
+def _add_server_options(parser: argparse.ArgumentParser, *, port: bool = True) -> None:
+    if port:
+        parser.add_argument("--port", type=_port, help="port of the server (default: a free one)")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument(
+        "--host-version",
+        choices=sorted(comfyui.PINS, reverse=True),
+        default=comfyui.DEFAULT_VERSION,
+        help="which pinned ComfyUI, where COMFYUI_PATH is not set (default: %(default)s)",
+    )
+
+
+def _number(text: str, kind: type, least: float, most: float, what: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{what} must be from {least} to {most}, and {text!r} was given")
+    return value
+
+
+def _quality(text: str) -> float:
+    return _number(text, float, *QUALITY_RANGE, "quality")
+
+
+def _port(text: str) -> int:
+    return _number(text, int, 1, 65535, "the port")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, 1, 10_000, "the number")
+
+
+def _seed(text: str) -> int:
+    return _number(text, int, 0, 2**63, "the seed")
+
+
+def set_up(layout: Layout, hosts: Sequence[comfyui.Host], groups: Sequence[packages.Group]) -> None:
+    """Makes sure that packages and hosts are there; costs milliseconds when they are."""
+    started = time.monotonic()
+    if packages.missing_groups(layout, groups) or not all(h.pinned is False or comfyui.is_present(h) for h in hosts):
+        if sys.platform == "darwin" and _is_intel_mac():
+            raise LaunchError(
+                "PyTorch is no longer made for Macs with an Intel processor, so the demo's own set-up cannot run here.",
+                "Use an Apple silicon Mac, Linux or Windows, or set COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI of yours.",
+            )
+        with set_up_lock(layout):
+            packages.ensure_packages(layout, groups)
+            for host in hosts:
+                comfyui.ensure_host(layout, host)
+    users = comfyui.user_python()
+    if users is not None:
+        comfyui.require_modules(users)
+    say(f"Set-up ready after {time.monotonic() - started:.1f} s.")
+
+
+def _is_intel_mac() -> bool:
+    import platform
+
+    return platform.machine() == "x86_64" and comfyui.user_python() is None
+
+
+def chosen_host(layout: Layout, version: str) -> comfyui.Host:
+    return comfyui.user_host(layout) or comfyui.pinned_host(layout, version)
+
+
+def _runtime_groups() -> list[packages.Group]:
+    """With the user's own Python for the host, only the demo's side has to be installed."""
+    return [packages.HOST if comfyui.user_python() is None else packages.CLIENT]
+
+
+def _demo(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    if options.prompt and options.held_out:
+        raise LaunchError("--prompt and --held-out were both given.", "Give one of them.")
+    set_up(layout, [host], _runtime_groups())
+    with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
+        say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")
+        command = [str(layout.python), "-m", "budgetfusion_nodes.demo", "--server", server.url]
+        command += [
+            "--out",
+            str(options.out.absolute()),
+            "--quality",
+            str(options.quality),
+            "--seed",
+            str(options.seed),
+        ]
+        for prompt in options.prompt or ():
+            command.append(f"--prompt={prompt}")
+        if options.held_out:
+            command += ["--held-out", str(options.held_out)]
+        code = run_child(command)
+        if code != 0 and code != 130:
+            say(f"The log of ComfyUI is {server.log}.")
+        return code
+
+
+def run_child(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
+    """Runs a program on this terminal and returns its exit status; ends it when this command is ended."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except BaseException:
+        with contextlib.suppress(KeyboardInterrupt):
+            process.terminate()
+            process.wait(10)
+        raise
+
+
+def _test(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    own = comfyui.user_host(layout)
+    hosts = [own] if own else [comfyui.pinned_host(layout, version) for version in comfyui.PINS]
+    set_up(layout, hosts, [packages.HOST, packages.TEST])
+    return checks.run(layout, hosts, options.only or checks.PARTS, run_child)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    if comfyui.user_python() is None:
+        set_up(layout, [host], [packages.HOST])  # Before the page's list can be read, the host must be there.
+        set_up(layout, [host], [packages.HOST, packages.page_group(host.path)])
+    else:
+        set_up(layout, [host], [packages.CLIENT])
+    port = options.port
+    if port is None:
+        from .server import is_free
+
+        port = DEFAULT_PAGE_PORT if is_free(DEFAULT_PAGE_PORT) else None
+    # A lasting base directory, so that workflows and pictures made on the page are there the next time.
+    name = f"page-{port}" if port else None
+    with running_host(layout, host, port=port, cpu=options.cpu, page=True, base_name=name) as server:
+        say(f"{host} with BudgetFusion: {server.url}")
+        say("Templates are under Workflow > Browse Templates > budgetfusion. Ctrl-C ends the server.")
+        say(f"Pictures go to {server.base / 'output'}; your models go to {server.base / 'models'}.")
+        if not options.no_browser:
+            webbrowser.open(server.url)
+        while True:
+            time.sleep(3600)
+
+
+def _startup_cost(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    set_up(layout, [host], _runtime_groups())
+    return startup_cost.run(layout, host, options.boots, cpu=options.cpu)
