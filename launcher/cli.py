@@ -143,7 +143,7 @@ def set_up(layout: Layout, hosts: Sequence[comfyui.Host], groups: Sequence[packa
         if sys.platform == "darwin" and _is_intel_mac():
             raise LaunchError(
                 "PyTorch is no longer made for Macs with an Intel processor, so the demo's own set-up cannot run here.",
-                "Use an Apple silicon Mac, Linux or Windows, or set COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI of yours.",
+                "Use another machine, or set COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI that runs here.",
             )
         with set_up_lock(layout):
             packages.ensure_packages(layout, groups)

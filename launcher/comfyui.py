@@ -177,8 +177,8 @@ def check_digest(archive: Path, sha256: str) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         raise LaunchError(
-            f"The downloaded {archive.name} is not the pinned file (its sha256 is {found[:12]}..., and {sha256[:12]}... was "
-            "expected), so it was not unpacked.",
+            f"The downloaded {archive.name} is not the pinned file (sha256 {found[:12]}..., while {sha256[:12]}... "
+            "was expected), so it was not unpacked.",
             "Run the same command again; if it happens twice, your package index or a proxy alters files.",
         )
 
@@ -199,8 +199,8 @@ def unpack_tree(archive: Path, target: Path) -> None:
                 or budget < 0
             ):
                 raise LaunchError(
-                    f"The archive {archive.name} holds {member.name!r}, which is not a plain file of ComfyUI, so it was "
-                    "not unpacked.",
+                    f"The archive {archive.name} holds {member.name!r}, which is not a plain file of ComfyUI, so it "
+                    "was not unpacked.",
                     "Please report this: the pinned archive never held such an entry.",
                 )
             place = target.joinpath(*inner)
@@ -214,7 +214,7 @@ def unpack_tree(archive: Path, target: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
-_MODULES = "torch torchvision numpy PIL safetensors aiohttp lpips open_clip piq matplotlib".split()
+_MODULES = ("torch", "torchvision", "numpy", "PIL", "safetensors", "aiohttp", "lpips", "open_clip", "piq", "matplotlib")
 
 
 def require_modules(python: Path) -> None:

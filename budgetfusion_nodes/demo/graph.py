@@ -1,0 +1,99 @@
+"""The demo's graph: the shipped example graph, with a full-step render and a probe added.
+
+prompt -> Budget Planner -> Adaptive KSampler -> decode -> save
+                     |                             |
+                     |      KSampler at T steps -> decode -> save
+                     +------------------------> Probe (adaptive against full-step, on the planner's scale)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DemoError
+
+Graph = dict[str, dict[str, Any]]
+
+BASE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "planner_into_adaptive_ksampler.json"
+PLANNER, ADAPTIVE, PROBE = (
+    f"BudgetFusion_{name}" for name in ("BudgetPlanner", "AdaptiveKSampler", "PerceptualMetricProbe")
+)
+_SAME_INPUTS = (
+    *("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise"),
+)
+"""What the full-step KSampler shares with the adaptive one."""
+
+
+@dataclass(frozen=True)
+class DemoGraph:
+    """A graph in API format, and the ids of the nodes whose answers the demo reads."""
+
+    nodes: Graph
+    planner: str
+    adaptive: str
+    full: str
+    probe: str
+    save_adaptive: str
+    save_full: str
+    target_steps: int
+
+    @property
+    def samplers(self) -> tuple[str, str]:
+        return self.adaptive, self.full
+
+
+def load_base(path: Path = BASE) -> Graph:
+    """The shipped graph. Raises DemoError where it is missing or unreadable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DemoError(
+            f"The example graph {path.name} cannot be read ({error}). Restore it from the repository."
+        ) from error
+
+
+def build(base: Graph, prompt: str, seed: int, quality: float, d_sim_backend: str) -> DemoGraph:
+    """Fills in the prompt, and adds the full-step render and the probe."""
+    nodes = copy.deepcopy(base)
+    planner, adaptive = _only(nodes, PLANNER), _only(nodes, ADAPTIVE)
+    decode, save = _only(nodes, "VAEDecode"), _only(nodes, "SaveImage")
+    nodes[nodes[adaptive]["inputs"]["positive"][0]]["inputs"]["text"] = prompt
+    nodes[planner]["inputs"]["quality"] = quality
+    nodes[adaptive]["inputs"]["seed"] = seed
+    target = int(nodes[planner]["inputs"]["max_steps"])
+
+    shared = {name: nodes[adaptive]["inputs"][name] for name in _SAME_INPUTS}
+    nodes["full"] = {"class_type": "KSampler", "inputs": {**shared, "steps": target}}
+    nodes["full_decode"] = {
+        "class_type": "VAEDecode",
+        "inputs": {**nodes[decode]["inputs"], "samples": ["full", 0]},
+    }
+    nodes["full_save"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["full_decode", 0], "filename_prefix": "BudgetFusion_full"},
+    }
+    nodes["probe"] = {
+        "class_type": PROBE,
+        "inputs": {
+            "images": [decode, 0],
+            "reference": ["full_decode", 0],
+            "step_counts": "",
+            "d_sim_backend": d_sim_backend,
+            "plan": [planner, 0],
+        },
+    }
+    return DemoGraph(nodes, planner, adaptive, "full", "probe", save, "full_save", target)
+
+
+def _only(nodes: Graph, class_type: str) -> str:
+    found = [name for name, node in nodes.items() if node["class_type"] == class_type]
+    if len(found) != 1:
+        raise DemoError(
+            f"The example graph {BASE.name} holds {len(found)} nodes of type {class_type}, where the demo needs one. "
+            "Restore it from the repository."
+        )
+    return found[0]

@@ -1,0 +1,93 @@
+"""What the demo found out, as numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: the adaptive render beside the full-step render of the same seed."""
+
+    prompt: str
+    seed: int
+    steps: int
+    """Executed by Adaptive KSampler."""
+    quality_predicted: float | None
+    """The plan's median prediction; None where the plan fell back to the full step count."""
+    quality_measured: float | None
+    """Measured by the Probe against the full-step image, on the planner's scale."""
+    set_by: str | None
+    """The metric that set the budget."""
+    seconds: float
+    """Budget Planner and Adaptive KSampler together."""
+    seconds_target: float
+    """KSampler at the target count."""
+
+
+@dataclass(frozen=True)
+class Report:
+    host_version: str
+    target_steps: int
+    rows: tuple[Row, ...]
+
+    @property
+    def mean_steps(self) -> float:
+        return sum(row.steps for row in self.rows) / len(self.rows)
+
+    @property
+    def saved_steps_pct(self) -> float:
+        return 100.0 * (1.0 - self.mean_steps / self.target_steps)
+
+    @property
+    def saved_seconds_pct(self) -> float:
+        """Of the time for all full-step renders together."""
+        target = sum(row.seconds_target for row in self.rows)
+        return 100.0 * (1.0 - sum(row.seconds for row in self.rows) / target) if target > 0 else 0.0
+
+    def reached(self, quality: float) -> tuple[int, int]:
+        """(renders whose measured quality is at least `quality`, renders that were measured)."""
+        measured = [row.quality_measured for row in self.rows if row.quality_measured is not None]
+        return sum(value >= quality for value in measured), len(measured)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "host_version": self.host_version,
+            "target_steps": self.target_steps,
+            "prompts": [asdict(row) for row in self.rows],
+            "mean_steps": self.mean_steps,
+            "saved_steps_pct": self.saved_steps_pct,
+            "saved_seconds_pct": self.saved_seconds_pct,
+        }
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def summary(self, quality: float) -> str:
+        """The lines that the demo ends with."""
+        reached, measured = self.reached(quality)
+        lines = [
+            f"{_count(row.steps):>9}  quality {_number(row.quality_measured)} measured, "
+            f"{_number(row.quality_predicted)} predicted  {row.prompt}"
+            for row in self.rows
+        ]
+        lines.append(
+            f"ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place of {self.target_steps} "
+            f"({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the sampling time saved."
+        )
+        if measured:
+            lines.append(f"{reached} of {measured} renders reached the wanted quality of {quality:.2f}.")
+        else:
+            lines.append("No quality could be measured: the plan fell back to the full step count.")
+        return "\n".join(lines)
+
+
+def _count(steps: int) -> str:
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+def _number(value: float | None) -> str:
+    return "  - " if value is None else f"{value:.2f}"
