@@ -29,8 +29,7 @@ class BudgetPlanner(io.ComfyNode):
                 s.scheduler_input(),
                 s.cfg_input(),
                 s.quality_input(),
-                s.known(
-                    io.Latent.Input,
+                io.Latent.Input(
                     "latent_image",
                     optional=True,
                     tooltip="Optional: lets the planner check that the image size is the one it was calibrated for.",

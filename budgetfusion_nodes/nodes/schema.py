@@ -21,10 +21,15 @@ RISK_RANGE = (ALPHAS[0], ALPHAS[-1])  # what a planner tabulates
 BudgetPlan = io.Custom("BUDGET_PLAN")
 
 
+NEWER_KEYWORDS = ("advanced", "search_aliases")
+"""Keywords of inputs and schemas that not every supported host has; without them a node works all the same."""
+
+
 def known(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls `factory` without the keywords that this host's version of it lacks (advanced, search_aliases ...)."""
+    """Calls `factory`, without those of NEWER_KEYWORDS that this host's version of it lacks."""
     parameters = inspect.signature(factory).parameters
-    return factory(*args, **{key: value for key, value in kwargs.items() if key in parameters})
+    lacking = {key for key in NEWER_KEYWORDS if key not in parameters}
+    return factory(*args, **{key: value for key, value in kwargs.items() if key not in lacking})
 
 
 def schema(node_id: str, **kwargs: Any) -> io.Schema:

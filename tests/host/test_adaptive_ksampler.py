@@ -1,0 +1,180 @@
+"""Adaptive KSampler in the genuine host: the stock latent, bit for bit, and a plan that never stops a render."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, interrupted_after
+
+
+def stock(make_node: Any, to: Any, adaptive: dict[str, Any]) -> dict[str, Any]:
+    """The stock KSampler with the same settings, and as many steps as the Adaptive KSampler 5 decided."""
+    own = {"quality", "max_steps", "min_steps", "risk", "planner", "plan"}
+    inputs = {key: value for key, value in adaptive["inputs"].items() if key not in own}
+    return make_node("KSampler", steps=to("5", 1), **inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [
+        ({}, 1),
+        ({}, 3),
+        ({"sampler_name": "heun", "max_steps": 4}, 1),
+        ({"sampler_name": "euler_ancestral", "max_steps": 4}, 1),
+        ({"scheduler": "ddim_uniform", "max_steps": 6}, 1),
+        ({"denoise": 0.6}, 1),
+        ({"denoise": 0.0}, 1),
+    ],
+    ids=["plain", "batch", "heun", "ancestral", "ddim_uniform", "denoise", "denoise 0"],
+)
+def test_latent_is_the_stock_ksamplers_bit_for_bit(
+    bench: Any, make_node: Any, to: Any, changes: dict[str, Any], batch: int
+) -> None:
+    adaptive = bench.adaptive(**changes)
+    graph = {**bench.base(batch=batch), "5": adaptive, "6": stock(make_node, to, adaptive)}
+    run = bench.run({**graph, "7": make_node("PreviewAny", source=to("6"))})
+    ours, theirs = run.outputs["5"][0]["samples"], run.outputs["6"][0]["samples"]
+    assert torch.equal(ours, theirs)
+    assert ours.shape == (batch, 3, 64, 64)
+    assert run.outputs["5"][1] == run.ui["5"]["budget_plan"][0]["steps"]
+
+
+def test_noise_mask_and_encoded_picture(bench: Any, make_node: Any, to: Any) -> None:
+    adaptive = bench.adaptive(latent_image=to("12"), denoise=0.7)
+    graph = {
+        **bench.base(),
+        "9": make_node("EmptyImage", width=64, height=64, batch_size=1, color=0x3366CC),
+        "10": make_node("VAEEncode", pixels=to("9"), vae=to("1", 2)),
+        "11": make_node("SolidMask", value=1.0, width=32, height=64),
+        "12": make_node("SetLatentNoiseMask", samples=to("10"), mask=to("11")),
+        "5": adaptive,
+        "6": stock(make_node, to, adaptive),
+    }
+    run = bench.run(graph, show="6")
+    assert "noise_mask" in run.outputs["5"][0]
+    assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["6"][0]["samples"])
+    assert not torch.equal(run.outputs["5"][0]["samples"], run.outputs["10"][0]["samples"])
+
+
+def test_plans_by_itself_and_writes_a_receipt(bench: Any) -> None:
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=50)}, show="5")
+    (plan,), (receipt,), (text,) = (run.ui["5"][key] for key in ("budget_plan", "receipt", "text"))
+    assert plan["fallback"] is None
+    assert 2 <= plan["steps"] < 50
+    assert receipt["steps"] == receipt["nfe"] == plan["steps"] == run.outputs["5"][1]
+    assert receipt["saved_vs_20"] == pytest.approx(1 - plan["steps"] / 20)
+    assert receipt["seconds"] > 0
+    assert receipt["seconds_per_step"] == pytest.approx(receipt["seconds"] / plan["steps"])
+    assert receipt["seconds_saved_vs_max"] == pytest.approx(receipt["seconds_per_step"] * (50 - plan["steps"]))
+    assert text == run.outputs["5"][2]
+    assert f"{plan['steps']} of 50 steps" in text
+    assert "Planner: random planner" in text
+
+
+def test_steps_follow_quality(bench: Any) -> None:
+    steps = [bench.plan(quality=q).steps for q in (0.5, 0.7, 0.9, 0.99)]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+
+
+def test_max_and_min_steps_bound_the_plan(bench: Any) -> None:
+    assert bench.plan(quality=0.95, max_steps=9).steps == 9
+    assert bench.plan(quality=0.5, min_steps=40).steps == 40
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reason"),
+    [
+        ("euler_ancestral", "fresh noise"),
+        ("dpmpp_2m_sde", "fresh noise"),
+        ("dpm_adaptive", "chooses its own steps"),
+        ("euler", "calibrated for the sampler dpmpp_2m"),
+    ],
+)
+def test_sampler_that_cannot_be_planned_renders_max_steps(bench: Any, sampler: str, reason: str) -> None:
+    run = bench.run({**bench.base(), "5": bench.adaptive(sampler_name=sampler, max_steps=3)}, show="5")
+    (receipt,), (text,) = run.ui["5"]["receipt"], run.ui["5"]["text"]
+    assert run.outputs["5"][1] == receipt["max_steps"] == 3
+    assert reason in receipt["fallback"]
+    assert receipt["fallback"] in text
+    assert torch.isfinite(run.outputs["5"][0]["samples"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"cfg": 5.0}, "calibrated for cfg 3, this render uses 5"),
+        ({"scheduler": "normal"}, "calibrated for scheduler karras"),
+        ({"denoise": 0.5}, "calibrated for denoise 1, this render uses 0.5"),
+    ],
+)
+def test_another_setting_is_a_warning(bench: Any, changes: dict[str, Any], warning: str) -> None:
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4, quality=0.5, **changes)}, show="5")
+    (receipt,) = run.ui["5"]["receipt"]
+    assert receipt["fallback"] is None
+    assert any(warning in sentence for sentence in receipt["warnings"])
+    assert warning in run.ui["5"]["text"][0]
+
+
+def test_another_size_is_a_warning(bench: Any) -> None:
+    plan = bench.plan(bench.base(width=128))
+    assert any("64 x 64 pixels, this render is 128 x 64" in sentence for sentence in plan.warnings)
+    assert not any("pixels" in sentence for sentence in bench.plan(bench.base(width=64)).warnings)
+
+
+def test_connected_plan_overrides(bench: Any, to: Any) -> None:
+    graph = {**bench.base(), "9": bench.planner(quality=0.6), "5": bench.adaptive(max_steps=3, plan=to("9"))}
+    run = bench.run(graph, show="5")
+    plan = run.outputs["9"][0]
+    assert plan.steps > 3, "the node's own max_steps would have stopped at 3"
+    assert run.outputs["5"][1] == run.ui["5"]["receipt"][0]["steps"] == plan.steps
+    assert run.ui["5"]["budget_plan"][0]["quality"] == 0.6
+
+
+def test_connected_plan_for_another_sampler_is_not_obeyed(bench: Any, to: Any) -> None:
+    plan = bench.planner(quality=0.6, max_steps=7)
+    graph = {**bench.base(), "9": plan, "5": bench.adaptive(sampler_name="euler", plan=to("9"))}
+    run = bench.run(graph, show="5")
+    assert run.outputs["5"][1] == 7
+    assert "dpmpp_2m" in run.ui["5"]["receipt"][0]["fallback"]
+
+
+def test_something_that_is_no_plan(bench: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenBUDGET_PLAN", key=bench.value({"steps": 3}))
+    run = bench.run({**bench.base(), "9": given, "5": bench.adaptive(max_steps=3, plan=to("9"))}, show="5")
+    assert "Connect the plan output of Budget Planner" in run.ui["5"]["receipt"][0]["fallback"]
+
+
+def test_unforeseen_fault_of_ours_does_not_stop_a_render(
+    bench: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pack("host.planning"), "extract_all", broken)
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=3, seed=99)}, show="5")
+    assert run.outputs["5"][1] == 3
+    assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
+
+
+def test_cancel_stops_it(bench: Any) -> None:
+    graph = {**bench.base(), "5": bench.adaptive(seed=77, quality=0.9, max_steps=50)}
+    with interrupted_after(2) as seen, pytest.raises(HostInterrupted):
+        bench.run(graph, show="5")
+    assert len(seen) <= 4
+    assert bench.run(graph, show="5").outputs["5"][1] > 4, "the next run is not interrupted"
+
+
+def test_batch_of_nothing(bench: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenLATENT", key=bench.value({"samples": torch.zeros(0, 3, 64, 64)}))
+    with pytest.raises(HostRunError, match=r"latent_image holds no image.*Set batch_size"):
+        bench.run({**bench.base(), "9": given, "5": bench.adaptive(latent_image=to("9"))}, show="5")
+
+
+def test_progress_and_previews_are_the_hosts(bench: Any) -> None:
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4, quality=0.99)}, show="5")
+    values = [data["value"] for event, data in run.messages if event == "progress" and data["node"] == "5"]
+    assert values == [1, 2, 3, 4]

@@ -1,0 +1,113 @@
+"""The model fingerprint: the same for the same weights however they were loaded or patched, and different otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def fingerprint(pack: Any) -> Any:
+    return lambda model: pack("host.identity").model_fingerprint(model)[0]
+
+
+def load(path: Any, dtype: torch.dtype | None = None) -> Any:
+    options = {} if dtype is None else {"dtype": dtype}
+    with torch.inference_mode():
+        return sys.modules["comfy.sd"].load_checkpoint_guess_config(str(path), model_options=options)[0]
+
+
+@pytest.fixture
+def checkpoint(session: Any, loaded: Any) -> Any:
+    del loaded
+    return session.base_dir / "models" / "checkpoints" / "random.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_same_in_every_precision(fingerprint: Any, loaded: Any, checkpoint: Any, dtype: torch.dtype) -> None:
+    other = load(checkpoint, dtype)
+    weight = next(p for p in other.model.diffusion_model.parameters() if p.ndim > 1)
+    assert weight.dtype == dtype, "the host did load it in this precision"
+    assert fingerprint(other) == fingerprint(loaded.model)
+
+
+def test_name_is_the_files(pack: Any, loaded: Any) -> None:
+    assert pack("host.identity").model_name(loaded.model) == "random"
+
+
+def test_other_weights_are_another_model(fingerprint: Any, loaded: Any, pack: Any, tmp_path: Any) -> None:
+    path = pack("tiny_scenes.host_model").make_random_checkpoint(tmp_path / "other.safetensors", seed=1)
+    assert fingerprint(load(path)) != fingerprint(loaded.model)
+
+
+def test_a_slight_finetune_is_another_model(fingerprint: Any, loaded: Any, checkpoint: Any) -> None:
+    tuned = load(checkpoint)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for weight in tuned.model.diffusion_model.parameters():
+            weight.add_(0.02 * weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0.0)
+    assert fingerprint(tuned) != fingerprint(loaded.model)
+
+
+def lora(model: Any, strength: float = 2.0) -> Any:
+    """A LoRA on every matrix of the network, large enough to flip most signs if it were read as the model."""
+    patched = model.clone()
+    keys = [k for k in model.model_state_dict() if k.startswith("diffusion_model.") and k.endswith("weight")]
+    torch.manual_seed(0)
+    weights = {key: model.model_state_dict()[key] for key in keys}
+    patched.add_patches({k: (strength * torch.randn_like(w.float()),) for k, w in weights.items() if w.ndim > 1})
+    return patched
+
+
+def test_lora_leaves_it_and_is_reported(fingerprint: Any, pack: Any, loaded: Any) -> None:
+    plain = fingerprint(loaded.model)
+    patched = lora(loaded.model)
+    load_models = sys.modules["comfy.model_management"].load_models_gpu
+    assert fingerprint(patched) == plain
+    with torch.inference_mode():
+        load_models([patched])
+        assert patched.backup, "the host has baked it in"
+        assert fingerprint(patched) == plain
+        load_models([loaded.model])
+    assert fingerprint(loaded.model) == plain
+    (note,) = pack("host.identity").model_notes(patched)
+    assert "LoRA" in note
+    assert pack("host.identity").model_notes(loaded.model) == ()
+
+
+def test_lora_is_a_warning_of_the_plan(bench: Any, loaded: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenMODEL", key=bench.value(lora(loaded.model, 0.01)))
+    plan = bench.plan({**bench.base(), "7": given}, model=to("7"))
+    assert plan.fallback is None
+    assert any("LoRA" in warning for warning in plan.warnings)
+
+
+def test_another_noise_schedule_is_another_model(bench: Any, make_node: Any, to: Any) -> None:
+    sampling = make_node("ModelSamplingDiscrete", model=to("1"), sampling="eps", zsnr=False)
+    plan = bench.plan({**bench.base(), "7": sampling}, model=to("7"), max_steps=6)
+    assert plan.steps == 6
+    assert "no planner was calibrated for" in (plan.fallback or "")
+
+
+def test_wrappers_and_patches_are_reported(pack: Any, loaded: Any) -> None:
+    notes = pack("host.identity").model_notes
+    wrapped = loaded.model.clone()
+    wrapped.add_wrapper_with_key("outer_sample", "easycache", lambda executor, *a: executor(*a))
+    assert notes(wrapped) == ("The model is wrapped (easycache), which was not so at calibration.",)
+    patched = loaded.model.clone()
+    patched.set_model_sampler_cfg_function(lambda args: args["cond"])
+    assert "sampler_cfg_function" in notes(patched)[0]
+
+
+def test_it_is_cheap(fingerprint: Any, loaded: Any) -> None:
+    fingerprint(loaded.model)
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        fingerprint(loaded.model)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.02, "about 2 ms on an idle core"

@@ -1,0 +1,261 @@
+"""Step Sweep and Perceptual Metric Probe in the genuine host."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from budgetfusion_nodes.core.curves import METRICS
+from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, HostValidationError, interrupted_after
+
+COUNTS = (2, 3, 5)
+
+
+@pytest.fixture
+def sweep(bench: Any, make_node: Any, to: Any) -> Any:
+    def make(**changes: Any) -> dict[str, Any]:
+        inputs = {
+            "model": to("1"),
+            "positive": to("2"),
+            "negative": to("3"),
+            "latent_image": to("4"),
+            "vae": to("1", 2),
+            "seed": 5,
+            "cfg": 3.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "step_counts": "2 3, 5",
+        }
+        return make_node("BudgetFusion_StepSweep", **{**inputs, **changes})
+
+    del bench
+    return make
+
+
+@pytest.fixture
+def probe(make_node: Any) -> Any:
+    def make(**inputs: Any) -> dict[str, Any]:
+        chosen = {"step_counts": "", "d_sim_backend": "haarpsi", **inputs}
+        return make_node("BudgetFusion_PerceptualMetricProbe", **chosen)
+
+    return make
+
+
+@pytest.fixture
+def clip_vision() -> Any:
+    """Stands in for a CLIP_VISION of a gigabyte; the host's class is tested with real weights in tests/metrics."""
+
+    class ColourVision:
+        model_type = "mean-colour"
+        image_size = 8
+
+        def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
+            del crop
+            cells = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 1), 8)
+            return type("Output", (), {"image_embeds": cells.flatten(1) - 0.5})()
+
+    return ColourVision()
+
+
+@pytest.fixture
+def eyes(bench: Any, make_node: Any, clip_vision: Any) -> dict[str, Any]:
+    return make_node("GivenCLIP_VISION", key=bench.value(clip_vision))
+
+
+def test_each_count_is_the_stock_samplers_picture(bench: Any, sweep: Any, make_node: Any, to: Any) -> None:
+    graph = {**bench.base(), "7": sweep(), "show": make_node("PreviewAny", source=to("7", 1))}
+    for steps in COUNTS:
+        graph[f"k{steps}"] = make_node(
+            "KSampler",
+            model=to("1"),
+            seed=5,
+            steps=steps,
+            cfg=3.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            positive=to("2"),
+            negative=to("3"),
+            latent_image=to("4"),
+            denoise=1.0,
+        )
+        graph[f"d{steps}"] = make_node("VAEDecode", samples=to(f"k{steps}"), vae=to("1", 2))
+        graph[f"s{steps}"] = make_node("PreviewImage", images=to(f"d{steps}"))
+    run = bench.run(graph)
+    images, text, counts = run.outputs["7"]
+    assert images.shape == (3, 64, 64, 3)
+    assert (text, counts) == ("2 3 5", [2, 3, 5])
+    for index, steps in enumerate(COUNTS):
+        assert torch.equal(images[index], run.outputs[f"d{steps}"][0][0])
+    assert not torch.equal(images[0], images[1])
+
+
+def test_one_progress_bar_over_all_counts(bench: Any, sweep: Any) -> None:
+    run = bench.run({**bench.base(), "7": sweep(seed=6)}, show="7")
+    progress = [(d["value"], d["max"]) for event, d in run.messages if event == "progress" and d["node"] == "7"]
+    values = [value for value, _ in progress]
+    assert values == sorted(values)
+    assert values[-1] == sum(COUNTS)
+    assert {1, 2, 3, 5, 6, 10} <= set(values)
+    assert {total for _, total in progress} == {sum(COUNTS)}
+
+
+def test_cancel_stops_a_sweep(bench: Any, sweep: Any) -> None:
+    with interrupted_after(3) as seen, pytest.raises(HostInterrupted):
+        bench.run({**bench.base(), "7": sweep(seed=8, step_counts="2 40 50")}, show="7")
+    assert len(seen) <= 5
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ("5 3", "must increase, but 3 follows 5"),
+        ("4 4", "must increase"),
+        ("4", "at least two"),
+        ("", "at least two"),
+        ("2 many", "'many' is not a whole number"),
+        ("0 5", "from 1 to"),
+    ],
+)
+def test_bad_grid_is_refused_before_anything_is_rendered(bench: Any, sweep: Any, counts: str, message: str) -> None:
+    with pytest.raises(HostValidationError, match=message):
+        bench.run({**bench.base(), "7": sweep(step_counts=counts)}, show="7")
+
+
+def test_bad_grid_from_another_node_is_named_too(bench: Any, sweep: Any, make_node: Any, to: Any) -> None:
+    text = make_node("BudgetFusion_StepSweep", **sweep(step_counts="2 3")["inputs"])
+    graph = {**bench.base(), "6": text, "7": sweep(step_counts=to("6", 1))}
+    assert bench.run(graph, show="7").outputs["7"][2] == [2, 3]
+
+
+def test_sweep_of_a_batch_is_refused(bench: Any, sweep: Any) -> None:
+    with pytest.raises(HostRunError, match="Set its batch_size to 1"):
+        bench.run({**bench.base(batch=2), "7": sweep()}, show="7")
+
+
+def test_sweep_into_probe(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:
+    graph = {
+        **bench.base(),
+        "7": sweep(),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    curves, l_snr, d_sim, i_clip, plot, text = run.outputs["8"]
+    (shown,) = run.ui["8"]["probe"]
+    assert json.loads(curves) == shown
+    assert shown["steps"] == [2, 3, 5]
+    assert (shown["l_snr"][0], shown["d_sim"][0], shown["i_clip"][0]) == (l_snr, d_sim, i_clip)
+    for metric in METRICS:
+        values = shown[metric]
+        assert values[-1] == pytest.approx(0.0, abs=1e-4), "the reference is the last image"
+        assert all(value >= 0 and math.isfinite(value) for value in values)
+        assert values[0] > 0
+    assert shown["quality"] is None
+    assert shown["backends"]["d_sim"] == "haarpsi"
+    assert shown["backends"]["i_clip"] == "clip_vision:mean-colour-8"
+    assert plot.shape == (1, 480, 960, 3)
+    assert 0.0 <= plot.min() < plot.max() <= 1.0
+    assert text.splitlines()[0].split() == ["steps", "L-SNR", "dB", "D-SIM", "I-CLIP"]
+    assert len(run.ui["8"]["images"]) == 1
+
+
+def test_probe_of_a_plan_measures_quality_on_its_scale(
+    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any
+) -> None:
+    from dataclasses import replace
+
+    backends = {"l_snr": "l_snr:laplacian-v1", "d_sim": "haarpsi", "i_clip": "clip_vision:mean-colour-8"}
+    own = replace(setting, cfg=4.0)
+    save_variant("measured.safetensors", name="measured", setting=own, backends=backends)
+    graph = {
+        **bench.base(),
+        "6": bench.planner(cfg=4.0),
+        "7": sweep(),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9"), plan=to("6")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    assert run.outputs["6"][0].planner == "measured"
+    (shown,) = run.ui["8"]["probe"]
+    scale = {"l_snr": 6.0, "d_sim": 0.5, "i_clip": 0.3}
+    for i, value in enumerate(shown["quality"]):
+        worst = max(shown[metric][i] / scale[metric] for metric in METRICS)
+        assert value == pytest.approx(min(1.0, max(0.0, 1.0 - worst)))
+    assert "quality" in run.ui["8"]["text"][0]
+    assert "mean error of the prediction" in run.ui["8"]["text"][0]
+
+
+def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:
+    graph = {
+        **bench.base(),
+        "6": bench.planner(),
+        "7": sweep(),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9"), plan=to("6")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    (shown,) = run.ui["8"]["probe"]
+    assert shown["quality"] is None
+    assert "calibrated on l_snr with untold" in run.ui["8"]["text"][0]
+
+
+GREY = torch.full((1, 64, 64, 3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "counts", "message"),
+    [
+        (torch.full((2, 64, 64, 3), float("nan")), None, "", "not numbers"),
+        (torch.zeros(2, 8, 8, 3), None, "", "8 x 8 pixels is too small"),
+        (torch.zeros(2, 64, 64, 3), torch.zeros(1, 32, 64, 3), "", "Compare images of one size"),
+        (torch.zeros(0, 64, 64, 3), None, "", "batch is empty"),
+        (torch.zeros(1, 64, 64, 3), None, "", "reference is not connected"),
+        (torch.zeros(2, 64, 64, 3), None, "2 3 5", "names 3 counts, but images holds 2"),
+        (torch.zeros(3, 64, 64, 3), None, "5 3 2", "must increase"),
+        (torch.zeros(2, 64, 64, 4), None, "", "3 colour channels"),
+        (torch.zeros(3, 64, 64, 3), torch.zeros(2, 64, 64, 3), "", "reference: expected 1 image"),
+        (torch.full((2, 64, 64, 3), 200.0), None, "", "Divide 8-bit values by 255"),
+    ],
+    ids=["NaN", "too small", "sizes", "empty", "no reference", "count", "grid", "alpha", "references", "range"],
+)
+def test_images_that_cannot_be_measured(
+    bench: Any, probe: Any, eyes: Any, make_node: Any, to: Any, images: Any, reference: Any, counts: str, message: str
+) -> None:
+    graph = {"7": make_node("GivenIMAGE", key=bench.value(images)), "9": eyes}
+    inputs = {"images": to("7"), "clip_vision": to("9"), "step_counts": counts}
+    if reference is not None:
+        graph["6"] = make_node("GivenIMAGE", key=bench.value(reference))
+        inputs["reference"] = to("6")
+    with pytest.raises(HostRunError, match=message):
+        bench.run({**graph, "8": probe(**inputs)})
+
+
+def test_connected_reference(bench: Any, probe: Any, eyes: Any, make_node: Any, to: Any) -> None:
+    torch.manual_seed(0)
+    picture = torch.rand(1, 64, 64, 3)
+    graph = {
+        "6": make_node("GivenIMAGE", key=bench.value(picture)),
+        "7": make_node("GivenIMAGE", key=bench.value(torch.cat([picture, GREY]))),
+        "8": probe(images=to("7"), reference=to("6"), clip_vision=to("9")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    (shown,) = run.ui["8"]["probe"]
+    assert (shown["reference"], shown["counted"], shown["steps"]) == ("the reference", False, [1, 2])
+    assert run.outputs["8"][1:4] == [pytest.approx(0.0, abs=1e-4)] * 3
+    assert all(shown[metric][1] > 0 for metric in METRICS)
+
+
+def test_backend_whose_weights_are_missing_is_an_error(
+    bench: Any, probe: Any, eyes: Any, make_node: Any, to: Any, monkeypatch: Any, tmp_path: Any, pack: Any
+) -> None:
+    monkeypatch.setenv("BUDGETFUSION_DREAMSIM_DIR", str(tmp_path))
+    monkeypatch.setattr(pack("metrics.backends"), "dreamsim_folders", lambda: (tmp_path,))
+    given = make_node("GivenIMAGE", key=bench.value(torch.zeros(2, 64, 64, 3)))
+    graph = {"7": given, "9": eyes, "8": probe(images=to("7"), clip_vision=to("9"), d_sim_backend="dreamsim")}
+    with pytest.raises(HostRunError, match="dreamsim"):
+        bench.run(graph)
