@@ -19,6 +19,7 @@ from .errors import InputError
 from .setting import Setting
 
 QUALITY_RANGE = (0.50, 0.99)
+ROUNDING = 1e-6  # a slider's 0.99 may arrive as float32
 DEFAULT_QUALITY = 0.90
 DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
@@ -36,7 +37,7 @@ def threshold_at(thresholds: Sequence[Sequence[float]], q: float) -> float:
     if q <= thresholds[0][0]:
         return thresholds[0][1]
     for (q0, theta0), (q1, theta1) in pairwise(thresholds):
-        if q <= q1:
+        if q < q1:  # at a knot the difference is exactly 0, so its own theta comes out, here and in the browser
             return theta0 + (theta1 - theta0) * ((q - q0) / (q1 - q0))
     return thresholds[-1][1]
 
@@ -235,9 +236,9 @@ class Plan:
 def check_request(quality: float, risk: float, min_steps: int, max_steps: int, risk_range: tuple[float, float]) -> None:
     """InputError that names the input and the remedy unless a plan can be made from these values."""
     low, high = QUALITY_RANGE
-    if not (math.isfinite(quality) and low - 1e-9 <= quality <= high + 1e-9):
+    if not (math.isfinite(quality) and low - ROUNDING <= quality <= high + ROUNDING):
         raise InputError(f"quality is {quality:g}; set it between {low:g} and {high:g}.")
-    if not (math.isfinite(risk) and risk_range[0] - 1e-9 <= risk <= risk_range[1] + 1e-9):
+    if not (math.isfinite(risk) and risk_range[0] - ROUNDING <= risk <= risk_range[1] + ROUNDING):
         raise InputError(f"risk is {risk:g}; set it between {risk_range[0]:g} and {risk_range[1]:g}.")
     if min_steps < 1:
         raise InputError(f"min_steps is {min_steps}; set it to 1 or more.")

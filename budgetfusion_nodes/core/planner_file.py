@@ -7,7 +7,6 @@ network.<i>.*. No pickle anywhere.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 2 * 1024 * 1024
 MAX_NETWORKS = 16
 DTYPES = {"F16", "F32"}
+LARGEST = 1e30
 REMEDY = "Choose another planner, or fit this one again with 'python -m budgetfusion_nodes study fit'."
 # the largest value of each size that is accepted: a foreign file must not make us allocate
 SIZE_LIMITS = {
@@ -291,10 +291,10 @@ def _check_tensor_table(header: Mapping[str, Any], shapes: Mapping[str, tuple[in
         raise _Reason(f"its tensors do not fit its description (missing: {missing[:3]}, unknown: {extra[:3]})")
     for key, shape in shapes.items():
         entry = entries[key]
-        found = tuple(entry.get("shape", ())) if isinstance(entry, dict) else None
-        if found != shape:
-            raise _Reason(f"tensor {key} has shape {found}, expected {shape}")
-        if entry.get("dtype") not in DTYPES:
+        if not isinstance(entry, dict) or entry.get("shape") != list(shape):
+            found = entry.get("shape") if isinstance(entry, dict) else None
+            raise _Reason(f"tensor {key} has shape {found}, expected {list(shape)}")
+        if str(entry.get("dtype")) not in DTYPES:
             raise _Reason(f"tensor {key} has type {entry.get('dtype')!r}, expected one of {sorted(DTYPES)}")
 
 
@@ -333,7 +333,9 @@ def _network(description: _Description, tensors: Mapping[str, Tensor], index: in
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < LARGEST  # also False for NaN; a whole number in JSON may exceed every float
 
 
 def _numbers(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .errors import InputError
 
+LARGEST = 1e9  # beyond any cfg or denoise; NaN is not below it
 CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same number is the same
 
 
@@ -96,7 +96,7 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 def _number(data: Mapping[str, Any], key: str) -> float:
     value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
         raise InputError(f"setting: {key} must be a finite number, got {value!r}.")
     return float(value)
 
