@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import platform
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from .console import say, use_tolerant_output
 from .errors import LaunchError
 from .layout import ROOT, Layout
 from .lock import set_up_lock
-from .server import running_host
+from .server import chosen_port, free_port, is_free, running_host
 
 DEFAULT_PAGE_PORT = 8188
 QUALITY_RANGE = (0.50, 0.99)
@@ -156,8 +157,6 @@ def set_up(layout: Layout, hosts: Sequence[comfyui.Host], groups: Sequence[packa
 
 
 def _is_intel_mac() -> bool:
-    import platform
-
     return platform.machine() == "x86_64" and comfyui.user_python() is None
 
 
@@ -175,6 +174,8 @@ def _demo(options: argparse.Namespace) -> int:
     host = chosen_host(layout, options.host_version)
     if options.prompt and options.held_out:
         raise LaunchError("--prompt and --held-out were both given.", "Give one of them.")
+    if options.port is not None:
+        chosen_port(options.port)  # Told before a set-up of minutes, not after it.
     set_up(layout, [host], _runtime_groups())
     with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
         say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")
@@ -220,18 +221,17 @@ def _test(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     layout = Layout.from_environment()
     host = chosen_host(layout, options.host_version)
+    # The host's usual port where it is free, so that saved links work.
+    port = options.port or (DEFAULT_PAGE_PORT if is_free(DEFAULT_PAGE_PORT) else free_port())
+    chosen_port(port)
     if comfyui.user_python() is None:
-        set_up(layout, [host], [packages.HOST])  # Before the page's list can be read, the host must be there.
+        if host.pinned and not comfyui.is_present(host):  # Its own list names the page's versions.
+            set_up(layout, [host], [packages.HOST])
         set_up(layout, [host], [packages.HOST, packages.page_group(host.path)])
     else:
         set_up(layout, [host], [packages.CLIENT])
-    port = options.port
-    if port is None:
-        from .server import is_free
-
-        port = DEFAULT_PAGE_PORT if is_free(DEFAULT_PAGE_PORT) else None
     # A lasting base directory, so that workflows and pictures made on the page are there the next time.
-    name = f"page-{port}" if port else None
+    name = f"page-{port}" if port in (options.port, DEFAULT_PAGE_PORT) else None
     with running_host(layout, host, port=port, cpu=options.cpu, page=True, base_name=name) as server:
         say(f"{host} with BudgetFusion: {server.url}")
         say("Templates are under Workflow > Browse Templates > budgetfusion. Ctrl-C ends the server.")

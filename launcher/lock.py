@@ -34,7 +34,7 @@ def set_up_lock(layout: Layout) -> Iterator[None]:
     """Waits for another set-up of the same folder to end, and says so."""
     try:
         layout.run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise LaunchError(
             f"The folder {layout.run_dir} cannot be written to ({error.strerror}).",

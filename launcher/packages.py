@@ -29,6 +29,7 @@ GIB = 1024**3
 # The CUDA wheels that PyPI gives to Linux: 5.5 GB installed and 3 GB of downloads. Elsewhere torch is small.
 SPACE_NEEDED = {"host": 9 * GIB if sys.platform == "linux" else 3 * GIB}
 SPACE_NEEDED_OTHERWISE = GIB // 2
+KEPT_LOGS = 50
 
 # Settings of the caller that would send packages elsewhere, or make pip refuse to work in a virtual environment.
 _FOREIGN_SETTINGS = ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV")
@@ -186,6 +187,9 @@ def _clean_environment(layout: Layout) -> dict[str, str]:
 
 def new_log(layout: Layout, name: str) -> Path:
     layout.logs.mkdir(parents=True, exist_ok=True)
+    by_age = sorted(layout.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for old in by_age[:-KEPT_LOGS]:
+        old.unlink(missing_ok=True)
     return layout.logs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 
@@ -274,6 +278,12 @@ def explain_pip_failure(output: str, log: Path) -> LaunchError:
             f"command again; nothing half-installed is left. {where}",
         )
     unknown = re.search(r"No matching distribution found for (\S+)", output)
+    if unknown and "(from versions: none)" in output:  # pip says no more when it may not try again.
+        return LaunchError(
+            f"The package index could not be reached, or it knows no {unknown.group(1)} at all.",
+            f"Check the network connection and pip's settings (PIP_INDEX_URL, PIP_NO_INDEX), and run the same command "
+            f"again. {where}",
+        )
     if unknown:
         return LaunchError(
             f"The package index offers no {unknown.group(1)} for this system and this Python.",

@@ -1,0 +1,95 @@
+"""The closing line of `run.py test`, from the reports of genuine tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher import checks
+from launcher.comfyui import Host
+from launcher.layout import ROOT, Layout
+
+
+def pytest_run(folder: Path, code: str) -> checks.Outcome:
+    (folder / "test_one.py").write_text(code)
+    report = folder / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(folder)]
+    status = subprocess.run(command, capture_output=True, check=False, cwd=folder).returncode
+    return checks.pytest_outcome("unit", report, status)
+
+
+def test_pytests_counts_are_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import pytest\n"
+        "@pytest.fixture\ndef broken(): raise ValueError\n"
+        "def test_a(): pass\ndef test_b(): pass\ndef test_c(): assert 0\ndef test_d(broken): pass\n"
+        "def test_e(): pytest.skip('not here')\n"
+    )
+    outcome = pytest_run(tmp_path, code)
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("code", ["", "import bf_surely_not_here"])
+def test_no_test_or_one_that_cannot_be_read_is_a_failure(code: str, tmp_path: Path) -> None:
+    assert pytest_run(tmp_path, code).failed == 1
+
+
+def test_nodes_counts_are_taken_over(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    test = tmp_path / "a.test.mjs"
+    test.write_text(
+        "import test from 'node:test';\ntest('a', () => {});\ntest('b', () => { throw new Error('x'); });\n"
+    )
+    report = tmp_path / "tap"
+    reporter = ["--test-reporter=tap", f"--test-reporter-destination={report}"]
+    environment = {k: v for k, v in os.environ.items() if k != "NODE_TEST_CONTEXT"}
+    status = subprocess.run(
+        [node, "--test", *reporter, str(test)], capture_output=True, check=False, env=environment
+    ).returncode
+    outcome = checks.tap_outcome("web", report, status)
+    assert (outcome.passed, outcome.failed) == (1, 1)
+
+
+def test_a_node_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
+    assert checks.tap_outcome("web", tmp_path / "none", 134).failed == 1
+
+
+def test_each_host_has_a_process_of_its_own_and_the_last_line_is_the_sum(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = [Host(Path(f"/hosts/{v}"), v, layout.python, pinned=True) for v in ("0.30.0", "0.16.3")]
+    seen: list[tuple[str, str | None]] = []
+
+    def runner(command: Sequence[str], environment: dict[str, str]) -> int:
+        seen.append((" ".join(command), environment.get("BUDGETFUSION_TEST_HOST")))
+        for word in command:
+            if word.startswith("--junitxml="):
+                Path(word.split("=", 1)[1]).write_text(
+                    '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="1"/></testsuites>'
+                )
+                return 1
+        return 0
+
+    assert checks.run(layout, hosts, ("unit", "host", "lint"), runner) == 1
+    of_hosts = [host for command, host in seen if "tests/host" in command and "--ignore" not in command]
+    assert of_hosts == [str(host.path) for host in hosts]
+    assert [host for command, host in seen if "--ignore=tests/host" in command] == [None]
+    assert any("ruff check" in command for command, _ in seen) and any("pyright" in command for command, _ in seen)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("12 passed, 3 failed, 3 skipped in ")
+
+
+def test_the_build_server_calls_exactly_this() -> None:
+    script = ROOT / ".ci" / "run"
+    assert 'exec "$python" run.py test' in script.read_text(encoding="utf-8")
+    if os.name != "nt":
+        assert os.access(script, os.X_OK)
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0

@@ -1,0 +1,60 @@
+"""What an install of the pack says about itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from launcher.layout import ROOT
+from launcher.packages import _requirement_lines
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OF_COMFYUI = {
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scipy",
+    "transformers",
+    "aiohttp",
+}
+
+
+def test_the_artists_list_is_the_projects_list() -> None:
+    assert sorted(_requirement_lines(ROOT / "requirements.txt")) == sorted(PROJECT["project"]["dependencies"])
+
+
+def test_the_artists_list_leaves_comfyuis_own_packages_alone() -> None:
+    names = {re.split(r"[<>=!~ ]", line)[0].lower() for line in _requirement_lines(ROOT / "requirements.txt")}
+    assert not names & OF_COMFYUI
+
+
+def test_the_installed_lists_satisfy_the_artists_list() -> None:
+    packaging = pytest.importorskip("packaging.requirements")
+    artists = {r.name: r for r in map(packaging.Requirement, _requirement_lines(ROOT / "requirements.txt"))}
+    installed = [packaging.Requirement(line) for line in _requirement_lines(ROOT / "requirements/host.txt")]
+    for one in installed:
+        if one.name in artists:
+            (pin,) = one.specifier
+            assert artists[one.name].specifier.contains(pin.version), one
+    assert set(artists) <= {one.name for one in installed}
+
+
+def test_the_registrys_fields_are_there() -> None:
+    comfy = PROJECT["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] == "BudgetFusion"
+    assert (ROOT / PROJECT["project"]["license"]["file"]).read_text(encoding="utf-8").startswith("MIT License")
+
+
+def test_the_changelog_has_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{PROJECT['project']['version']}]" in text or "## [Unreleased]" in text
