@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def probe(
     measured = measure(images, images[-1:] if reference is None else reference, backends)
     distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
     found, notes = _measured_quality(distances, backends.names(), plan)
-    return Probe(
+    result = Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
         distances=distances,
@@ -94,6 +94,10 @@ def probe(
         reference="the last image" if reference is None else "the reference",
         notes=notes,
     )
+    error = None if plan is None else prediction_error(result, plan)
+    if error is None:
+        return result
+    return replace(result, notes=(*notes, f"The plan's predicted quality is off by {error:.3f} on average."))
 
 
 def prediction_error(result: Probe, plan: Plan) -> float | None:

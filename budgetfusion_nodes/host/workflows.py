@@ -117,7 +117,7 @@ def to_api(page: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
                     next(values)
             if name in linked:
                 inputs[name] = linked[name]
-        title = node.get("title") or info[node["type"]]["display_name"]
+        title = node.get("title") or info[node["type"]]["display_name"] or node["type"]
         prompt[str(node["id"])] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
     return prompt
 
@@ -190,7 +190,7 @@ def _decode_and_save(sampler: int, at: tuple[int, int]) -> tuple[Node, ...]:
     x, y = at
     return (
         Node(8, "VAEDecode", {"samples": link(sampler), "vae": link(1, 2)}, (x, y), width=200),
-        Node(9, "SaveImage", {"filename_prefix": "BudgetFusion", "images": link(8)}, (x, y + 100), width=320),
+        Node(9, "SaveImage", {"filename_prefix": "BudgetFusion", "images": link(8)}, (x, y + 160), width=320),
     )
 
 
@@ -328,7 +328,8 @@ def _type_name(kind: Any) -> str:
 def _titled(graph: Graph, info: Mapping[str, Any]) -> Graph:
     """Titles as the page shows them, where the graph names none."""
     nodes = tuple(
-        Node(n.id, n.type, n.inputs, n.at, n.title or info[n.type]["display_name"], n.width) for n in graph.nodes
+        Node(n.id, n.type, n.inputs, n.at, n.title or info[n.type]["display_name"] or n.type, n.width)
+        for n in graph.nodes
     )
     return Graph(graph.name, graph.note, nodes)
 
@@ -359,7 +360,7 @@ def _page_node(node: Node, order: int, info: Mapping[str, Any], links: list[list
         "outputs": outputs,
         "properties": {"Node name for S&R": node.type},
     }
-    if node.title != info["display_name"]:
+    if node.title not in (info["display_name"], node.type):
         made["title"] = node.title
     if values:
         made["widgets_values"] = values

@@ -245,8 +245,8 @@ def save_variant(session: HostSession, planner: Planner) -> Any:
     """Saves a changed copy of the planner under its own name for one test; removes it afterwards."""
     written: list[Path] = []
 
-    def save(name: str, **changes: Any) -> Path:
-        path = session.base_dir / "models" / "budgetfusion" / name
+    def save(file: str, **changes: Any) -> Path:
+        path = session.base_dir / "models" / "budgetfusion" / file
         save_planner(path, replace(planner, **changes))
         written.append(path)
         return path

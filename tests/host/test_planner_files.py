@@ -50,7 +50,7 @@ FAULTS = [
     (truncated, r"cut off|cannot be read"),
     (foreign, "not a BudgetFusion planner"),
     (other_version, "version '999'"),
-    (wrong_shape, r"novelty.centre has shape \(3,\)"),
+    (wrong_shape, r"novelty.centre has shape \[3\]"),
     (wrong_description, "scale"),
 ]
 
