@@ -178,6 +178,22 @@ class HostSession:
         self.executor.reset()
 
 
+def import_host(host_dir: str | os.PathLike[str], *, cpu: bool = True) -> Path:
+    """Makes `import comfy` work in this process without starting anything: for training with the host's classes.
+
+    PyTorch's own attention is chosen, because the host's default for CPUs is made for little memory. Returns the
+    folder. Does nothing but check the folder if a host already runs here.
+    """
+    host = _checked_host(host_dir)
+    if not _running:
+        if str(host) not in sys.path:
+            sys.path.insert(0, str(host))
+        args = importlib.import_module("comfy.cli_args").args
+        args.cpu = cpu
+        args.use_pytorch_cross_attention = True
+    return host
+
+
 def start_host(
     host_dir: str | os.PathLike[str],
     base_dir: str | os.PathLike[str],
@@ -194,9 +210,7 @@ def start_host(
     `comfy_extras`; None loads all. `cpu=False` lets the host pick its device. A second call in a process
     returns the running session if it asks for the same host, and raises otherwise.
     """
-    host, base = Path(host_dir).resolve(), Path(base_dir).resolve()
-    if not (host / "comfy" / "samplers.py").is_file() or not (host / "nodes.py").is_file():
-        raise HostStartError(f"{host} is no ComfyUI folder: it has no nodes.py and comfy/samplers.py.")
+    host, base = _checked_host(host_dir), Path(base_dir).resolve()
     if _running:
         if _running[0].host_dir != host:
             raise HostStartError(
@@ -247,6 +261,13 @@ def interrupted_after(steps: int) -> Iterator[list[int]]:
     finally:
         utils.set_progress_bar_global_hook(previous)
         management.interrupt_current_processing(False)
+
+
+def _checked_host(host_dir: str | os.PathLike[str]) -> Path:
+    host = Path(host_dir).resolve()
+    if not (host / "comfy" / "samplers.py").is_file() or not (host / "nodes.py").is_file():
+        raise HostStartError(f"{host} is no ComfyUI folder: it has no nodes.py and comfy/samplers.py.")
+    return host
 
 
 def _make_base(base: Path) -> None:
