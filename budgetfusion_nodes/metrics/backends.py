@@ -222,7 +222,7 @@ class DreamSimBackend:
         self.model.to(device)
         for module in self.model.modules():
             if "device" in module.__dict__:  # DreamSim keeps the device for tensors that are no parameters
-                module.device = device
+                module.__dict__["device"] = device
         self._device = device
 
 
@@ -325,7 +325,7 @@ class OpenClipImageEncoder:
         self, model: nn.Module, image_size: int, mean: tuple[float, ...], std: tuple[float, ...], name: str
     ) -> None:
         """model: anything with open_clip's `encode_image([B, 3, S, S] normalised) -> [B, D]`."""
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.name = name
@@ -372,13 +372,13 @@ class OpenClipImageEncoder:
                 "there."
             )
         try:
-            model = open_clip.create_model(architecture, pretrained=str(file_path.resolve()), weights_only=True)
+            model: Any = open_clip.create_model(architecture, pretrained=str(file_path.resolve()), weights_only=True)
         except Exception as error:  # open_clip passes on whatever reading and matching raise
             raise InputError(
                 f"image encoder: {file_path.name} is no {architecture} checkpoint ({type(error).__name__}: "
                 f"{str(error)[:200]}). Give the file that belongs to this model name."
             ) from error
-        size: Any = model.visual.image_size
+        size = model.visual.image_size
         size = size[0] if isinstance(size, (tuple, list)) else size
         mean, std = model.visual.preprocess_cfg["mean"], model.visual.preprocess_cfg["std"]
         return cls(model, int(size), mean, std, _file_name(f"open_clip:{architecture}", file_path))

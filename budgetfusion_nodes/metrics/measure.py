@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..core.curves import METRICS
 from ..core.errors import BackendMissingError, InputError
-from . import l_snr as l_snr_module
 from .backends import (
     DSimBackend,
     HostClipVisionEncoder,
@@ -23,6 +22,8 @@ from .backends import (
 )
 from .i_clip import cosine
 from .images import to_pair
+from .l_snr import NAME as L_SNR_NAME
+from .l_snr import l_snr as l_snr_of
 
 CHUNK_PIXELS = 1 << 22
 """Pixels that are measured at once: a batch of 64 at 256 x 256, four at 1024 x 1024."""
@@ -50,7 +51,7 @@ class Backends:
 
     def names(self) -> dict[str, str]:
         """Metric to backend name, for everything measurable with these; stored beside every number."""
-        named = {"l_snr": l_snr_module.NAME, "d_sim": self.d_sim.name}
+        named = {"l_snr": L_SNR_NAME, "d_sim": self.d_sim.name}
         return {**named, "i_clip": self.i_clip.name} if self.i_clip is not None else named
 
 
@@ -107,7 +108,7 @@ def _values_of(y: Tensor, wanted: Sequence[str], backends: Backends) -> dict[str
     """What can be computed of the reference alone: its dB and its embedding."""
     values: dict[str, Tensor] = {}
     if "l_snr" in wanted:
-        values["l_snr"] = l_snr_module.l_snr(y)
+        values["l_snr"] = l_snr_of(y)
     if "i_clip" in wanted and backends.i_clip is not None:
         values["i_clip"] = backends.i_clip.encode(y)
     return values

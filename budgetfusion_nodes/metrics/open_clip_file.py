@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import BackendMissingError, InputError
 
@@ -62,7 +62,7 @@ _TEXT_OPTIONS = {
 class OpenClipCheckpoint:
     """A loaded model in evaluation mode, float32, on the CPU, with its preprocessing."""
 
-    model: nn.Module
+    model: Any
     """open_clip's `CLIP` or `CustomTextCLIP`: `encode_image`, `encode_text`."""
     config: dict[str, Any]
     image_size: int
