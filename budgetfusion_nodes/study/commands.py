@@ -1,0 +1,448 @@
+"""`python -m budgetfusion_nodes study ...`: sweep, merge, train, report, convergence."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.curves import DEFAULT_GRID, parse_grid
+from ..core.errors import BudgetFusionError, InputError
+
+if TYPE_CHECKING:
+    from ..core.planner import Planner
+    from .prompts import PromptList
+    from .rendering import Sampling
+    from .sweep import SweepJob
+
+# Everything that imports torch is imported by the command that needs it, so that --help stays fast.
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_CHECKPOINT = ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors"
+DEFAULT_PLANNER = ROOT / "weights" / "planners" / "tiny_scenes_dpmpp_2m.safetensors"
+DEFAULT_SWEEP = ROOT / ".run" / "sweep"
+SPLIT_ORDER = ("train", "calibration", "test")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `study`; the chosen command is `args.run(args)`, which returns the exit code."""
+    study = subparsers.add_parser("study", help="render sweeps, fit planners, print held-out figures")
+    commands = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
+    _add_sweep(commands)
+    _add_merge(commands)
+    _add_train(commands)
+    _add_report(commands)
+    _add_convergence(commands)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The study commands alone, with the same words as `python -m budgetfusion_nodes study`."""
+    parser = argparse.ArgumentParser(prog="python -m budgetfusion_nodes")
+    add_parser(parser.add_subparsers(dest="command", required=True))
+    args = parser.parse_args(["study", *(sys.argv[1:] if argv is None else argv)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return args.run(args)
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = _command(commands, "sweep", "render prompts x seeds x step counts and measure them; resumable", run_sweep)
+    _add_out(parser)
+    _add_rendering(parser)
+    _add_prompts(parser)
+    parser.add_argument(
+        "--grid", default=_words(DEFAULT_GRID), help="step counts, the last is the target (%(default)s)"
+    )
+    parser.add_argument("--workers", type=_positive, default=1, help="processes, each with a host (%(default)s)")
+    parser.add_argument("--keep-images", type=int, default=0, metavar="N", help="save the first N trajectories as PNG")
+    parser.add_argument("--shards", type=_positive, metavar="N", help="stop after N more shards (to try things out)")
+
+
+def _add_merge(commands: Any) -> None:
+    parser = _command(commands, "merge", "write dataset.safetensors of a sweep's finished shards", run_merge)
+    _add_out(parser)
+    parser.add_argument("--partial", action="store_true", help="of an unfinished sweep too")
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", "fit a planner to sweep data", run_train)
+    parser.add_argument("--data", type=Path, default=DEFAULT_SWEEP / "dataset.safetensors", help="sweep data")
+    parser.add_argument("--out", type=Path, default=DEFAULT_PLANNER, help="planner file; its .json is written beside")
+    parser.add_argument("--name", help="shown on the node (default: the file's name)")
+    parser.add_argument("--seed", type=int, default=1, help="of the fit (%(default)s)")
+    parser.add_argument("--networks", type=_positive, help="size of the ensemble")
+    parser.add_argument("--epochs", type=_positive, help="upper limit; training stops early")
+    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads (%(default)s)")
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", "print a planner's held-out figures", run_report)
+    parser.add_argument("planner", type=Path, nargs="?", default=DEFAULT_PLANNER, help="planner file")
+    parser.add_argument("--data", type=Path, help="compute them again from this sweep data")
+    parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _add_convergence(commands: Any) -> None:
+    parser = _command(commands, "convergence", "which scheduler converges best at equal steps", run_convergence)
+    _add_rendering(parser, scheduler=False)
+    parser.add_argument("--schedulers", default="karras,normal", help="names, separated by commas (%(default)s)")
+    parser.add_argument("--prompts", type=_positive, default=32, help="calibration prompts (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the prompt list (%(default)s)")
+    parser.add_argument("--grid", default="4 8 13 22 38 50", help="step counts (%(default)s)")
+    parser.add_argument("--target", type=_positive, default=200, help="steps of the limit image (%(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+
+
+def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=lambda args: _guarded(run, args))
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep")
+
+
+def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> None:
+    parser.add_argument("--host", type=Path, help="ComfyUI folder (default: COMFYUI_PATH, else what run.py fetched)")
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="model file (Tiny Scenes)")
+    parser.add_argument("--sampler", default="dpmpp_2m", help="(%(default)s)")
+    if scheduler:
+        parser.add_argument("--scheduler", default="karras", help="(%(default)s)")
+    parser.add_argument("--cfg", type=float, default=3.0, help="1 skips the negative prompt (%(default)s)")
+    parser.add_argument("--width", type=_positive, default=64, help="pixels (%(default)s)")
+    parser.add_argument("--height", type=_positive, default=64, help="pixels (%(default)s)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser (%(default)s)")
+    parser.add_argument("--batch", type=_positive, default=32, help="trajectories at once (%(default)s)")
+    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of a process (%(default)s)")
+    parser.add_argument("--d-sim", default="haarpsi", help="haarpsi, lpips, dreamsim or auto (%(default)s)")
+    parser.add_argument("--i-clip", default="shipped", help="image encoder: shipped, or a file (%(default)s)")
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    from .prompts import COUNTS, SEEDS
+
+    parser.add_argument("--seed", type=int, default=1, help="of prompts and noise (%(default)s)")
+    parser.add_argument("--prompt-list", type=Path, help="a prompts.json of your own instead of Tiny Scenes")
+    for split in SPLIT_ORDER:
+        parser.add_argument(f"--{split}", type=_positive, default=COUNTS[split], help="prompts (%(default)s)")
+        parser.add_argument(f"--{split}-seeds", type=_positive, default=SEEDS[split], help="each (%(default)s)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def _words(values: Sequence[int]) -> str:
+    return " ".join(str(value) for value in values)
+
+
+def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """One sentence instead of a traceback for what an artist can mend."""
+    try:
+        return run(args)
+    except BudgetFusionError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. What is finished is kept: run the same command again to go on.\n")
+        return 130
+
+
+# -------------------------------------------------------------------------------------------------------------- sweep
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    from .sweep import prepare, run_here, run_workers
+
+    job = _job(args)
+    missing = prepare(job)
+    finished = len(job.shards) - len(missing)
+    chosen = missing[: args.shards] if args.shards else missing
+    _say(
+        f"{len(job.prompts.prompts)} prompts, {len(job.prompts.pairs)} trajectories, {len(job.shards)} shards "
+        f"({finished} finished) -> {job.out}"
+    )
+    done = job.evaluations([i for i in range(len(job.shards)) if i not in set(missing)])
+    with _bar(done + job.evaluations(chosen), done) as progress:
+        if args.workers > 1 and chosen:
+            run_workers(job, chosen, args.workers, progress)
+        elif chosen:
+            with tempfile.TemporaryDirectory(prefix="budgetfusion-sweep-", ignore_cleanup_errors=True) as base:
+                run_here(job, chosen, Path(base), progress)
+    if len(chosen) < len(missing):
+        _say(f"{len(missing) - len(chosen)} shards are left: run the same command again.")
+        return 0
+    return _merge(job, partial=False)
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    return _merge(_found_job(args.out), partial=args.partial)
+
+
+def _merge(job: SweepJob, partial: bool) -> int:
+    from .sweep import merge, save_merged
+
+    merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
+    data, judges = save_merged(merged, job.out)
+    counts = {split: len(merged.dataset.rows(split)) for split in SPLIT_ORDER}
+    _say(f"{data} ({', '.join(f'{n} {split}' for split, n in counts.items())} prompts) and {judges.name}")
+    return 0
+
+
+def _job(args: argparse.Namespace) -> SweepJob:
+    from .prompts import PromptList, tiny_scenes_prompts
+    from .rendering import find_host
+    from .sweep import SweepJob, make_spec
+
+    if args.prompt_list:
+        prompts = PromptList.load(args.prompt_list)
+    else:
+        counts = {split: getattr(args, split) for split in SPLIT_ORDER}
+        seeds = {split: getattr(args, f"{split}_seeds") for split in SPLIT_ORDER}
+        prompts = tiny_scenes_prompts(args.seed, counts, seeds)
+    spec = make_spec(
+        args.checkpoint,
+        prompts,
+        _sampling(args, args.scheduler),
+        args.i_clip,
+        grid=parse_grid(args.grid),
+        batch=args.batch,
+        d_sim=args.d_sim,
+    )
+    return SweepJob(
+        out=args.out,
+        host_dir=(args.host or find_host()).resolve(),
+        checkpoint=args.checkpoint.resolve(),
+        spec=spec,
+        prompts=prompts,
+        threads=args.threads,
+        image_encoder=args.i_clip,
+        keep_images=args.keep_images,
+    )
+
+
+def _found_job(out: Path) -> SweepJob:
+    """The sweep that lies in a folder, to read it only."""
+    from .sweep import open_job
+
+    return open_job(out)
+
+
+def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
+    from ..host.sampling import check_sampler
+    from .rendering import Sampling
+
+    check_sampler(args.sampler)
+    return Sampling(args.sampler, scheduler, args.cfg, args.width, args.height, args.dtype)
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Evaluations done, the pace and the time left."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, unit="eval", unit_scale=True, smoothing=0.05, mininterval=1.0) as bar:
+
+        def advance(evaluations: int) -> None:
+            bar.update(evaluations)
+
+        yield advance
+
+
+# ------------------------------------------------------------------------------------------------------------ planner
+
+
+def run_train(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..core.planner_file import save_planner
+    from .dataset import SweepDataset
+    from .fit import FitOptions, fit_planner
+    from .rendering import file_digest
+
+    torch.set_num_threads(args.threads)
+    options = FitOptions()
+    if args.networks:
+        options = replace(options, networks=args.networks)
+    if args.epochs:
+        options = replace(options, epochs=args.epochs)
+    dataset = SweepDataset.load(args.data)
+    planner, report = fit_planner(dataset, args.seed, name=args.name or args.out.stem, options=options)
+    made = {"commit": _commit(), "command": _command_line(), "data_sha256": file_digest(args.data)}
+    provenance = {**dict(planner.provenance), **made}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_planner(args.out, planner, provenance)
+    content = {
+        "planner": planner.name,
+        "sha256": file_digest(args.out),
+        "setting": planner.setting.to_dict(),
+        "grid": list(planner.grid),
+        "backends": dict(planner.backends),
+        "scale": dict(zip(planner.metrics, planner.scale, strict=True)),
+        **provenance,
+        "report": report,
+    }
+    sidecar = args.out.with_suffix(".json")
+    sidecar.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _say(f"{args.out} and {sidecar.name}\n{report_table(report)}")
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    report = _computed_report(args.planner, args.data, args.seed) if args.data else _stored_report(args.planner)
+    _say(json.dumps(report, indent=1) if args.json else report_table(report))
+    return 0
+
+
+def _stored_report(planner: Path) -> Mapping[str, Any]:
+    sidecar = planner.with_suffix(".json")
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8"))["report"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"report: {sidecar.name} beside the planner cannot be read ({error}). Give --data to compute its figures."
+        ) from error
+
+
+def _computed_report(path: Path, data: Path, seed: int) -> Mapping[str, Any]:
+    import torch
+
+    from ..core.planner_file import load_planner
+    from .dataset import SweepDataset
+    from .fit import median_curves, project_prompts, upper_curves
+    from .held_out import held_out_report
+
+    planner: Planner = load_planner(path)
+    dataset = SweepDataset.load(data)
+    if dataset.setting != planner.setting or dataset.grid != planner.grid:
+        raise InputError(f"report: {data.name} was rendered at another setting or grid than {path.name} is for.")
+    features = project_prompts(dataset, planner.projection)
+    summaries = torch.stack([f.summary() for f in features])
+    upper, median = upper_curves(planner, features), median_curves(planner, features)
+    return held_out_report(dataset, planner.scale, upper, median, summaries, seed)
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """The held-out figures that decide whether a planner is worth shipping."""
+    prompts, seeds = report["prompts"], report["seeds"]
+    lines = ["Prompts: " + ", ".join(f"{prompts[s]} {s} ({seeds[s]} trajectories)" for s in SPLIT_ORDER)]
+    lines.append("Scale: " + ", ".join(f"{metric} {value:.4g}" for metric, value in report["scale"].items()))
+    columns = ("mean_steps", "violation", "mean_quality", "mean_shortfall", "worst_tenth")
+    for q, figures in report["by_quality"].items():
+        lines.append(f"\nQuality {q} at risk {report['risk']:g}" + "".join(f"{name:>16}" for name in columns))
+        for method, values in figures["methods"].items():
+            numbers = [values[name] if isinstance(values[name], float) else values[name]["value"] for name in columns]
+            lines.append(f"  {method:<23}" + "".join(f"{number:>16.3f}" for number in numbers))
+        lines.append(_limits_line(figures))
+    return "\n".join(lines)
+
+
+def _limits_line(figures: Mapping[str, Any]) -> str:
+    saved, gap = figures["saved_pct"], figures["gap_closed_uniform_to_oracle_c"]
+    share, correlation = figures["variance_share_prompt"], figures["correlation_with_oracle_b"]
+    return (
+        f"  oracle A {figures['oracle_a']['mean_steps']:.1f} steps, oracle B {figures['oracle_b']['mean_steps']:.1f} "
+        f"({figures['oracle_b_at_same_violation']['mean_steps']:.1f} at our violation); saved "
+        f"{saved['target']:.0f} % of the target's steps; best fixed count {figures['best_fixed_at_same_violation']}; "
+        f"gap uniform -> oracle C closed {_number(gap)}; variance by prompt {_number(share)}; "
+        f"rank correlation with oracle B {_number(correlation)}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+# -------------------------------------------------------------------------------------------------------- convergence
+
+
+def run_convergence(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..metrics.measure import Backends
+    from .convergence import compare_schedulers
+    from .rendering import find_host, load_model
+
+    torch.set_num_threads(args.threads)
+    schedulers = [name.strip() for name in args.schedulers.split(",") if name.strip()]
+    grid = parse_grid(args.grid)
+    prompts = _calibration_prompts(args.seed, args.prompts)
+    with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
+        loaded = load_model((args.host or find_host()).resolve(), Path(base), args.checkpoint.resolve())
+        backends = Backends.from_values(args.d_sim, args.i_clip)
+        total = len(schedulers) * args.prompts * (sum(grid) + args.target)
+        with _bar(total, 0) as progress:
+            found = compare_schedulers(
+                loaded,
+                _sampling(args, schedulers[0] if schedulers else ""),
+                backends,
+                prompts,
+                schedulers,
+                grid,
+                args.target,
+                args.batch,
+                progress,
+            )
+    _say(found.table())
+    if args.out:
+        content = {**found.to_dict(), "command": _command_line(), "commit": _commit()}
+        args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _calibration_prompts(seed: int, count: int) -> PromptList:
+    """Scenes that the generator never saw and no test is made on."""
+    from .prompts import PromptList, tiny_scenes_prompts
+
+    drawn = tiny_scenes_prompts(seed, {"train": 0, "calibration": count, "test": 0})
+    return PromptList(drawn.prompts, drawn.source)
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _command_line() -> str:
+    """What was typed, without this machine's folders."""
+    return "python -m budgetfusion_nodes " + " ".join(_without_root(arg) for arg in _typed())
+
+
+def _typed() -> Sequence[str]:
+    return sys.argv[1:] if "study" in sys.argv[1:2] else ["study", *sys.argv[1:]]
+
+
+def _without_root(argument: str) -> str:
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def _commit() -> str | None:
+    """The repository's commit, "+" for changed files; None outside a repository."""
+    try:
+        found = [
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0].strip() + ("+" if found[1].strip() else "")

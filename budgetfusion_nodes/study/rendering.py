@@ -1,0 +1,259 @@
+"""Renders prompts over a grid of step counts in a genuine ComfyUI inside this process, and measures them at once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.curves import METRICS
+from ..core.errors import InputError
+from ..core.setting import Setting
+from ..host.batch import encode_prompts, render_batch, token_count
+from ..host.boot import PACK_ROOT, start_host
+from ..host.identity import model_fingerprint
+from ..host.sampling import decode, nfe
+from ..metrics.i_clip import cosine
+from ..metrics.images import to_bchw
+from ..metrics.l_snr import l_snr
+from ..metrics.measure import Backends, from_values
+from ..tiny_scenes.host_model import register
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("fp32", "bf16")
+JUDGES = ("latent_rmse", "mdsi")
+"""Distances to the full-step image that no plan is made with: RMSE in model space, MDSI of piq (0 is equal)."""
+
+Report = Callable[[int], None]
+"""Told of denoiser evaluations as they are done: images times evaluations."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to render: a Setting without the model."""
+
+    sampler_name: str = "dpmpp_2m"
+    scheduler: str = "karras"
+    cfg: float = 3.0
+    width: int = 64
+    height: int = 64
+    dtype: str = "fp32"
+    """bf16: the denoiser under autocast. Faster, but its rounding is part of every distance."""
+
+    def setting(self, fingerprint: str, name: str) -> Setting:
+        return Setting(
+            fingerprint, self.sampler_name, self.scheduler, self.cfg, self.width, self.height, model_name=name
+        )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint as the host's Load Checkpoint gives it."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    host_version: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """n trajectories over K counts. Distances are to each trajectory's own image at the last count."""
+
+    shortfall: Tensor
+    """[n, K, M] in METRICS order, >= 0, exactly 0 at the last count."""
+    l_snr: Tensor
+    """[n, K] dB of the image itself."""
+    judges: Tensor
+    """[n, K, J] in JUDGES order."""
+
+
+def find_host() -> Path:
+    """The ComfyUI to render with: COMFYUI_PATH, else the newest that run.py fetched. InputError if there is none."""
+    named = os.environ.get("COMFYUI_PATH")
+    fetched = sorted((PACK_ROOT / ".run" / "host").glob("*/nodes.py"), key=lambda p: _version(p.parent.name))
+    if named:
+        return Path(named)
+    if fetched:
+        return fetched[-1].parent
+    raise InputError("--host: no ComfyUI found. Run 'python3 run.py test' once, or set COMFYUI_PATH to your ComfyUI.")
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(".") if part.isdigit())
+
+
+def load_model(host_dir: Path, base_dir: Path, checkpoint: Path) -> LoadedModel:
+    """Starts the host and loads the checkpoint file through its own loader."""
+    if not checkpoint.is_file():
+        raise InputError(f"--checkpoint: there is no file {checkpoint.name} in {checkpoint.parent}.")
+    _prefer_torch_attention(host_dir)
+    session = start_host(host_dir, base_dir, extras=())
+    register()
+    folder_paths, nodes = importlib.import_module("folder_paths"), importlib.import_module("nodes")
+    folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent.resolve()), True)
+    if Path(folder_paths.get_full_path("checkpoints", checkpoint.name)).resolve() != checkpoint.resolve():
+        raise InputError(f"--checkpoint: ComfyUI knows another file named {checkpoint.name}. Rename this one.")
+    with torch.inference_mode():
+        model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint.name)[:3]
+    return LoadedModel(model, clip, vae, session.version)
+
+
+def _prefer_torch_attention(host_dir: Path) -> None:
+    """The host picks split attention on a CPU; PyTorch's own is faster. Only before the host's modules are loaded."""
+    if "comfy.model_management" in sys.modules:
+        return
+    sys.path.insert(0, str(host_dir.resolve()))
+    args = importlib.import_module("comfy.cli_args").args
+    if hasattr(args, "use_pytorch_cross_attention"):
+        args.use_pytorch_cross_attention = True
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def identify(loaded: LoadedModel, sampling: Sampling) -> Setting:
+    return sampling.setting(*model_fingerprint(loaded.model))
+
+
+class Renderer:
+    """Renders and measures trajectories of one model at one sampling setting."""
+
+    def __init__(self, loaded: LoadedModel, sampling: Sampling, backends: Backends | None) -> None:
+        self.loaded, self.sampling, self.backends = loaded, sampling, backends
+        (self.negative,) = encode_prompts(loaded.clip, [""])
+
+    def encode(self, texts: Sequence[str]) -> list[Any]:
+        """A CONDITIONING for each text; a text that occurs again is not encoded again."""
+        distinct = list(dict.fromkeys(texts))
+        known = dict(zip(distinct, encode_prompts(self.loaded.clip, distinct), strict=True))
+        return [known[text] for text in texts]
+
+    def latents(
+        self, conditionings: Sequence[Any], seeds: Sequence[int], grid: Sequence[int], report: Report | None = None
+    ) -> Tensor:
+        """[n, K, C, H, W]: every count from the same noise; prompts of different token counts in separate batches."""
+        groups: dict[int, list[int]] = {}
+        for index, conditioning in enumerate(conditionings):
+            groups.setdefault(token_count(conditioning), []).append(index)
+        rows: list[Tensor | None] = [None] * len(seeds)
+        for members in groups.values():
+            given = [conditionings[i] for i in members], [seeds[i] for i in members]
+            rendered = torch.stack(list(self._counts(*given, grid, report)), dim=1)
+            for place, index in enumerate(members):
+                rows[index] = rendered[place]
+        return torch.stack([row for row in rows if row is not None])
+
+    def _counts(
+        self, conditionings: Sequence[Any], seeds: Sequence[int], grid: Sequence[int], report: Report | None
+    ) -> Iterator[Tensor]:
+        model = with_first_evaluation_reused(self.loaded.model)
+        for steps in grid:
+            with self._precision():
+                yield render_batch(
+                    model,
+                    conditionings,
+                    self.negative,
+                    seeds,
+                    steps,
+                    sampler_name=self.sampling.sampler_name,
+                    scheduler=self.sampling.scheduler,
+                    cfg=self.sampling.cfg,
+                    width=self.sampling.width,
+                    height=self.sampling.height,
+                ).float()
+            if report is not None:
+                report(len(seeds) * nfe(self.sampling.sampler_name, steps))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.sampling.dtype == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def images(self, latents: Tensor) -> Tensor:
+        """[n, K, 3, H, W] in [0, 1] of latents [n, K, C, H, W], by the host's VAE Decode."""
+        n, counts = latents.shape[:2]
+        decoded = decode(self.loaded.vae, {"samples": latents.flatten(0, 1)}).float().clamp(0.0, 1.0)
+        return to_bchw(decoded).reshape(n, counts, 3, *decoded.shape[1:3]).clone()
+
+    def measure(self, latents: Tensor, images: Tensor) -> Measured:
+        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W]."""
+        return measure_trajectories(latents, images, self.backends)
+
+
+@torch.no_grad()
+def measure_trajectories(latents: Tensor, images: Tensor, backends: Backends | None) -> Measured:
+    """The same numbers as metrics.measure of each image against the last, each image looked at once."""
+    if backends is None or backends.i_clip is None:
+        raise InputError("study: the backends of d_sim and i_clip are needed to measure.")
+    n, counts = images.shape[:2]
+    flat, last = images.flatten(0, 1), images[:, -1:].expand_as(images).flatten(0, 1)
+    decibel = l_snr(flat).reshape(n, counts)
+    embedded = backends.i_clip.encode(flat).reshape(n, counts, -1)
+    target = embedded[:, -1:].expand_as(embedded)
+    distances: Mapping[str, Tensor] = from_values(
+        l_snr=(decibel.flatten(), decibel[:, -1:].expand_as(decibel).flatten()),
+        d_sim=backends.d_sim.similarity(flat, last),
+        i_clip=cosine(embedded.flatten(0, 1), target.flatten(0, 1)),
+    )
+    shortfall = torch.stack([distances[metric].reshape(n, counts) for metric in METRICS], dim=-1)
+    shortfall[:, -1] = 0.0  # the image against itself; what is left is rounding
+    rmse = (latents - latents[:, -1:]).square().mean(dim=(2, 3, 4)).sqrt()
+    judges = torch.stack([rmse, _mdsi(flat, last).reshape(n, counts)], dim=-1)
+    judges[:, -1] = 0.0
+    return Measured(shortfall, decibel, judges)
+
+
+def _mdsi(x: Tensor, y: Tensor) -> Tensor:
+    """Mean Deviation Similarity Index [B] (Nafchi et al. 2016) by piq; 0 for equal images, larger is worse."""
+    from piq import mdsi
+
+    return torch.nan_to_num(mdsi(x, y, data_range=1.0, reduction="none"))
+
+
+def with_first_evaluation_reused(model: Any) -> Any:
+    """A clone of the MODEL that evaluates the denoiser once for all runs that begin with equal noise at equal sigma.
+
+    Every count of a trajectory starts that way, so a sweep over K counts saves K - 1 evaluations; results are the same
+    bits. The wrapper goes around cond and uncond together.
+    """
+    kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
+    clone = model.clone()
+    clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, "budgetfusion_first_evaluation", _FirstEvaluation())
+    return clone
+
+
+class _FirstEvaluation:
+    """CALC_COND_BATCH wrapper: remembers the evaluation at the highest sigma that it saw last."""
+
+    def __init__(self) -> None:
+        self.sigma = float("-inf")
+        self.x: Tensor | None = None
+        self.out: list[Tensor] = []
+
+    def __call__(self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
+        sigma = float(timestep[0])
+        if self.x is not None and sigma == self.sigma and torch.equal(x, self.x):
+            return [tensor.clone() for tensor in self.out]
+        out = executor(model, conds, x, timestep, options)
+        if sigma >= self.sigma:
+            self.sigma, self.x, self.out = sigma, x.clone(), [tensor.clone() for tensor in out]
+        return out

@@ -1,0 +1,332 @@
+"""Prompt lists, shards, resuming and merging, without a host: a renderer whose numbers are a function of its input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from budgetfusion_nodes.core.curves import METRICS
+from budgetfusion_nodes.core.errors import InputError
+from budgetfusion_nodes.core.setting import Setting
+from budgetfusion_nodes.metrics.measure import Backends, measure
+from budgetfusion_nodes.study import sweep
+from budgetfusion_nodes.study.commands import main
+from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset
+from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, tiny_scenes_prompts
+from budgetfusion_nodes.study.rendering import JUDGES, Sampling, measure_trajectories
+from budgetfusion_nodes.study.sweep import SweepJob, SweepSpec, is_finished, merge, prepare, run_here
+from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
+
+COUNTS = {"train": 6, "calibration": 3, "test": 2}
+SEEDS = {"train": 1, "calibration": 2, "test": 4}
+GRID = (2, 4, 8)
+SETTING = Setting("fingerprint", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="model")
+
+
+class Killed(BaseException):
+    """Stands for the signal that ends a process."""
+
+
+class NumberRenderer:
+    """Writes shards whose values tell which prompt and seed they belong to; `die_at` is killed while writing it."""
+
+    def __init__(self, job: SweepJob, base_dir: Path, die_at: int | None = None) -> None:
+        del base_dir
+        self.job, self.die_at, self.rendered = job, die_at, []
+
+    def render(self, index: int, report: Callable[[int], None] | None = None) -> None:
+        pairs = self.job.shards[index]
+        if index == self.die_at:
+            self.job.shard_path(index).with_suffix(".safetensors.1.part").write_bytes(b"half")
+            raise Killed
+        self.rendered.append(index)
+        noise = np.array([self.job.prompts.prompts[p].seeds[s] for p, s in pairs], float)
+        prompt = np.array([p for p, _ in pairs])
+        base = (prompt + noise / 1e10)[:, None] + np.arange(len(GRID))
+        arrays = {
+            "prompt": prompt.astype(np.int64),
+            "seed": np.array([s for _, s in pairs], np.int64),
+            "tokens": np.broadcast_to(prompt[:, None, None], (len(pairs), 5, 3)).astype(np.float16),
+            "lengths": np.full(len(pairs), 5, np.int64),
+            "pooled": np.broadcast_to(prompt[:, None], (len(pairs), 2)).astype(np.float16),
+            "l_snr": base.astype(np.float32),
+            "shortfall": (base[..., None] + 100.0 * np.arange(len(METRICS))).astype(np.float32),
+            "judges": np.repeat(base[..., None], len(JUDGES), axis=-1).astype(np.float32),
+        }
+        facts = {"setting": SETTING.to_dict(), "backends": dict.fromkeys(METRICS, "numbers")}
+        facts |= {"host_version": "0", "torch": torch.__version__, "seconds": {"render": 1.0, "measure": 0.5}}
+        sweep.write_shard(self.job, index, arrays, facts)
+        if report is not None:
+            report(len(pairs) * sum(GRID))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SweepJob:
+    prompts = tiny_scenes_prompts(3, COUNTS, SEEDS)
+    spec = SweepSpec("model.safetensors", "0" * 64, prompts.digest(), Sampling(), GRID, batch=4)
+    return SweepJob(tmp_path / "sweep", tmp_path, tmp_path / "model.safetensors", spec, prompts)
+
+
+def render_all(job: SweepJob, monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> NumberRenderer:
+    renderer = NumberRenderer(job, job.out, die_at)
+    monkeypatch.setattr(sweep, "ShardRenderer", lambda *_: renderer)
+    run_here(job, prepare(job), job.out)
+    return renderer
+
+
+# ------------------------------------------------------------------------------------------------------- prompt lists
+
+
+def test_prompt_list_is_a_function_of_its_seed() -> None:
+    first, again = tiny_scenes_prompts(7, COUNTS, SEEDS), tiny_scenes_prompts(7, COUNTS, SEEDS)
+    assert first == again and first.digest() == again.digest()
+    assert tiny_scenes_prompts(8, COUNTS, SEEDS).digest() != first.digest()
+
+
+def test_default_splits_share_no_scene_and_have_the_promised_size() -> None:
+    prompts = tiny_scenes_prompts(1).prompts
+    by_split = {s: [p for p in prompts if p.split == s] for s in ("train", "calibration", "test")}
+    assert {s: len(v) for s, v in by_split.items()} == {"train": 800, "calibration": 200, "test": 200}
+    assert {s: {len(p.seeds) for p in v} for s, v in by_split.items()} == {
+        "train": {2},
+        "calibration": {2},
+        "test": {4},
+    }
+    keys = {s: {p.key for p in v} for s, v in by_split.items()}
+    assert not (
+        keys["train"] & keys["test"] or keys["train"] & keys["calibration"] or keys["calibration"] & keys["test"]
+    )
+    assert len({p.text for p in prompts}) == len({p.key for p in prompts}) == 1200
+    assert len({seed for p in prompts for seed in p.seeds}) > 2790  # every picture has noise of its own
+
+
+def test_calibration_and_test_scenes_were_held_out_from_the_generator() -> None:
+    from hashlib import sha256
+
+    for prompt in tiny_scenes_prompts(1, {"train": 40, "calibration": 20, "test": 20}).prompts:
+        bucket = int.from_bytes(sha256(prompt.key.encode()).digest()[:8], "big") / 2**64
+        assert (bucket < HELD_OUT) == (prompt.split != "train")
+
+
+def test_every_split_ranges_from_trivial_to_busy() -> None:
+    prompts = tiny_scenes_prompts(1).prompts
+    for split in COUNTS:
+        groups = [p.key.count("|") for p in prompts if p.split == split]
+        assert set(groups) == {0, 1, 2, 3}
+        assert min(np.bincount(groups) / len(groups)) > 0.04
+
+
+def test_any_first_part_of_the_order_is_mixed() -> None:
+    first = [p.split for p in tiny_scenes_prompts(1).prompts[:120]]
+    assert 60 <= first.count("train") <= 100
+    assert min(first.count("calibration"), first.count("test")) >= 8
+
+
+def test_prompt_list_survives_its_file(tmp_path: Path) -> None:
+    made = tiny_scenes_prompts(2, COUNTS, SEEDS)
+    made.save(tmp_path / "prompts.json")
+    assert PromptList.load(tmp_path / "prompts.json") == made
+
+
+@pytest.mark.parametrize("field", ["text", "key"])
+def test_a_repeated_prompt_or_scene_is_refused(field: str) -> None:
+    first = StudyPrompt("a red star", "train", (1,), "star")
+    other = replace(StudyPrompt("a blue star", "test", (2,), "blue star"), **{field: getattr(first, field)})
+    with pytest.raises(InputError, match=f"share one {field}"):
+        PromptList((first, other), {})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": "other"}', '{"format": "budgetfusion.sweep_prompts", "version": 1}']
+)
+def test_a_file_that_is_no_prompt_list_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(InputError, match=r"mine\.json"):
+        PromptList.load(tmp_path / "mine.json")
+
+
+# ------------------------------------------------------------------------------------------------------------- shards
+
+
+def test_a_killed_sweep_goes_on_and_equals_an_uninterrupted_one(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replace(job, out=job.out.with_name("whole"))
+    render_all(whole, monkeypatch)
+    with pytest.raises(Killed):
+        render_all(job, monkeypatch, die_at=1)
+    assert prepare(job) == list(range(1, len(job.shards)))
+    renderer = render_all(job, monkeypatch)
+    assert renderer.rendered == list(range(1, len(job.shards)))  # the finished one was not rendered again
+    assert prepare(job) == []
+    a, b = merge(whole), merge(job)
+    for name in ("tokens", "lengths", "pooled", "seeds", "shortfall", "l_snr"):
+        np.testing.assert_array_equal(getattr(a.dataset, name), getattr(b.dataset, name))
+    np.testing.assert_array_equal(a.judges, b.judges)
+    assert a.dataset.prompts == b.dataset.prompts and a.dataset.split == b.dataset.split
+
+
+def test_a_damaged_shard_is_rendered_again(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    path = job.shard_path(2)
+    path.write_bytes(path.read_bytes()[:100])
+    assert not is_finished(job, 2) and prepare(job) == [2]
+
+
+def test_merged_arrays_belong_to_their_prompts_and_seeds(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    merged = merge(job, {"commit": "abc"})
+    data = merged.dataset
+    assert data.prompts == tuple(p.text for p in job.prompts.prompts)
+    assert data.setting == SETTING and data.grid == GRID and data.provenance["commit"] == "abc"
+    assert data.provenance["trajectories"] == 6 * 1 + 3 * 2 + 2 * 4
+    for row, prompt in enumerate(job.prompts.prompts):
+        assert data.split[row] == prompt.split
+        assert (data.tokens[row] == row).all() and (data.pooled[row] == row).all()
+        present = len(prompt.seeds)
+        assert data.seeds[row].tolist() == [*prompt.seeds, *[ABSENT] * (4 - present)]
+        for column, noise in enumerate(prompt.seeds):
+            expected = row + noise / 1e10 + np.arange(len(GRID))
+            np.testing.assert_allclose(data.l_snr[row, column], expected, rtol=1e-6)
+            np.testing.assert_allclose(data.shortfall[row, column, :, 2], expected + 200.0, rtol=1e-6)
+            np.testing.assert_allclose(merged.judges[row, column, :, 0], expected, rtol=1e-6)
+        assert np.isnan(data.shortfall[row, present:]).all() and np.isnan(data.l_snr[row, present:]).all()
+        assert np.isnan(merged.judges[row, present:]).all()
+
+
+def test_merged_data_survives_its_file(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    merged = merge(job)
+    path, _ = sweep.save_merged(merged, job.out)
+    loaded = SweepDataset.load(path)
+    np.testing.assert_array_equal(loaded.shortfall, merged.dataset.shortfall)
+    assert loaded.prompts == merged.dataset.prompts and loaded.setting == SETTING
+    assert loaded.provenance["spec"]["sampling"]["scheduler"] == "karras"
+
+
+def test_an_unfinished_sweep_merges_only_on_request(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        render_all(job, monkeypatch, die_at=2)
+    with pytest.raises(InputError, match=r"2 of \d+ shards are finished"):
+        merge(job)
+    data = merge(job, partial=True).dataset
+    pairs = [pair for shard in job.shards[:2] for pair in shard]
+    assert int(data.present.sum()) == len(pairs)
+    assert data.prompts == tuple(job.prompts.prompts[p].text for p in sorted({p for p, _ in pairs}))
+
+
+def test_other_settings_or_prompts_in_the_folder_are_refused(job: SweepJob) -> None:
+    prepare(job)
+    changed = replace(job, spec=replace(job.spec, sampling=Sampling(scheduler="normal")))
+    with pytest.raises(InputError, match="scheduler: karras there, normal now"):
+        prepare(changed)
+    others = tiny_scenes_prompts(4, COUNTS, SEEDS)
+    with pytest.raises(InputError, match="other prompts"):
+        prepare(replace(job, prompts=others))
+
+
+def test_a_shard_of_another_spec_counts_as_missing(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    assert not is_finished(replace(job, spec=replace(job.spec, checkpoint_sha256="1" * 64)), 0)
+
+
+def test_shards_of_two_models_do_not_merge(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    shard = sweep.read_shard(job, 0)
+    other = replace(SETTING, model="another").to_dict()
+    sweep.write_shard(job, 0, shard.arrays, {**shard.facts, "setting": other})
+    with pytest.raises(InputError, match="shards differ in setting"):
+        merge(job)
+
+
+def test_progress_adds_up(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    renderer = NumberRenderer(job, job.out)
+    monkeypatch.setattr(sweep, "ShardRenderer", lambda *_: renderer)
+    run_here(job, prepare(job), job.out, told.append)
+    assert sum(told) == job.evaluations(range(len(job.shards))) == 20 * sum(GRID)
+
+
+# ------------------------------------------------------------------------------------------------------------ measure
+
+
+class ColourEncoder:
+    """Mean colour and its spread as the embedding."""
+
+    name = "colour"
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3)), torch.ones(len(x), 1)], dim=1)
+
+
+def test_trajectories_measure_as_the_metrics_do_image_by_image() -> None:
+    images = torch.rand(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = images * 2 - 1
+    backends = Backends(Backends.from_values("haarpsi", "none").d_sim, ColourEncoder())
+    found = measure_trajectories(latents, images, backends)
+    for row in range(3):
+        expected = measure(images[row], images[row, -1:], backends)
+        for column, metric in enumerate(METRICS):
+            torch.testing.assert_close(found.shortfall[row, :-1, column], expected[metric][:-1], atol=1e-5, rtol=1e-4)
+    assert (found.shortfall[:, -1] == 0).all() and (found.judges[:, -1] == 0).all()
+    expected_rmse = (latents[1, 0] - latents[1, -1]).square().mean().sqrt()
+    torch.testing.assert_close(found.judges[1, 0, 0], expected_rmse)
+    assert (found.judges[:, :-1] > 0).all()
+
+
+def test_measuring_without_an_encoder_is_an_error() -> None:
+    backends = Backends.from_values("haarpsi", "none")
+    with pytest.raises(InputError, match="i_clip"):
+        measure_trajectories(torch.zeros(1, 2, 3, 16, 16), torch.zeros(1, 2, 3, 16, 16), backends)
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def test_train_writes_a_planner_with_its_story(
+    tmp_path: Path, make_dataset: Callable[..., SweepDataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from budgetfusion_nodes.core.planner_file import load_planner
+
+    data, out = tmp_path / "dataset.safetensors", tmp_path / "planners" / "mine.safetensors"
+    make_dataset(train=30, calibration=20, test=10).save(data)
+    assert main(["train", "--data", str(data), "--out", str(out), "--networks", "1", "--epochs", "2"]) == 0
+    planner = load_planner(out)
+    story = json.loads(out.with_suffix(".json").read_text())
+    assert planner.name == story["planner"] == "mine"
+    assert story["setting"] == planner.setting.to_dict() and story["held_out"]["quality"] == 0.9
+    assert str(tmp_path) not in json.dumps(story) and story["command"].startswith("python -m budgetfusion_nodes study")
+    assert planner.provenance["data_sha256"] == story["data_sha256"]
+    stored = capsys.readouterr().out
+    assert main(["report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed in stored and "Quality 0.90" in printed and "oracle B" in printed
+    assert main(["report", str(out), "--data", str(data)]) == 0
+    assert capsys.readouterr().out == printed  # the planner alone gives the figures it was shipped with
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep", "--checkpoint", "nowhere.safetensors"], "no file"),
+        (["sweep", "--sampler", "euler_ancestral"], "euler_ancestral"),
+        (["sweep", "--grid", "8 4"], "must increase"),
+        (["merge", "--out", "nowhere"], "sweep.json"),
+        (["train", "--data", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["report", "nowhere.safetensors"], "nowhere.json"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: list[Any] = [*words]
+    assert main(given) == 1
+    found = capsys.readouterr().err
+    assert said in found and "Traceback" not in found
