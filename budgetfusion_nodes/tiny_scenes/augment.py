@@ -14,11 +14,13 @@ def augment(
     a Gaussian blur of up to `blur` pixels, all are moved by up to `shift` pixels (the border is repeated)."""
     count = len(images)
     images = shift_each(images, torch.randint(-shift, shift + 1, (count, 2), generator=generator))
-    blurred = torch.rand(count, generator=generator) < 1 / 3
+    blurred = torch.nonzero(torch.rand(count, generator=generator) < 1 / 3)[:, 0]
     sigma = 0.3 + (blur - 0.3) * torch.rand((), generator=generator).item()
-    images = torch.where(blurred[:, None, None, None], gaussian_blur(images, sigma), images)
-    strength = noise * torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) < 0.5)
-    images = images + strength[:, None, None, None] * torch.randn(images.shape, generator=generator)
+    if len(blurred):
+        images[blurred] = gaussian_blur(images[blurred], sigma)
+    noisy = torch.nonzero(torch.rand(count, generator=generator) < 0.5)[:, 0]
+    strength = noise * torch.rand((len(noisy), 1, 1, 1), generator=generator)
+    images[noisy] += strength * torch.randn((len(noisy), *images.shape[1:]), generator=generator)
     return images.clamp(0, 1)
 
 

@@ -40,6 +40,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 """Question -> possible answers. The last two are about the only object of a picture."""
 UNASKED = -1
 """Label of a question that a picture cannot answer: colour and shape where there is no lone large enough object."""
+LOSS_WEIGHTS: Mapping[str, float] = {"shape": 2.0, "second": 0.5}
+"""Shapes are learned last; nothing is judged by the second colour alone."""
 
 
 class SceneClassifier(nn.Module):
@@ -122,41 +124,83 @@ def labels(attributes: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
     return {name: values.astype(np.int64) for name, values in found.items()}
 
 
-def train(data: RenderedScenes, settings: ClassifierSettings) -> SceneClassifier:
-    """A trained classifier in evaluation mode. Half of every batch are pictures with a lone object."""
-    torch.manual_seed(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    model = SceneClassifier().train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
-    wanted = {name: torch.from_numpy(values) for name, values in labels(data.attributes).items()}
-    lone = torch.nonzero(wanted["shape"] != UNASKED)[:, 0]
-    average, started = 0.0, time.monotonic()
-    for step in range(settings.steps):
-        half = settings.batch // 2
-        some = torch.randint(len(data.images), (settings.batch - half,), generator=generator)
-        index = torch.cat([some, lone[torch.randint(len(lone), (half,), generator=generator)]])
-        images = torch.from_numpy(data.images[index.numpy()]).permute(0, 3, 1, 2).float().div(255)
-        images = augment(images, generator).to(memory_format=torch.channels_last)
-        rate = min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        for group in optimiser.param_groups:
+class ClassifierTrainer:
+    """One training run; a stopped one goes on from `state_path`. Half of every batch are pictures with a lone object."""
+
+    def __init__(self, state_path: Path, settings: ClassifierSettings, data: RenderedScenes) -> None:
+        self.state_path, self.settings, self.data = state_path, settings, data
+        torch.manual_seed(settings.seed)
+        self.model = SceneClassifier().train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+            self.model.parameters(), weight_decay=settings.weight_decay
+        )
+        self.wanted = {name: torch.from_numpy(values) for name, values in labels(data.attributes).items()}
+        self.lone = torch.nonzero(self.wanted["shape"] != UNASKED)[:, 0]
+        self.step = 0
+
+    def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, 3, 64, 64] in [0, 1] and labels of each question: a function of seed and step alone."""
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+        half = self.settings.batch // 2
+        index = torch.randint(len(self.data.images), (self.settings.batch - half,), generator=generator)
+        index = torch.cat([index, self.lone[torch.randint(len(self.lone), (half,), generator=generator)]])
+        images = augment(to_tensor(self.data.images[index.numpy()]), generator)
+        return images, {name: values[index] for name, values in self.wanted.items()}
+
+    def train_step(self) -> float:
+        settings = self.settings
+        images, wanted = self.batch(self.step)
+        rate = min(1.0, (self.step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
+        for group in self.optimiser.param_groups:
             group["lr"] = settings.learning_rate * rate
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(images)
-        loss = sum(
-            (
-                functional.cross_entropy(logits[name].float(), wanted[name][index], ignore_index=UNASKED)
-                for name in CLASSES
-            ),
-            torch.zeros(()),
-        )
-        optimiser.zero_grad(set_to_none=True)
+            logits = self.model(images.to(memory_format=torch.channels_last))
+        losses = [
+            LOSS_WEIGHTS.get(name, 1.0)
+            * functional.cross_entropy(logits[name].float(), wanted[name], ignore_index=UNASKED)
+            for name in CLASSES
+        ]
+        loss = torch.stack(losses).sum()
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        average += (float(loss.detach()) - average) / min(50, step + 1)
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - started) / (step + 1)
-            log.info("step %d  loss %.3f  %.2f s/step", step + 1, average, pace)
-    return model.eval()
+        self.optimiser.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def run(self, save_every: int = 100, limit: int | None = None) -> None:
+        """Trains to the end, or for `limit` more steps."""
+        self._resume()
+        stop = self.settings.steps if limit is None else min(self.settings.steps, self.step + limit)
+        recent, started, first = 0.0, time.monotonic(), self.step
+        while self.step < stop:
+            loss = self.train_step()
+            recent += (loss - recent) / min(50, self.step - first)
+            if self.step % 50 == 0:
+                log.info(
+                    "step %d  loss %.3f  %.2f s/step",
+                    self.step,
+                    recent,
+                    (time.monotonic() - started) / (self.step - first),
+                )
+            if self.step % save_every == 0 or self.step == stop:
+                self._save_state()
+
+    def _save_state(self) -> None:
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
+        partial = self.state_path.with_suffix(".partial")
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**state, "settings": asdict(self.settings)}, partial)
+        partial.replace(self.state_path)
+
+    def _resume(self) -> None:
+        if not self.state_path.exists():
+            return
+        state = torch.load(self.state_path, weights_only=True)
+        if state["settings"] != asdict(self.settings):
+            raise ValueError(f"{self.state_path} has other settings: {state['settings']}. Choose another folder.")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
 
 
 def accuracy(model: SceneClassifier, count: int = 1000, lone: int = 400, seed: int = 6) -> dict[str, float]:
@@ -209,10 +253,18 @@ def load_classifier(path: Path) -> SceneClassifier:
     return model.eval().requires_grad_(False)
 
 
-def train_classifier(data_folder: Path, out: Path, settings: ClassifierSettings) -> dict[str, Any]:
-    """Trains, saves and measures. Returns the provenance that stands beside the file."""
-    data = rendered_scenes(data_folder, settings.scenes, settings.data_seed)
-    model = train(data, settings)
+def train_classifier(
+    folder: Path, out: Path, settings: ClassifierSettings, limit: int | None = None
+) -> dict[str, Any] | None:
+    """Trains, saves and measures. Returns the provenance that stands beside the file, or None if `limit` stopped it."""
+    data = rendered_scenes(
+        folder / f"scenes-{settings.scenes}-{settings.data_seed}", settings.scenes, settings.data_seed
+    )
+    trainer = ClassifierTrainer(folder / "classifier_state.pt", settings, data)
+    trainer.run(limit=limit)
+    if trainer.step < settings.steps:
+        return None
+    model = trainer.model.eval()
     provenance: dict[str, Any] = {
         "model": "Tiny Scenes judge",
         "command": "python -m budgetfusion_nodes tiny-scenes train-classifier",

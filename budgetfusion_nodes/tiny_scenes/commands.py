@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -69,7 +71,13 @@ def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", train, "train the generator; goes on where a stopped run was")
     add_host_option(parser)
     _add_folder(parser)
-    _add_threads(parser)
+    parser.add_argument(
+        "--workers",
+        type=whole(1, 64),
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that train together on the CPU, one thread each, 1 to 64 (default: %(default)s)",
+    )
     parser.add_argument(
         "--settings",
         default="{}",
@@ -87,16 +95,21 @@ def train(options: argparse.Namespace) -> int:
     """Trains with the host's own classes, then copies checkpoint and provenance to `--out`."""
     from ..host.boot import import_host
 
-    import_host(options.host, cpu=options.device == "cpu")
-    _set_threads(options)
-    from .train import Trainer, read_settings
+    prepare = functools.partial(import_host, options.host, cpu=options.device == "cpu")
+    prepare()
+    from . import train as training
 
-    trainer = Trainer(options.folder, read_settings(options.settings), options.device, options.start_from)
-    made = trainer.run()
+    settings = training.read_settings(options.settings)
+    if options.device == "cpu":
+        made = training.train(
+            options.folder, settings, workers=options.workers, prepare=prepare, start_from=options.start_from
+        )
+    else:
+        made = training.Trainer(options.folder, settings, options.device, options.start_from).run()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".safetensors", ".json"):
         shutil.copyfile(made.with_suffix(suffix), options.out.with_suffix(suffix))
-    _show(trainer.provenance())
+    _say(options.out.with_suffix(".json").read_text())
     return 0
 
 
@@ -168,7 +181,7 @@ def _add_train_encoder(commands: Any) -> None:
 
 
 def _add_train_classifier(commands: Any) -> None:
-    parser = _command(commands, "train-classifier", train_classifier, "train the judge of 'evaluate'")
+    parser = _command(commands, "train-classifier", train_classifier, "train the judge of 'evaluate'; resumable")
     _add_small_training(parser, ClassifierSettings(), CLASSIFIER)
 
 
@@ -180,6 +193,9 @@ def _add_small_training(parser: argparse.ArgumentParser, defaults: EncoderSettin
         type=whole(1, 10**6),
         default=defaults.steps,
         help="optimiser steps, 1 to 1000000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit", type=whole(1, 10**6), metavar="N", help="stop after N more steps; the same command goes on later"
     )
     parser.add_argument(
         "--scenes",
@@ -197,8 +213,7 @@ def train_encoder(options: argparse.Namespace) -> int:
     from .image_encoder import train_encoder as run
 
     settings = replace(EncoderSettings(), steps=options.steps, scenes=options.scenes, seed=options.seed)
-    _show(run(options.folder, options.out, settings))
-    return 0
+    return _finish(run(options.folder, options.out, settings, options.limit))
 
 
 def train_classifier(options: argparse.Namespace) -> int:
@@ -207,7 +222,11 @@ def train_classifier(options: argparse.Namespace) -> int:
     from .classifier import train_classifier as run
 
     settings = replace(ClassifierSettings(), steps=options.steps, scenes=options.scenes, seed=options.seed)
-    _show(run(options.folder / f"scenes-{settings.scenes}-{settings.data_seed}", options.out, settings))
+    return _finish(run(options.folder, options.out, settings, options.limit))
+
+
+def _finish(report: dict[str, Any] | None) -> int:
+    _say("stopped at the limit; the same command goes on" if report is None else json.dumps(report, indent=1))
     return 0
 
 
@@ -273,7 +292,3 @@ def render(options: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _show(report: dict[str, Any]) -> None:
-    _say(json.dumps(report, indent=1))

@@ -224,15 +224,18 @@ def save_encoder(model: Any, path: Path, provenance: dict[str, Any]) -> None:
 
 
 def train_encoder(
-    folder: Path, out: Path, settings: EncoderSettings, data_folder: Path | None = None
-) -> dict[str, Any]:
-    """Trains, saves and measures. Returns the provenance that stands beside the file."""
+    folder: Path, out: Path, settings: EncoderSettings, limit: int | None = None
+) -> dict[str, Any] | None:
+    """Trains, saves and measures. Returns the provenance that stands beside the file, or None if `limit` stopped it."""
     from ..metrics.open_clip_file import load_open_clip_checkpoint
 
-    where = data_folder or folder / f"scenes-{settings.scenes}-{settings.data_seed}"
-    data = rendered_scenes(where, settings.scenes, settings.data_seed)
+    data = rendered_scenes(
+        folder / f"scenes-{settings.scenes}-{settings.data_seed}", settings.scenes, settings.data_seed
+    )
     trainer = EncoderTrainer(folder, settings, data)
-    trainer.run()
+    trainer.run(limit=limit)
+    if trainer.step < settings.steps:
+        return None
     provenance = {
         "model": "Tiny Scenes image encoder (open_clip.model.CLIP)",
         "command": "python -m budgetfusion_nodes tiny-scenes train-encoder",
