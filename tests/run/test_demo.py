@@ -1,0 +1,334 @@
+"""The demo's own side: graph, client, report and contact sheet. `run.py demo` itself does it with genuine renders."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from PIL import Image, ImageFont
+
+from budgetfusion_nodes.demo import __main__ as demo
+from budgetfusion_nodes.demo import graph as graphs
+from budgetfusion_nodes.demo import prompts as lists
+from budgetfusion_nodes.demo.client import Client, Finished, explain_refusal
+from budgetfusion_nodes.demo.errors import DemoError
+from budgetfusion_nodes.demo.report import Report, Row
+from budgetfusion_nodes.demo.sheet import PAIR_WIDTH, SIDE, Pair, draw_sheet, wrap
+from budgetfusion_nodes.tiny_scenes.captions import vocabulary, words
+from budgetfusion_nodes.tiny_scenes.scenes import is_held_out, sample_scenes
+from launcher.layout import ROOT
+
+ISSUE_KEYS = {"host_version", "target_steps", "prompts", "mean_steps", "saved_steps_pct", "saved_seconds_pct"}
+ISSUE_PROMPT_KEYS = {
+    *("prompt", "seed", "steps", "quality_predicted", "quality_measured", "set_by", "seconds", "seconds_target")
+}
+
+
+def a_row(prompt: str = "a plain red background", **changes: Any) -> Row:
+    return replace(Row(prompt, 1, 10, 0.95, 0.93, "d_sim", 0.5, 2.0), **changes)
+
+
+# ---------------------------------------------------------------------------------------------------------- prompts
+
+
+def test_the_list_goes_from_trivial_to_busy_in_words_the_model_knows() -> None:
+    assert len(lists.TRIVIAL_TO_BUSY) >= 6
+    known = set(vocabulary())
+    for prompt in lists.TRIVIAL_TO_BUSY:
+        assert set(words(prompt)) <= known, set(words(prompt)) - known
+    lengths = [len(words(prompt)) for prompt in lists.TRIVIAL_TO_BUSY]
+    assert lengths[0] < lengths[len(lengths) // 2] < lengths[-1]
+
+
+def test_held_out_captions_are_of_held_out_scenes_and_always_the_same() -> None:
+    assert lists.held_out(60) == lists.held_out(60)
+    assert len(set(lists.held_out(60))) == 60
+    assert all(is_held_out(scene) for scene in sample_scenes(60, lists.HELD_OUT_SEED, held_out=True))
+
+
+def test_own_prompts_come_before_held_out_and_the_list() -> None:
+    assert demo.chosen_prompts(["mine"], 0) == ("mine",)
+    assert len(demo.chosen_prompts([], 3)) == 3
+    assert demo.chosen_prompts([], 0) == lists.TRIVIAL_TO_BUSY
+
+
+# ------------------------------------------------------------------------------------------------------------ graph
+
+
+def test_the_full_step_render_differs_from_the_adaptive_one_in_nothing_but_steps() -> None:
+    made = graphs.build(graphs.load_base(), "a prompt", 42, 0.8, "haarpsi")
+    adaptive, full = (made.nodes[name]["inputs"] for name in made.samplers)
+    assert full == {**{name: adaptive[name] for name in full if name != "steps"}, "steps": made.target_steps}
+    assert adaptive["seed"] == 42 and made.nodes[made.planner]["inputs"]["quality"] == 0.8
+    assert made.nodes[made.full]["class_type"] == "KSampler"
+    assert made.target_steps == made.nodes[made.planner]["inputs"]["max_steps"] == 50
+    assert adaptive["plan"] == [made.planner, 0]
+
+
+def test_the_prompt_reaches_the_positive_text_alone_and_the_base_stays_as_it_was() -> None:
+    base = graphs.load_base()
+    before = json.dumps(base)
+    made = graphs.build(base, "a prompt", 1, 0.9, "haarpsi")
+    texts = {name: n["inputs"]["text"] for name, n in made.nodes.items() if n["class_type"] == "CLIPTextEncode"}
+    positive = made.nodes[made.adaptive]["inputs"]["positive"][0]
+    assert texts[positive] == "a prompt" and list(texts.values()).count("a prompt") == 1
+    assert json.dumps(base) == before
+
+
+def test_every_link_leads_to_a_node() -> None:
+    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9, "haarpsi")
+    for node in made.nodes.values():
+        for value in node["inputs"].values():
+            if isinstance(value, list):
+                assert value[0] in made.nodes
+    probe = made.nodes[made.probe]["inputs"]
+    assert made.nodes[probe["images"][0]]["inputs"]["samples"][0] == made.adaptive
+    assert made.nodes[probe["reference"][0]]["inputs"]["samples"][0] == made.full
+    assert probe["plan"] == [made.planner, 0]
+
+
+def test_a_missing_or_altered_example_graph_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match=r"cannot be read .* Restore it"):
+        graphs.load_base(tmp_path / "none.json")
+    base = graphs.load_base()
+    del base[next(name for name, node in base.items() if node["class_type"] == graphs.PLANNER)]
+    with pytest.raises(DemoError, match="holds 0 nodes of type BudgetFusion_BudgetPlanner"):
+        graphs.build(base, "a", 1, 0.9, "auto")
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def test_the_report_has_exactly_the_promised_keys(tmp_path: Path) -> None:
+    report = Report("0.30.0", 50, (a_row(steps=10), a_row(steps=20, seconds=1.0)))
+    report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert set(saved) == ISSUE_KEYS
+    assert set(saved["prompts"][0]) == ISSUE_PROMPT_KEYS
+    assert saved["mean_steps"] == 15 and saved["saved_steps_pct"] == pytest.approx(70.0)
+    assert saved["saved_seconds_pct"] == pytest.approx(100 * (1 - 1.5 / 4.0))
+
+
+def test_what_was_not_measured_is_not_counted_as_reached() -> None:
+    rows = (a_row(quality_measured=0.9), a_row(quality_measured=0.89), a_row(quality_measured=None))
+    report = Report("0.30.0", 50, rows)
+    assert report.reached(0.9) == (1, 2)
+    assert "1 of 2 renders reached the wanted quality of 0.90" in report.summary(0.9)
+    nothing = Report(
+        "0.30.0", 50, (a_row(quality_measured=None, quality_predicted=None, steps=50, seconds_target=0.0),)
+    )
+    assert "No quality could be measured" in nothing.summary(0.9)
+    assert nothing.saved_seconds_pct == 0.0
+
+
+def test_a_row_is_what_the_nodes_showed() -> None:
+    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9, "haarpsi")
+    ui = {
+        made.planner: {"budget_plan": [{"quality_predicted": 0.94, "set_by": "i_clip", "fallback": None}]},
+        made.adaptive: {"receipt": [{"steps": 12}]},
+        made.probe: {"probe": [{"quality": [0.91]}]},
+    }
+    seconds = {made.planner: 0.25, made.adaptive: 1.0, made.full: 4.0}
+    row = demo.to_row(made, Finished(ui, seconds), "a prompt", 7)
+    assert row == Row("a prompt", 7, 12, 0.94, 0.91, "i_clip", 1.25, 4.0)
+    with pytest.raises(DemoError, match="showed no probe"):
+        demo.to_row(made, Finished({**ui, made.probe: {}}, seconds), "a prompt", 7)
+
+
+# ------------------------------------------------------------------------------------------------------------ sheet
+
+
+@pytest.mark.parametrize("count", [1, 6, 8, 60])
+def test_the_sheet_holds_every_pair(count: int) -> None:
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    rows = tuple(a_row() for _ in range(count))
+    sheet = draw_sheet([Pair(red, blue, row) for row in rows], Report("0.30.0", 50, rows), 0.9)
+    colours = {colour: number for number, colour in sheet.getcolors(1 << 24) or ()}
+    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == count * SIDE * SIDE
+
+
+def test_pictures_of_any_size_fit() -> None:
+    rows = (a_row("word " * 80), a_row(""), a_row("x" * 300))
+    sizes = ((512, 256), (30, 200), (192, 192))
+    pairs = [Pair(Image.new("RGB", size), Image.new("RGBA", size), row) for size, row in zip(sizes, rows, strict=True)]
+    assert draw_sheet(pairs, Report("0.30.0", 50, rows), 0.9).width >= PAIR_WIDTH
+
+
+@pytest.mark.parametrize("text", ["one two three four five six seven", "a" * 200 + " b", "", "\U0001f600 emoji"])
+def test_wrapped_lines_fit_and_lose_nothing(text: str) -> None:
+    font = ImageFont.load_default(14)
+    lines = wrap(text, font, 120)
+    assert all(font.getlength(line) <= 120 for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+# ----------------------------------------------------------------------------------------------------------- client
+
+
+Script = Callable[[web.WebSocketResponse, str], Awaitable[None]]
+
+
+async def with_host(
+    script: Script, use: Callable[[Client], Awaitable[Any]], refusal: dict[str, Any] | None = None
+) -> Any:
+    """Runs `use` against a server that speaks the host's protocol and plays `script` for each queued graph."""
+    sockets: list[web.WebSocketResponse] = []
+    background: list[asyncio.Task[None]] = []
+
+    async def ws(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        sockets.append(socket)
+        await socket.send_json({"type": "status", "data": {"status": {}}})
+        async for _ in socket:
+            pass
+        return socket
+
+    async def prompt(request: web.Request) -> web.Response:
+        if refusal is not None:
+            return web.json_response(refusal, status=400)
+        background.append(asyncio.ensure_future(script(sockets[0], "id-1")))
+        return web.json_response({"prompt_id": "id-1", "node_errors": {}})
+
+    async def view(request: web.Request) -> web.Response:
+        if request.query["filename"] != "a.png":
+            return web.Response(status=404)
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8), "green").save(content, "PNG")
+        return web.Response(body=content.getvalue())
+
+    app = web.Application()
+    app.add_routes([web.get("/ws", ws), web.post("/prompt", prompt), web.get("/view", view)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    port = site._server.sockets[0].getsockname()[1]  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        async with Client(f"http://127.0.0.1:{port}") as client:
+            return await use(client)
+    finally:
+        await runner.cleanup()
+
+
+async def say(socket: web.WebSocketResponse, kind: str, prompt_id: str = "id-1", **data: Any) -> None:
+    await socket.send_json({"type": kind, "data": {"prompt_id": prompt_id, **data}})
+
+
+async def renders(socket: web.WebSocketResponse, prompt_id: str) -> None:
+    await say(socket, "executing", "another-prompt", node="x")
+    await say(socket, "executing", node="5")
+    await asyncio.sleep(0.05)
+    await say(socket, "executing", node="6")
+    await socket.send_bytes(b"a preview")
+    await say(socket, "progress", node="6", value=1, max=4)
+    await say(socket, "progress", node="6", value=4, max=4)
+    await asyncio.sleep(0.15)
+    await say(socket, "executed", node="6", output={"receipt": [{"steps": 4}]})
+    await say(socket, "execution_success", prompt_id)
+
+
+def test_a_render_is_followed_timed_and_read() -> None:
+    shares: list[tuple[str, float]] = []
+
+    async def use(client: Client) -> Finished:
+        return await client.run({}, lambda node, share: shares.append((node, share)))
+
+    done = asyncio.run(with_host(renders, use))
+    assert done.ui == {"6": {"receipt": [{"steps": 4}]}}
+    assert shares == [("6", 0.25), ("6", 1.0)]
+    assert set(done.seconds) == {"5", "6"}
+    assert done.seconds["5"] == pytest.approx(0.05, abs=0.05) and done.seconds["6"] == pytest.approx(0.15, abs=0.08)
+
+
+async def fails(socket: web.WebSocketResponse, prompt_id: str) -> None:
+    await say(socket, "execution_error", node_type="KSampler", exception_message="out of memory\n")
+
+
+async def interrupts(socket: web.WebSocketResponse, prompt_id: str) -> None:
+    await say(socket, "execution_interrupted")
+
+
+async def dies(socket: web.WebSocketResponse, prompt_id: str) -> None:
+    await socket.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [(fails, "The node KSampler stopped: out of memory"), (interrupts, "interrupted"), (dies, "ended in the middle")],
+)
+def test_what_goes_wrong_in_the_host_is_said(script: Script, sentence: str) -> None:
+    async def use(client: Client) -> Finished:
+        return await client.run({})
+
+    with pytest.raises(DemoError, match=sentence):
+        asyncio.run(with_host(script, use))
+
+
+def test_a_refused_graph_names_node_and_reason() -> None:
+    error = {"message": "Value not in list", "details": "ckpt_name: 'tiny_scenes.safetensors' not in []"}
+    body = {
+        "error": {"message": "Prompt outputs failed validation"},
+        "node_errors": {"1": {"class_type": "CheckpointLoaderSimple", "errors": [error]}},
+    }
+
+    async def use(client: Client) -> Finished:
+        return await client.run({})
+
+    with pytest.raises(DemoError, match=r"CheckpointLoaderSimple: Value not in list .*tiny_scenes"):
+        asyncio.run(with_host(renders, use, refusal=body))
+    gone = {"error": {"message": "Node 'BudgetFusion_BudgetPlanner' not found."}, "node_errors": {}}
+    assert "The pack did not load" in explain_refusal(gone)
+    assert explain_refusal({}) == "it gave no reason."
+
+
+def test_a_picture_is_fetched_or_missed_loudly() -> None:
+    async def use(client: Client) -> Image.Image:
+        picture = Image.open(io.BytesIO(await client.image({"filename": "a.png", "subfolder": "", "type": "output"})))
+        with pytest.raises(DemoError, match=r"did not hand out b\.png \(status 404\)"):
+            await client.image({"filename": "b.png"})
+        return picture
+
+    assert asyncio.run(with_host(renders, use)).size == (8, 8)
+
+
+def test_no_server_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--server", "http://127.0.0.1:9", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: No ComfyUI answers at http://127.0.0.1:9") and said.count("\n") == 1
+
+
+def test_an_output_folder_that_is_a_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("")
+    assert demo.main(["--server", "http://127.0.0.1:9", "--out", str(tmp_path / "out")]) == 1
+    assert "Choose another folder with --out" in capsys.readouterr().err
+
+
+def test_only_pictures_of_an_earlier_demo_are_removed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("01_adaptive.png", "12_full.png", "mine.png", "01_other.png"):
+        (images / name).write_text("")
+    demo._prepare_folder(tmp_path)
+    assert sorted(path.name for path in images.iterdir()) == ["01_other.png", "mine.png"]
+
+
+def test_the_demos_side_needs_neither_torch_nor_the_host() -> None:
+    code = "import sys, budgetfusion_nodes.demo.__main__; print(sorted({'torch', 'comfy', 'nodes'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    for file in (ROOT / "budgetfusion_nodes" / "demo").glob("*.py"):
+        assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), f"{file.name} says nothing about itself"
+    assert aiohttp.ClientSession  # the websocket client that requirements/client.txt brings
