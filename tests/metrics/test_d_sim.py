@@ -231,8 +231,9 @@ def test_dreamsim_resizes_as_its_own_preprocessing_does(tmp_path: Path, monkeypa
     )
     pair = [photo(name)[:, :, :300, :400] for name in ("astronaut", "coffee")]
     as_pil = [Image.fromarray((p[0].permute(1, 2, 0) * 255).round().byte().numpy()) for p in pair]
-    expected = 1 - library(*(preprocess(p) for p in as_pil))
-    assert torch.allclose(d_sim(*pair, load_d_sim("dreamsim")), expected, atol=2e-3)
+    first, second = (preprocess(p) for p in as_pil)
+    expected = 1 - library(first, second)
+    assert torch.allclose(d_sim(pair[0], pair[1], load_d_sim("dreamsim")), expected, atol=2e-3)
 
 
 # -------------------------------------------------------------------------------------------- choosing and sad paths
