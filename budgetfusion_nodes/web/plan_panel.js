@@ -1,0 +1,406 @@
+// @ts-check
+/**
+ * The panel on a node: headline, badge, chart, read-out, receipt. Knows the page's DOM but not the host.
+ * The host imports each .js file of this folder as an extension, so importing this one does nothing.
+ */
+
+import {
+  METRICS, PROMISES, VIEWS, chartLayout, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
+  receiptRows,
+} from "./plan_view.js";
+
+/**
+ * @typedef {import("./plan_view.js").Plan} Plan
+ * @typedef {import("./plan_view.js").Receipt} Receipt
+ * @typedef {import("./plan_view.js").Probe} Probe
+ * @typedef {import("./plan_view.js").Controls} Controls
+ * @typedef {import("./plan_view.js").View} View
+ * @typedef {import("./plan_view.js").ChartModel} ChartModel
+ * @typedef {import("./plan_view.js").ChartLayout} ChartLayout
+ *
+ * @typedef {{plan: Plan | null, others: number[], receipt: Receipt | null, probe: Probe | null}} Result
+ * `others`: the step counts of all plans of the run, where a list of prompts was queued.
+ */
+
+const SVG = "http://www.w3.org/2000/svg";
+const CHART_HEIGHT = 150;
+const HINT = "Point at the chart, or focus it and press the arrow keys, to read a count.";
+
+/** @type {Result} */
+export const NO_RESULT = { plan: null, others: [], receipt: null, probe: null };
+
+export class PlanPanel {
+  /**
+   * @param {"planner" | "sampler" | "probe"} kind
+   * @param {() => Partial<Controls> | null} controls where the sliders stand; null if they do not decide
+   * @param {() => void} onHeight called when `minHeight` changed
+   */
+  constructor(kind, controls, onHeight) {
+    this.kind = kind;
+    this.controls = controls;
+    this.onHeight = onHeight;
+    /** @type {Result} */
+    this.result = NO_RESULT;
+    /** @type {View} */
+    this.view = "quality";
+    /** @type {ReturnType<typeof planCurves>} */
+    this.curves = null;
+    /** @type {number | null} */
+    this.cursor = null;
+    /** @type {ChartModel | null} */
+    this.model = null;
+    /** @type {ChartLayout | null} */
+    this.layout = null;
+    this.minHeight = CHART_HEIGHT;
+    this.frame = 0;
+    this.listening = new AbortController();
+
+    this.head = element("div", "bf-head");
+    this.views = element("div", "bf-views");
+    this.views.setAttribute("role", "group");
+    this.views.setAttribute("aria-label", "What the chart shows");
+    this.chart = element("div", "bf-chart");
+    this.svg = svg("svg", { tabindex: 0, role: "slider", "aria-label": "Step count to read out" });
+    this.chart.append(this.svg);
+    this.readout = element("div", "bf-readout");
+    this.tail = element("div", "bf-tail");
+    this.above = element("div", "bf-above");
+    this.below = element("div", "bf-below");
+    this.above.append(this.head, this.views);
+    this.below.append(this.readout, this.tail);
+    this.element = element("div", "bf-panel");
+    this.element.dataset.kind = kind;
+    this.element.append(this.above, this.chart, this.below);
+    this.listen();
+    this.refresh();
+  }
+
+  /** What a run gave. @param {Result} result */
+  show(result) {
+    this.result = result;
+    this.curves = result.plan ? planCurves(result.plan) : null;
+    this.cursor = null;
+    this.refresh();
+  }
+
+  /** Draws in the next frame, once however often it is called. */
+  refresh() {
+    if (this.frame || this.listening.signal.aborted) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.render();
+    });
+  }
+
+  destroy() {
+    this.listening.abort();
+    this.sizes?.disconnect();
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    this.element.remove();
+  }
+
+  listen() {
+    const { signal } = this.listening;
+    this.svg.addEventListener("pointermove", (event) => this.point(event), { signal });
+    this.svg.addEventListener("pointerleave", () => this.setCursor(null), { signal });
+    this.svg.addEventListener("blur", () => this.setCursor(null), { signal });
+    this.svg.addEventListener("keydown", (event) => this.key(event), { signal });
+    this.sizes = new ResizeObserver((entries) => {
+      if (entries.some((entry) => entry.target !== this.chart)) this.measure();
+      this.refresh();
+    });
+    for (const watched of [this.above, this.chart, this.below]) this.sizes.observe(watched);
+  }
+
+  measure() {
+    const needed = this.above.offsetHeight + this.below.offsetHeight + CHART_HEIGHT + 16;
+    if (!this.element.isConnected || needed === this.minHeight) return;
+    this.minHeight = needed;
+    this.onHeight();
+  }
+
+  // -------------------------------------------------------------------------------------------------- reading
+
+  /** @param {PointerEvent} event */
+  point(event) {
+    if (!this.layout) return;
+    const box = this.svg.getBoundingClientRect(); // on screen: the canvas may be zoomed
+    const px = ((event.clientX - box.left) / box.width) * this.svg.clientWidth;
+    this.setCursor(nearestCount(this.layout, px));
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    if (!this.layout || !this.model) return;
+    const { first, last } = this.layout;
+    const at = this.cursor ?? this.model.chosen ?? first;
+    /** @type {Record<string, number | null>} */
+    const moves = {
+      ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: first, End: last, Escape: null,
+    };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    event.stopPropagation(); // the canvas has shortcuts of its own
+    const to = moves[event.key];
+    this.setCursor(to === null ? null : Math.min(Math.max(to, first), last));
+  }
+
+  /** @param {number | null} n */
+  setCursor(n) {
+    if (n === this.cursor) return;
+    this.cursor = n;
+    this.refresh();
+  }
+
+  // -------------------------------------------------------------------------------------------------- drawing
+
+  render() {
+    const { plan, probe } = this.result;
+    this.element.dataset.state = plan?.fallback != null ? "fallback" : plan || probe ? "result" : "empty";
+    this.renderHead();
+    this.renderViews();
+    this.renderChart();
+    this.renderTail();
+  }
+
+  renderHead() {
+    const { plan, others } = this.result;
+    if (!plan || this.kind === "probe") {
+      const promise = this.kind === "probe" && this.result.probe ? [] : [element("p", "bf-promise", PROMISES[this.kind])];
+      this.head.replaceChildren(...promise);
+      delete this.element.dataset.steps;
+      return;
+    }
+    const now = outlook(plan, this.controls());
+    this.element.dataset.steps = String(now.steps);
+    const title = element("div", "bf-title");
+    if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
+    title.append(element("strong", "bf-headline", now.headline));
+    const reason = now.reason ? [element("p", "bf-reason", now.reason)] : [];
+    reason.forEach((line) => line.setAttribute("role", "status"));
+    const details = now.details.map((text) => element("div", "bf-detail", text));
+    const notes = now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`));
+    if (others.length > 1) {
+      details.push(element("div", "bf-detail", `${others.length} prompts in this run: ${others.join(", ")} steps; shown: the last`));
+    }
+    this.head.replaceChildren(title, ...reason, ...details, ...notes);
+  }
+
+  renderViews() {
+    const shown = VIEWS.filter(({ view }) => this.has(view));
+    this.views.hidden = shown.length < 2;
+    if (shown.length && !this.has(this.view)) this.view = shown[0].view;
+    const wanted = shown.map(({ view }) => view).join();
+    if (this.views.dataset.views !== wanted) {
+      // kept between draws, so that a focused button stays focused
+      this.views.dataset.views = wanted;
+      this.views.replaceChildren(...shown.map((choice) => this.viewButton(choice)));
+    }
+    for (const button of this.views.querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.view === this.view));
+    }
+  }
+
+  /** @param {{view: View, label: string, title: string}} choice */
+  viewButton({ view, label, title }) {
+    const button = element("button", "bf-view", label);
+    button.type = "button";
+    button.title = title;
+    button.dataset.view = view;
+    const choose = () => {
+      this.view = view;
+      this.refresh();
+    };
+    button.addEventListener("click", choose, { signal: this.listening.signal });
+    return button;
+  }
+
+  /** Whether there is something to draw. @param {View} view */
+  has(view) {
+    const measured = this.result.probe?.[view];
+    return Boolean(this.curves?.[view] || measured?.length);
+  }
+
+  /** @returns {ChartModel} */
+  chartModel() {
+    const { plan, probe } = this.result;
+    const counted = probe?.counted ?? true;
+    const now = plan && counted ? outlook(plan, this.kind === "probe" ? null : this.controls()) : null;
+    const planned = now !== null && now.floor !== null;
+    return {
+      view: this.view,
+      curve: counted ? (this.curves?.[this.view] ?? null) : null,
+      points: probe ? probePoints(probe, this.view) : [],
+      counted,
+      chosen: now ? now.steps : null,
+      floor: planned ? now.floor : null,
+      wanted: planned ? now.quality : null,
+      minSteps: planned ? now.minSteps : null,
+      maxSteps: planned ? now.maxSteps : null,
+    };
+  }
+
+  renderChart() {
+    const width = this.svg.clientWidth || 280;
+    const height = this.svg.clientHeight || CHART_HEIGHT;
+    const model = this.chartModel();
+    const layout = chartLayout(model, width, height);
+    const empty = !model.curve && !model.points.length;
+    this.model = model;
+    this.layout = empty ? null : layout;
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.svg.replaceChildren(...axes(layout, model), ...(empty ? [] : marks(layout, model, this.cursor)));
+    this.renderReadout(model, empty);
+  }
+
+  /** @param {ChartModel} model @param {boolean} empty */
+  renderReadout(model, empty) {
+    const at = this.cursor ?? model.chosen;
+    const text = empty || at === null ? "" : readout(at, model.view, model.curve, model.points, model.counted);
+    const unpointed = empty ? "" : HINT;
+    this.readout.textContent = this.cursor === null ? unpointed : text;
+    this.svg.setAttribute("aria-valuetext", text || "Nothing to read before the first run");
+    this.svg.setAttribute("aria-valuemin", String(this.layout?.first ?? 0));
+    this.svg.setAttribute("aria-valuemax", String(this.layout?.last ?? 0));
+    this.svg.setAttribute("aria-valuenow", String(at ?? 0));
+  }
+
+  renderTail() {
+    const { plan, receipt, probe } = this.result;
+    this.tail.replaceChildren(
+      ...(this.has("quality") || plan ? [legend(plan, probe, this.view)] : []),
+      ...(receipt ? [receiptList(receipt, plan)] : []),
+      ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", text)), measuredWith(probe)] : []),
+    );
+  }
+}
+
+/** @param {ChartLayout} layout @param {ChartModel} model */
+function axes(layout, model) {
+  const { x0, x1, y0, y1 } = layout;
+  const label = model.counted ? "steps" : "image";
+  return [
+    ...layout.yTicks.flatMap((tick) => [
+      svg("line", { class: "bf-grid", x1: x0, x2: x1, y1: tick.at, y2: tick.at }),
+      svg("text", { class: "bf-tick", x: x0 - 4, y: tick.at + 4, "text-anchor": "end" }, tick.label),
+    ]),
+    ...layout.xTicks.map((tick) =>
+      svg("text", { class: "bf-tick", x: tick.at, y: y0 + 13, "text-anchor": "middle" }, tick.label),
+    ),
+    svg("line", { class: "bf-axis", x1: x0, x2: x1, y1: y0, y2: y0 }),
+    svg("line", { class: "bf-axis", x1: x0, x2: x0, y1: y0, y2: y1 }),
+    svg("text", { class: "bf-tick", x: (x0 + x1) / 2, y: y0 + 26, "text-anchor": "middle" }, label),
+  ];
+}
+
+/** @param {ChartLayout} layout @param {ChartModel} model @param {number | null} cursor */
+function marks(layout, model, cursor) {
+  const { x0, x1, y0, y1 } = layout;
+  /** @type {SVGElement[]} */
+  const drawn = layout.outside.map((strip) =>
+    svg("rect", { class: "bf-outside", x: strip.x, y: y1, width: Math.max(strip.width, 0), height: y0 - y1 }),
+  );
+  if (layout.band) drawn.push(svg("path", { class: "bf-band", d: layout.band }));
+  if (layout.line) drawn.push(svg("path", { class: "bf-line", d: layout.line }));
+  if (layout.floorY !== null) {
+    drawn.push(svg("line", { class: "bf-floor", x1: x0, x2: x1, y1: layout.floorY, y2: layout.floorY }));
+  }
+  if (layout.wantedY !== null) {
+    const y = layout.wantedY;
+    drawn.push(svg("path", { class: "bf-wanted", d: `M${x0} ${y}l-6 -4v8z` }));
+  }
+  if (layout.chosen) {
+    const { x, y } = layout.chosen;
+    drawn.push(svg("line", { class: "bf-chosen", x1: x, x2: x, y1: y0, y2: y1 }));
+    if (y !== null) drawn.push(svg("circle", { class: "bf-chosen-dot", cx: x, cy: y, r: 5 }));
+    const left = x > (x0 + x1) / 2;
+    const place = { x: x + (left ? -6 : 6), y: y0 - 6, "text-anchor": left ? "end" : "start" };
+    drawn.push(svg("text", { class: "bf-chosen-label", ...place }, String(model.chosen)));
+  }
+  for (const { x, y } of layout.points) drawn.push(svg("circle", { class: "bf-point", cx: x, cy: y, r: 3.5 }));
+  if (cursor !== null) {
+    const x = layout.x(cursor);
+    drawn.push(svg("line", { class: "bf-cursor", x1: x, x2: x, y1: y0, y2: y1 }));
+  }
+  return drawn;
+}
+
+/** @param {Plan | null} plan @param {Probe | null} probe @param {View} view */
+function legend(plan, probe, view) {
+  const box = element("div", "bf-legend");
+  const planned = plan?.decision && plan.fallback === null;
+  /** @param {string} mark @param {string} text */
+  const add = (mark, text) => {
+    const item = element("span", "bf-key");
+    item.append(element("i", `bf-mark ${mark}`), text);
+    box.append(item);
+  };
+  if (plan?.decision) add("bf-mark-line", view === "quality" ? "predicted" : "predicted distance; up is nearer");
+  if (plan?.decision && view === "quality") add("bf-mark-band", "likely range");
+  if (planned && view === "quality") {
+    add("bf-mark-floor", "the range must stay above this");
+    add("bf-mark-wanted", "quality slider");
+  }
+  if (plan?.decision) add("bf-mark-chosen", planned ? "chosen steps" : "steps taken");
+  if (probe) add("bf-mark-point", "measured");
+  return box;
+}
+
+/** @param {Receipt} receipt @param {Plan | null} plan */
+function receiptList(receipt, plan) {
+  const list = element("dl", "bf-receipt");
+  list.setAttribute("aria-label", "Receipt of the last run");
+  for (const [label, text] of receiptRows(receipt, plan)) list.append(element("dt", "", label), element("dd", "", text));
+  return list;
+}
+
+/** @param {Probe} probe */
+function numbers(probe) {
+  const { head, rows } = probeTable(probe);
+  const frame = element("div", "bf-numbers");
+  frame.tabIndex = 0; // scrolls by keyboard
+  frame.setAttribute("role", "region");
+  frame.setAttribute("aria-label", `Distances from ${probe.reference}; 0 is equal`);
+  const table = element("table", "");
+  const top = element("tr", "");
+  top.append(...head.map((text) => element("th", "", text)));
+  table.append(top);
+  for (const row of rows) {
+    const line = element("tr", "");
+    line.append(...row.map((text) => element("td", "", text)));
+    table.append(line);
+  }
+  frame.append(table);
+  return frame;
+}
+
+/** @param {Probe} probe */
+function measuredWith(probe) {
+  const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? "unknown"}`).join(", ");
+  return element("p", "bf-detail", `Distances from ${probe.reference}; 0 is equal. Measured with ${used}.`);
+}
+
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag @param {string} className @param {string} [text]
+ * @returns {HTMLElementTagNameMap[T]}
+ */
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+/**
+ * @template {keyof SVGElementTagNameMap} T
+ * @param {T} tag @param {Record<string, string | number>} attributes @param {string} [text]
+ * @returns {SVGElementTagNameMap[T]}
+ */
+function svg(tag, attributes, text) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
+  if (text !== undefined) made.textContent = text;
+  return made;
+}

@@ -1,0 +1,61 @@
+"""A base directory for the page test: the pack, an untrained checkpoint, a planner for it that is not in place yet.
+
+    python tests/web/make_base.py <ComfyUI folder> <new folder>
+
+The planner lies in <new folder>/held/ until the test has seen the page without one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from budgetfusion_nodes.core.planner_file import save_planner  # noqa: E402
+from budgetfusion_nodes.core.setting import Setting  # noqa: E402
+from budgetfusion_nodes.host.boot import start_host  # noqa: E402
+
+CHECKPOINT = "tiny_scenes.safetensors"  # as the example graphs name it
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12", "Comfy.Workflow.ShowMissingModelsWarning": False}
+
+
+def host_tests():
+    """tests/host/conftest.py, whose planner is used here too."""
+    spec = importlib.util.spec_from_file_location("host_conftest", ROOT / "tests" / "host" / "conftest.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(host_dir: str, base: Path) -> None:
+    for folder in ("custom_nodes", "models/checkpoints", "models/budgetfusion", "held", "user/default"):
+        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes" / "budgetfusion").symlink_to(ROOT, target_is_directory=True)
+    (base / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        start_host(host_dir, scratch, [ROOT])
+        root = str(ROOT).replace(".", "_x_")
+        host_model = importlib.import_module(f"{root}.budgetfusion_nodes.tiny_scenes.host_model")
+        identity = importlib.import_module(f"{root}.budgetfusion_nodes.host.identity")
+        made = host_model.make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
+        shutil.copy(made, base / "models/checkpoints" / CHECKPOINT)
+        tests = host_tests()
+        model, clip, _vae = sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
+        fingerprint, name = identity.model_fingerprint(model)
+        setting = Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name)
+        entries = [tests.Loaded(model, clip, _vae).encode(text)[0] for text in tests.PROMPTS]
+        planner = tests.make_planner("page test planner", setting, entries)
+        save_planner(base / "held/page_test.safetensors", planner, {"made": "by the page test"})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
