@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.curves import DEFAULT_GRID, parse_grid
-from ..core.errors import BudgetFusionError, InputError
+from ..core.errors import InputError
+from ..options import ROOT, WEIGHTS, add_host_option, number, run_folder, whole
 
 if TYPE_CHECKING:
     from ..core.planner import Planner
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 # Everything that imports torch is imported by the command that needs it, so that --help stays fast.
 
-ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_CHECKPOINT = ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors"
-DEFAULT_PLANNER = ROOT / "weights" / "planners" / "tiny_scenes_dpmpp_2m.safetensors"
-DEFAULT_SWEEP = ROOT / ".run" / "sweep"
+DEFAULT_CHECKPOINT = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
+DEFAULT_PLANNER = WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m.safetensors"
+DEFAULT_SWEEP = run_folder() / "sweep"
 SPLIT_ORDER = ("train", "calibration", "test")
 
 
@@ -43,15 +42,6 @@ def add_parser(subparsers: Any) -> None:
     _add_convergence(commands)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The study commands alone, with the same words as `python -m budgetfusion_nodes study`."""
-    parser = argparse.ArgumentParser(prog="python -m budgetfusion_nodes")
-    add_parser(parser.add_subparsers(dest="command", required=True))
-    args = parser.parse_args(["study", *(sys.argv[1:] if argv is None else argv)])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return args.run(args)
-
-
 # ------------------------------------------------------------------------------------------------------------ options
 
 
@@ -63,9 +53,15 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument(
         "--grid", default=_words(DEFAULT_GRID), help="step counts, the last is the target (%(default)s)"
     )
-    parser.add_argument("--workers", type=_positive, default=1, help="processes, each with a host (%(default)s)")
-    parser.add_argument("--keep-images", type=int, default=0, metavar="N", help="save the first N trajectories as PNG")
-    parser.add_argument("--shards", type=_positive, metavar="N", help="stop after N more shards (to try things out)")
+    parser.add_argument(
+        "--workers", type=whole(1, 100_000), default=1, help="processes, each with a host (%(default)s)"
+    )
+    parser.add_argument(
+        "--keep-images", type=whole(0, 100_000), default=0, metavar="N", help="save the first N trajectories as PNG"
+    )
+    parser.add_argument(
+        "--shards", type=whole(1, 100_000), metavar="N", help="stop after N more shards (to try things out)"
+    )
 
 
 def _add_merge(commands: Any) -> None:
@@ -80,9 +76,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_PLANNER, help="planner file; its .json is written beside")
     parser.add_argument("--name", help="shown on the node (default: the file's name)")
     parser.add_argument("--seed", type=int, default=1, help="of the fit (%(default)s)")
-    parser.add_argument("--networks", type=_positive, help="size of the ensemble")
-    parser.add_argument("--epochs", type=_positive, help="upper limit; training stops early")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads (%(default)s)")
+    parser.add_argument("--networks", type=whole(1, 100_000), help="size of the ensemble")
+    parser.add_argument("--epochs", type=whole(1, 100_000), help="upper limit; training stops early")
+    parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads (%(default)s)")
 
 
 def _add_report(commands: Any) -> None:
@@ -97,16 +93,16 @@ def _add_convergence(commands: Any) -> None:
     parser = _command(commands, "convergence", "which scheduler converges best at equal steps", run_convergence)
     _add_rendering(parser, scheduler=False)
     parser.add_argument("--schedulers", default="karras,normal", help="names, separated by commas (%(default)s)")
-    parser.add_argument("--prompts", type=_positive, default=32, help="calibration prompts (%(default)s)")
+    parser.add_argument("--prompts", type=whole(1, 100_000), default=32, help="calibration prompts (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the prompt list (%(default)s)")
     parser.add_argument("--grid", default="4 8 13 22 38 50", help="step counts (%(default)s)")
-    parser.add_argument("--target", type=_positive, default=200, help="steps of the limit image (%(default)s)")
+    parser.add_argument("--target", type=whole(1, 100_000), default=200, help="steps of the limit image (%(default)s)")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
 
 
 def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=lambda args: _guarded(run, args))
+    parser.set_defaults(run=run)
     return parser
 
 
@@ -115,17 +111,17 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> None:
-    parser.add_argument("--host", type=Path, help="ComfyUI folder (default: COMFYUI_PATH, else what run.py fetched)")
+    add_host_option(parser)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="model file (Tiny Scenes)")
     parser.add_argument("--sampler", default="dpmpp_2m", help="(%(default)s)")
     if scheduler:
         parser.add_argument("--scheduler", default="karras", help="(%(default)s)")
-    parser.add_argument("--cfg", type=float, default=3.0, help="1 skips the negative prompt (%(default)s)")
-    parser.add_argument("--width", type=_positive, default=64, help="pixels (%(default)s)")
-    parser.add_argument("--height", type=_positive, default=64, help="pixels (%(default)s)")
+    parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="1 skips the negative prompt (%(default)s)")
+    parser.add_argument("--width", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
+    parser.add_argument("--height", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser (%(default)s)")
-    parser.add_argument("--batch", type=_positive, default=32, help="trajectories at once (%(default)s)")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of a process (%(default)s)")
+    parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
+    parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument("--d-sim", default="haarpsi", help="haarpsi, lpips, dreamsim or auto (%(default)s)")
     parser.add_argument("--i-clip", default="shipped", help="image encoder: shipped, or a file (%(default)s)")
 
@@ -136,31 +132,12 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of prompts and noise (%(default)s)")
     parser.add_argument("--prompt-list", type=Path, help="a prompts.json of your own instead of Tiny Scenes")
     for split in SPLIT_ORDER:
-        parser.add_argument(f"--{split}", type=_positive, default=COUNTS[split], help="prompts (%(default)s)")
-        parser.add_argument(f"--{split}-seeds", type=_positive, default=SEEDS[split], help="each (%(default)s)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value
+        parser.add_argument(f"--{split}", type=whole(1, 100_000), default=COUNTS[split], help="prompts (%(default)s)")
+        parser.add_argument(f"--{split}-seeds", type=whole(1, 100_000), default=SEEDS[split], help="each (%(default)s)")
 
 
 def _words(values: Sequence[int]) -> str:
     return " ".join(str(value) for value in values)
-
-
-def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """One sentence instead of a traceback for what an artist can mend."""
-    try:
-        return run(args)
-    except BudgetFusionError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. What is finished is kept: run the same command again to go on.\n")
-        return 130
 
 
 # -------------------------------------------------------------------------------------------------------------- sweep
@@ -178,7 +155,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         f"({finished} finished) -> {job.out}"
     )
     done = job.evaluations([i for i in range(len(job.shards)) if i not in set(missing)])
-    with _bar(done + job.evaluations(chosen), done) as progress:
+    with _bar(args, done + job.evaluations(chosen), done) as progress:
         if args.workers > 1 and chosen:
             run_workers(job, chosen, args.workers, progress)
         elif chosen:
@@ -206,7 +183,6 @@ def _merge(job: SweepJob, partial: bool) -> int:
 
 def _job(args: argparse.Namespace) -> SweepJob:
     from .prompts import PromptList, tiny_scenes_prompts
-    from .rendering import find_host
     from .sweep import SweepJob, make_spec
 
     if args.prompt_list:
@@ -226,7 +202,7 @@ def _job(args: argparse.Namespace) -> SweepJob:
     )
     return SweepJob(
         out=args.out,
-        host_dir=(args.host or find_host()).resolve(),
+        host_dir=args.host.resolve(),
         checkpoint=args.checkpoint.resolve(),
         spec=spec,
         prompts=prompts,
@@ -252,11 +228,11 @@ def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
 
 
 @contextlib.contextmanager
-def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(args: argparse.Namespace, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """Evaluations done, the pace and the time left."""
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, unit="eval", unit_scale=True, smoothing=0.05, mininterval=1.0) as bar:
+    with tqdm(total=total, initial=done, unit="eval", unit_scale=True, smoothing=0.05, disable=args.quiet) as bar:
 
         def advance(evaluations: int) -> None:
             bar.update(evaluations)
@@ -376,17 +352,17 @@ def run_convergence(args: argparse.Namespace) -> int:
 
     from ..metrics.measure import Backends
     from .convergence import compare_schedulers
-    from .rendering import find_host, load_model
+    from .rendering import load_model
 
     torch.set_num_threads(args.threads)
     schedulers = [name.strip() for name in args.schedulers.split(",") if name.strip()]
     grid = parse_grid(args.grid)
     prompts = _calibration_prompts(args.seed, args.prompts)
     with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
-        loaded = load_model((args.host or find_host()).resolve(), Path(base), args.checkpoint.resolve())
+        loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve())
         backends = Backends.from_values(args.d_sim, args.i_clip)
         total = len(schedulers) * args.prompts * (sum(grid) + args.target)
-        with _bar(total, 0) as progress:
+        with _bar(args, total, 0) as progress:
             found = compare_schedulers(
                 loaded,
                 _sampling(args, schedulers[0] if schedulers else ""),
@@ -422,11 +398,7 @@ def _say(text: str) -> None:
 
 def _command_line() -> str:
     """What was typed, without this machine's folders."""
-    return "python -m budgetfusion_nodes " + " ".join(_without_root(arg) for arg in _typed())
-
-
-def _typed() -> Sequence[str]:
-    return sys.argv[1:] if "study" in sys.argv[1:2] else ["study", *sys.argv[1:]]
+    return "python -m budgetfusion_nodes " + " ".join(_without_root(argument) for argument in sys.argv[1:])
 
 
 def _without_root(argument: str) -> str:

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from ..core.curves import METRICS
 from ..core.errors import InputError
 from ..core.setting import Setting
 from ..host.batch import encode_prompts, render_batch, token_count
-from ..host.boot import PACK_ROOT, start_host
+from ..host.boot import import_host, start_host
 from ..host.identity import model_fingerprint
 from ..host.sampling import decode, nfe
 from ..metrics.i_clip import cosine
@@ -80,26 +78,11 @@ class Measured:
     """[n, K, J] in JUDGES order."""
 
 
-def find_host() -> Path:
-    """The ComfyUI to render with: COMFYUI_PATH, else the newest that run.py fetched. InputError if there is none."""
-    named = os.environ.get("COMFYUI_PATH")
-    fetched = sorted((PACK_ROOT / ".run" / "host").glob("*/nodes.py"), key=lambda p: _version(p.parent.name))
-    if named:
-        return Path(named)
-    if fetched:
-        return fetched[-1].parent
-    raise InputError("--host: no ComfyUI found. Run 'python3 run.py test' once, or set COMFYUI_PATH to your ComfyUI.")
-
-
-def _version(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in name.split(".") if part.isdigit())
-
-
 def load_model(host_dir: Path, base_dir: Path, checkpoint: Path) -> LoadedModel:
     """Starts the host and loads the checkpoint file through its own loader."""
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: there is no file {checkpoint.name} in {checkpoint.parent}.")
-    _prefer_torch_attention(host_dir)
+    import_host(host_dir)  # with PyTorch's own attention, where no host runs yet
     session = start_host(host_dir, base_dir, extras=())
     register()
     folder_paths, nodes = importlib.import_module("folder_paths"), importlib.import_module("nodes")
@@ -109,16 +92,6 @@ def load_model(host_dir: Path, base_dir: Path, checkpoint: Path) -> LoadedModel:
     with torch.inference_mode():
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint.name)[:3]
     return LoadedModel(model, clip, vae, session.version)
-
-
-def _prefer_torch_attention(host_dir: Path) -> None:
-    """The host picks split attention on a CPU; PyTorch's own is faster. Only before the host's modules are loaded."""
-    if "comfy.model_management" in sys.modules:
-        return
-    sys.path.insert(0, str(host_dir.resolve()))
-    args = importlib.import_module("comfy.cli_args").args
-    if hasattr(args, "use_pytorch_cross_attention"):
-        args.use_pytorch_cross_attention = True
 
 
 def file_digest(path: Path) -> str:

@@ -81,7 +81,7 @@ def test_the_data_carry_conditioning_setting_and_backends(
     swept: SweepDataset, job: SweepJob, loaded: Any, setting: Any, encoder: Path
 ) -> None:
     assert swept.setting == setting
-    assert set(swept.backends) == set(METRICS) and encoder.name in swept.backends["i_clip"]
+    assert set(swept.backends) == set(METRICS) and encoder.stem in swept.backends["i_clip"]
     (conditioning,) = encode_prompts(loaded.clip, [job.prompts.prompts[1].text])
     np.testing.assert_allclose(swept.tokens[1], conditioning[0][0][0].half().numpy(), atol=1e-3)
     np.testing.assert_allclose(swept.pooled[1], conditioning[0][1]["pooled_output"][0].half().numpy(), atol=1e-3)
