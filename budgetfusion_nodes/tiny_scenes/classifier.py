@@ -125,7 +125,7 @@ def labels(attributes: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
 
 
 class ClassifierTrainer:
-    """One training run; a stopped one goes on from `state_path`. Half of every batch are pictures with a lone object."""
+    """One training run; a stopped one goes on from `state_path`. Half of every batch has a lone object."""
 
     def __init__(self, state_path: Path, settings: ClassifierSettings, data: RenderedScenes) -> None:
         self.state_path, self.settings, self.data = state_path, settings, data
