@@ -217,7 +217,7 @@ def running_host(
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=_host_environment(layout),
+                env=_host_environment(host),
                 start_new_session=True,  # Ctrl-C reaches run.py, which then ends the server in good order.
             )
         url = f"http://{ADDRESS}:{port}"
@@ -230,11 +230,13 @@ def running_host(
             remove_base(base)
 
 
-def _host_environment(layout: Layout) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+def _host_environment(host: Host) -> dict[str, str]:
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment.setdefault("OMP_NUM_THREADS", str(default_threads()))
-    # Byte code goes to our own folder: a ComfyUI of the user's is never written to.
-    environment.update(PYTHONUNBUFFERED="1", PYTHONPYCACHEPREFIX=str(layout.run_dir / "pycache"), PYTHONUTF8="1")
+    environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")
+    if not host.pinned:  # A ComfyUI of the user's is never written to, not even byte code.
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return environment
 
 

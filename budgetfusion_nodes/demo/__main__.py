@@ -24,6 +24,8 @@ WARM_UP_PROMPT = "a medium white square on a plain black background"
 D_SIM_CHOICES = ("auto", "haarpsi", "lpips", "dreamsim")
 """`auto` first; the others in case the planner was calibrated with another one than this machine would choose."""
 BAR = "{l_bar}{bar}| {n:.1f}/{total} renders [{elapsed}<{remaining}]"
+REDRAW_SECONDS = (0.1, 10.0)
+"""On a terminal, and in a log file, where each redraw is a line of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +68,10 @@ async def _demo(options: argparse.Namespace) -> None:
     async with Client(options.server) as client:
         backend = await _warm_up(client, base, options.seed, options.quality)
         graph = build(base, "", 0, options.quality, backend)
-        with tqdm(total=2 * len(prompts), bar_format=BAR, desc="Rendering", file=sys.stdout) as bar:
+        pause = REDRAW_SECONDS[0 if sys.stdout.isatty() else 1]
+        with tqdm(total=2 * len(prompts), bar_format=BAR, desc="Rendering", file=sys.stdout, mininterval=pause) as bar:
             for number, prompt in enumerate(prompts):
-                bar.set_description(_short(prompt))
+                bar.set_description(_short(prompt), refresh=False)
                 graph = build(base, prompt, options.seed + number, options.quality, backend)
                 show = _Steps(graph, bar, 2 * number)
                 finished = await client.run(graph.nodes, show)
@@ -129,12 +132,13 @@ class _Steps:
     def __call__(self, node: str, share: float) -> None:
         if node in self._shares:
             self._shares[node] = share
-            self._bar.n = self._before + sum(self._shares.values())
-            self._bar.refresh()
+            self._move_to(sum(self._shares.values()))
 
     def done(self) -> None:
-        self._bar.n = self._before + len(self._shares)
-        self._bar.refresh()
+        self._move_to(len(self._shares))
+
+    def _move_to(self, renders: float) -> None:
+        self._bar.update(self._before + renders - self._bar.n)
 
 
 def to_row(graph: DemoGraph, finished: Finished, prompt: str, seed: int) -> Row:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from ..tiny_scenes.captions import describe
@@ -23,9 +28,42 @@ TRIVIAL_TO_BUSY = (
 
 HELD_OUT_SEED = 20_260
 """Seed of the held-out scenes of this command; the study draws its own with others."""
+PLANNERS = Path(__file__).resolve().parents[2] / "weights" / "planners"
+STUDY_SEED = 1
+"""What the study's prompt list is drawn with where no provenance says otherwise."""
 
 
-def held_out(count: int) -> tuple[str, ...]:
-    """`count` captions of different scenes from the side of the split that no model was trained on."""
+def held_out(count: int, planners: Path = PLANNERS) -> tuple[str, ...]:
+    """`count` captions of different scenes that neither a model was trained on nor a shipped planner calibrated on."""
+    seen = calibrated_scenes(planners)
+    drawn = sample_scenes(count + len(seen), HELD_OUT_SEED, held_out=True)
     wording = np.random.default_rng(HELD_OUT_SEED)
-    return tuple(describe(scene, wording) for scene in sample_scenes(count, HELD_OUT_SEED, held_out=True))
+    return tuple(describe(scene, wording) for scene in drawn if scene.key not in seen)[:count]
+
+
+def calibrated_scenes(planners: Path) -> frozenset[str]:
+    """Keys of the held-out scenes that the planners' margins were calibrated on, drawn again from their seeds."""
+    from ..study.prompts import tiny_scenes_prompts
+
+    seeds = {STUDY_SEED, *(seed for file in planners.glob("*.json") for seed in _study_seeds(file))}
+    return frozenset(
+        prompt.key for seed in seeds for prompt in tiny_scenes_prompts(seed).prompts if prompt.split == "calibration"
+    )
+
+
+def _study_seeds(file: Path) -> set[int]:
+    """The seeds of Tiny Scenes prompt lists that a provenance file names, wherever in it they stand."""
+
+    def walk(value: Any) -> Iterator[int]:
+        if isinstance(value, dict):
+            if value.get("grammar") == "tiny_scenes" and isinstance(value.get("seed"), int):
+                yield value["seed"]
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                yield from walk(item)
+
+    try:
+        return set(walk(json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError):
+        return set()

@@ -63,8 +63,8 @@ def _draw_pair(
     y += PROMPT_LINES * TEXT_HEIGHT
     row = pair.row
     captions = (
-        (pair.adaptive, f"{row.steps} steps", f"quality {_number(row.quality_measured)}"),
-        (pair.full, f"{target} steps", "quality 1.00 (the reference)"),
+        (pair.adaptive, f"{row.steps} steps (adaptive)", f"quality {_number(row.quality_measured)}"),
+        (pair.full, f"{target} steps (full)", "quality 1.00 (the reference)"),
     )
     for column, (picture, steps, measured) in enumerate(captions):
         left = x + column * (SIDE + GAP)
