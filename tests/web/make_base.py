@@ -7,6 +7,7 @@ The planner lies in <new folder>/held/ until the test has seen the page without 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -21,9 +22,10 @@ sys.path.insert(0, str(ROOT))
 from budgetfusion_nodes.core.planner_file import save_planner  # noqa: E402
 from budgetfusion_nodes.core.setting import Setting  # noqa: E402
 from budgetfusion_nodes.host.boot import start_host  # noqa: E402
+from budgetfusion_nodes.metrics.measure import Backends  # noqa: E402
 
 CHECKPOINT = "tiny_scenes.safetensors"  # as the example graphs name it
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12", "Comfy.Workflow.ShowMissingModelsWarning": False}
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
 
 
 def host_tests():
@@ -54,6 +56,8 @@ def main(host_dir: str, base: Path) -> None:
         setting = Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name)
         entries = [tests.Loaded(model, clip, _vae).encode(text)[0] for text in tests.PROMPTS]
         planner = tests.make_planner("page test planner", setting, entries)
+        # the backends that the Probe will take, so that it can tell quality
+        planner = dataclasses.replace(planner, backends=Backends.from_values("auto", "auto", None).names())
         save_planner(base / "held/page_test.safetensors", planner, {"made": "by the page test"})
 
 
