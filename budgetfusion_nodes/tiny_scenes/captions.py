@@ -9,8 +9,18 @@ import numpy as np
 from .scenes import COLOURS, Background, Group, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-SIZE_WORDS = {"tiny": ("tiny", "very small"), "small": ("small", "little"), "medium": ("medium", "", "medium"), "large": ("large", "big")}
-FILL_WORDS = {"solid": ("", "", "solid"), "outlined": ("outlined", "hollow"), "striped": ("striped",), "spotted": ("spotted", "dotted")}
+SIZE_WORDS = {
+    "tiny": ("tiny", "very small"),
+    "small": ("small", "little"),
+    "medium": ("medium", "", "medium"),
+    "large": ("large", "big"),
+}
+FILL_WORDS = {
+    "solid": ("", "", "solid"),
+    "outlined": ("outlined", "hollow"),
+    "striped": ("striped",),
+    "spotted": ("spotted", "dotted"),
+}
 START, END, UNKNOWN = "<start>", "<end>", "<unknown>"
 MAX_TOKENS = 48
 
@@ -33,7 +43,14 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 def describe_group(group: Group, rng: np.random.Generator) -> str:
     noun = group.shape if group.count == 1 else _plural(group.shape)
     number = _pick(rng, ("a", "a", "one")) if group.count == 1 else NUMBERS[group.count]
-    parts = [number, _pick(rng, SIZE_WORDS[group.size]), _pick(rng, FILL_WORDS[group.fill]), group.colour, noun, group.place or ""]
+    parts = [
+        number,
+        _pick(rng, SIZE_WORDS[group.size]),
+        _pick(rng, FILL_WORDS[group.fill]),
+        group.colour,
+        noun,
+        group.place or "",
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -49,11 +66,21 @@ def describe_background(background: Background, rng: np.random.Generator) -> str
         case "dots":
             return _pick(rng, (f"a {colour} background with {scale}{second} dots", f"{scale}{second} dots on {colour}"))
         case "checks":
-            return _pick(rng, (f"a {scale}{colour} and {second} checked background", f"{scale}{colour} and {second} checks"))
+            return _pick(
+                rng, (f"a {scale}{colour} and {second} checked background", f"{scale}{colour} and {second} checks")
+            )
         case "bricks":
-            return _pick(rng, (f"a wall of {scale}{colour} bricks with {second} joints", f"{scale}{colour} bricks with {second} joints"))
+            return _pick(
+                rng,
+                (
+                    f"a wall of {scale}{colour} bricks with {second} joints",
+                    f"{scale}{colour} bricks with {second} joints",
+                ),
+            )
         case stripes:
-            return _pick(rng, (f"a {colour} background with {scale}{second} {stripes}", f"{scale}{second} {stripes} on {colour}"))
+            return _pick(
+                rng, (f"a {colour} background with {scale}{second} {stripes}", f"{scale}{second} {stripes} on {colour}")
+            )
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
@@ -63,14 +90,46 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
         return _pick(rng, (background, f"{background} with nothing on it", f"an empty picture of {background}"))
     parts = [describe_group(group, rng) for group in rng.permutation(np.array(scene.groups, dtype=object))]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return _pick(rng, (f"{listed} on {background}", f"{listed} in front of {background}", f"{background} with {listed}", f"a picture of {listed} on {background}"))
+    return _pick(
+        rng,
+        (
+            f"{listed} on {background}",
+            f"{listed} in front of {background}",
+            f"{background} with {listed}",
+            f"a picture of {listed} on {background}",
+        ),
+    )
 
 
 def vocabulary() -> list[str]:
     """Every word the grammar can produce, in a fixed order, after the three special tokens. Index = token id."""
     shapes = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "diamond")
-    known = {word for options in (*SIZE_WORDS.values(), *FILL_WORDS.values()) for option in options for word in option.split()}
-    known |= {*COLOURS, *shapes, *map(_plural, shapes), *NUMBERS, "a", "an", "and", "on", "in", "at", "the", "of", "with", "to", "from", ","}
-    known |= set("centre left right top bottom front plain gradient background dots checked checks wall bricks joints".split())
+    known = {
+        word
+        for options in (*SIZE_WORDS.values(), *FILL_WORDS.values())
+        for option in options
+        for word in option.split()
+    }
+    known |= {
+        *COLOURS,
+        *shapes,
+        *map(_plural, shapes),
+        *NUMBERS,
+        "a",
+        "an",
+        "and",
+        "on",
+        "in",
+        "at",
+        "the",
+        "of",
+        "with",
+        "to",
+        "from",
+        ",",
+    }
+    known |= set(
+        "centre left right top bottom front plain gradient background dots checked checks wall bricks joints".split()
+    )
     known |= set("horizontal vertical diagonal stripes fine wide nothing it empty picture".split())
     return [START, END, UNKNOWN, *sorted(known)]

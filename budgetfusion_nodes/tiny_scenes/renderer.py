@@ -29,7 +29,20 @@ def _heart() -> NDArray[np.float32]:
 
 def _cross(arm: float = 0.34) -> NDArray[np.float32]:
     a, b = arm, 1.0
-    points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+    points = [
+        (-a, -b),
+        (a, -b),
+        (a, -a),
+        (b, -a),
+        (b, a),
+        (a, a),
+        (a, b),
+        (-a, b),
+        (-a, a),
+        (-b, a),
+        (-b, -a),
+        (-a, -a),
+    ]
     return np.asarray(points, np.float32)
 
 
@@ -102,7 +115,10 @@ def draw_background(background: Background, rng: np.random.Generator, size: int 
             mask = np.abs(_stripe(x, 2 * period, period) - _stripe(y, 2 * period, period))
         case _:
             row = np.floor(y / (0.62 * period))
-            mask = np.maximum(_stripe(y, 0.62 * period, 0.16 * period), _stripe(x + (row % 2) * 0.5 * 1.4 * period, 1.4 * period, 0.16 * period))
+            mask = np.maximum(
+                _stripe(y, 0.62 * period, 0.16 * period),
+                _stripe(x + (row % 2) * 0.5 * 1.4 * period, 1.4 * period, 0.16 * period),
+            )
     return base + mask[..., None] * (RGB[background.second] - base)
 
 
@@ -119,7 +135,9 @@ def place_objects(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> l
             for _ in range(40):
                 x = float(np.clip(rng.uniform(left, right) * size, low, high))
                 y = float(np.clip(rng.uniform(top, bottom) * size, low, high))
-                gap = min((np.hypot(x - ox, y - oy) - 1.15 * (radius + other) for _, ox, oy, other in placed), default=np.inf)
+                gap = min(
+                    (np.hypot(x - ox, y - oy) - 1.15 * (radius + other) for _, ox, oy, other in placed), default=np.inf
+                )
                 if gap > best_gap:
                     best, best_gap = (x, y), gap
                 if gap > unit:
@@ -147,7 +165,9 @@ def draw_object(image: Image, group: Group, cx: float, cy: float, radius: float)
         if group.fill == "striped":
             mask = _stripe(y, period, 0.4 * period)
         else:
-            mask = coverage(np.hypot((x + period / 2) % period - period / 2, (y + period / 2) % period - period / 2) - 0.27 * period)
+            mask = coverage(
+                np.hypot((x + period / 2) % period - period / 2, (y + period / 2) % period - period / 2) - 0.27 * period
+            )
         colour = colour + mask[..., None] * (second - colour)
     region = image[y0:y1, x0:x1]
     region += coverage(distance)[..., None] * (colour - region)

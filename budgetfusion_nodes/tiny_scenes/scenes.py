@@ -27,7 +27,16 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "dia
 FILLS = ("solid", "outlined", "striped", "spotted")
 SIZES: dict[str, float] = {"tiny": 3.6, "small": 5.6, "medium": 9.5, "large": 15.0}
 """Half the extent of an object in pixels of a 64-pixel image."""
-PATTERNS = ("plain", "gradient", "horizontal stripes", "vertical stripes", "diagonal stripes", "dots", "checks", "bricks")
+PATTERNS = (
+    "plain",
+    "gradient",
+    "horizontal stripes",
+    "vertical stripes",
+    "diagonal stripes",
+    "dots",
+    "checks",
+    "bricks",
+)
 PATTERN_SCALES: dict[str, float] = {"fine": 7.0, "wide": 16.0}
 """Period of a background pattern in pixels of a 64-pixel image."""
 PLACES: dict[str, tuple[float, float, float, float]] = {

@@ -20,7 +20,7 @@ from budgetfusion_nodes.tiny_scenes.train import (
     noise_level_weights,
     read_settings,
 )
-from budgetfusion_nodes.tiny_scenes.training_model import discrete_sigmas
+from budgetfusion_nodes.tiny_scenes.architecture import discrete_sigmas
 
 SETTINGS = TrainSettings(steps=4, batch=2, warmup=1, decay=2, scenes=64, text_steps=2, text_batch=4)
 
