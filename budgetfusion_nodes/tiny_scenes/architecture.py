@@ -1,4 +1,4 @@
-"""The shape of the Tiny Scenes model, shared by its training and by the host adapter. Numbers only: imports nothing heavy."""
+"""The shape of the Tiny Scenes model, shared by its training and by the host adapter. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def text_config(vocabulary_size: int) -> dict[str, object]:
 
 
 def discrete_sigmas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """The host's default ModelSamplingDiscrete ("linear" betas in the square root, as Stable Diffusion): [steps], rising."""
+    """The host's default ModelSamplingDiscrete (betas linear in the square root, as Stable Diffusion): [steps], rising."""
     import torch
 
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64, device="cpu") ** 2

@@ -128,8 +128,7 @@ def vocabulary() -> list[str]:
         "from",
         ",",
     }
-    known |= set(
-        "centre left right top bottom front plain gradient background dots checked checks wall bricks joints".split()
-    )
-    known |= set("horizontal vertical diagonal stripes fine wide nothing it empty picture".split())
+    known |= {"centre", "left", "right", "top", "bottom", "front", "plain", "gradient", "background", "dots", "checked"}
+    known |= {"checks", "wall", "bricks", "joints", "horizontal", "vertical", "diagonal", "stripes", "fine", "wide"}
+    known |= {"nothing", "it", "empty", "picture"}
     return [START, END, UNKNOWN, *sorted(known)]

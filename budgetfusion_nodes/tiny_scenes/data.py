@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import captions
 from .renderer import SIZE, render
-from .scenes import COLOURS, FILLS, PATTERNS, SHAPES, SIZES, PATTERN_SCALES, Scene, is_held_out, sample_scene
+from .scenes import COLOURS, FILLS, PATTERN_SCALES, PATTERNS, SHAPES, SIZES, Scene, is_held_out, sample_scene
 from .tokenizer import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _make_chunk(task: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.ui
 
 
 def rendered_scenes(folder: Path, count: int, seed: int, workers: int = 2, chunk: int = 1000) -> RenderedScenes:
-    """The data set of `count` scenes for `seed`, rendered into `folder` unless it is there already. No held-out scene."""
+    """The data set of `count` scenes for `seed`, rendered into `folder` unless it is there. No held-out scene."""
     description = {
         "count": count,
         "seed": seed,

@@ -8,7 +8,7 @@ This module needs the host on `sys.path`; nothing here runs at import.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from . import architecture as arch
 from .captions import vocabulary
@@ -18,7 +18,7 @@ _FAMILY_NAME = "BudgetFusionTinyScenes"
 
 
 def patch_unet_class() -> type:
-    """The host's UNetModel between a 4 x 4 pixel unshuffle and shuffle: [B, 3, H, W] in and out, H and W multiples of 16."""
+    """The host's UNetModel between a pixel unshuffle and shuffle: [B, 3, H, W] in and out, H and W multiples of 16."""
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # pyright: ignore[reportMissingImports]
 
@@ -44,7 +44,7 @@ def patch_unet_class() -> type:
             multiple = arch.PATCH * 2 ** (len(arch.CHANNEL_MULT) - 1)
             if height % multiple or width % multiple:
                 raise ValueError(
-                    f"Tiny Scenes draws pictures whose width and height are multiples of {multiple}; got {width} x {height}. "
+                    f"Tiny Scenes draws pictures with sides that are multiples of {multiple}; got {width} x {height}. "
                     "Set 64 x 64 in Empty Latent Image."
                 )
             folded = torch.nn.functional.pixel_unshuffle(x, arch.PATCH)
@@ -66,7 +66,7 @@ def _latent_format_class() -> type:
         scale_factor = arch.PIXEL_SCALE
         latent_channels = 3
         spacial_downscale_ratio = 1
-        latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        latent_rgb_factors: ClassVar[Any] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     return PixelRGB
 
@@ -135,17 +135,17 @@ def family_class() -> type:
             return pooled
 
     class Family(comfy.supported_models_base.BASE):
-        unet_config = {
+        unet_config: ClassVar[Any] = {
             "context_dim": arch.TEXT_WIDTH,
             "model_channels": arch.MODEL_CHANNELS,
             "adm_in_channels": arch.TEXT_WIDTH,
         }
-        unet_extra_config = {"num_heads": arch.NUM_HEADS, "num_head_channels": -1}
-        required_keys = {arch.MARKER_KEY}
+        unet_extra_config: ClassVar[Any] = {"num_heads": arch.NUM_HEADS, "num_head_channels": -1}
+        required_keys: ClassVar[Any] = {arch.MARKER_KEY}
         # The file holds fp16 to stay small; half precision would put rounding noise into the perceptual measures.
-        supported_inference_dtypes = [torch.float32]
-        vae_key_prefix = ["vae."]
-        text_encoder_key_prefix = ["text_encoders."]
+        supported_inference_dtypes: ClassVar[Any] = [torch.float32]
+        vae_key_prefix: ClassVar[Any] = ["vae."]
+        text_encoder_key_prefix: ClassVar[Any] = ["text_encoders."]
         memory_usage_factor = 0.5
 
         def inpaint_model(self) -> bool:

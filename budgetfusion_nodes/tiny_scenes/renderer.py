@@ -1,4 +1,4 @@
-"""Draws scenes with signed distances and one-pixel antialiasing. Seeded: a scene and a generator state give one picture."""
+"""Draws scenes with signed distances and one-pixel antialiasing. A scene and a generator state give one picture."""
 
 from __future__ import annotations
 

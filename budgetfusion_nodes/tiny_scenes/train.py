@@ -1,7 +1,7 @@
 """Trains the Tiny Scenes generator. Resumable after a kill, seeded, on CPU (bf16 autocast) or GPU.
 
-v-prediction (Salimans and Ho 2022, arXiv 2202.00512) under the host's discrete noise schedule; the noise levels are drawn
-around those that decide shapes and edges. Before that, the text encoder gets a head start: a few minutes of
+v-prediction (Salimans and Ho 2022, arXiv 2202.00512) under the host's discrete noise schedule; the noise levels are
+drawn around those that decide shapes and edges. Before that, the text encoder gets a head start: a few minutes of
 predicting what its caption says, so that the UNet meets features that already tell colours, shapes and counts apart.
 """
 
@@ -56,7 +56,7 @@ class TrainSettings:
 
 
 def noise_level_weights(sigmas: Tensor, settings: TrainSettings) -> Tensor:
-    """[1000] probabilities of each timestep: log-normal in sigma, mixed with a uniform share so that no level is unseen."""
+    """[1000] probabilities of each timestep: log-normal in sigma, mixed with a uniform share so that none is unseen."""
     log_sigma = sigmas.log()
     spacing = torch.gradient(log_sigma)[0]
     normal = torch.exp(-0.5 * ((log_sigma - settings.log_sigma_mean) / settings.log_sigma_std) ** 2) * spacing
@@ -66,7 +66,7 @@ def noise_level_weights(sigmas: Tensor, settings: TrainSettings) -> Tensor:
 def diffusion_loss(
     model: TinyScenesTrainingModel, images: Tensor, tokens: Tensor, timestep: Tensor, sigmas: Tensor, noise: Tensor
 ) -> Tensor:
-    """Weighted mean squared error of v = alpha (eps - sigma x0), alpha = 1 / sqrt(1 + sigma^2). `images` [B, 3, H, W] in [-1, 1].
+    """Weighted squared error of v = alpha (eps - sigma x0), alpha = 1 / sqrt(1 + sigma^2). `images` [B, 3, H, W] in -1..1.
 
     The network draws x0, whose error counts 1 / (sigma alpha)^2 in v; the weight bounds that at 1 / WEIGHT_FLOOR^2, or
     the last invisible traces of noise would drown everything else.
@@ -107,7 +107,7 @@ class Share:
 def pretrain_text(
     model: TinyScenesTrainingModel, data: RenderedScenes, settings: TrainSettings, device: torch.device, share: Share
 ) -> float:
-    """Head start of the text encoder: binary questions about the caption from its pooled output. Returns the last loss."""
+    """Head start of the text encoder: yes-or-no questions about the caption from its pooled output. Returns the loss."""
     torch.manual_seed(settings.seed)  # the head must start alike in every process
     generator = torch.Generator().manual_seed(settings.seed)
     head = torch.nn.Linear(model.text.config.projection_dim, len(attribute_names())).to(device)
@@ -144,7 +144,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 class Trainer:
-    """One training run in `folder`: data, `state.safetensors`-like checkpoints that a killed run resumes from, and a log."""
+    """One training run in `folder`: its data, and the state that a killed run resumes from."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Trainer:
         return True
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images, tokens, timesteps and noise of one step: a function of the seed and the step, so a resumed run repeats it."""
+        """Images, tokens, timesteps and noise of a step: a function of seed and step, so a resumed run repeats it."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
         size = self.settings.batch
         index = torch.randint(len(self.data.images), (size,), generator=generator).numpy()
@@ -233,7 +233,7 @@ class Trainer:
         return loss.item()
 
     def run(self, save_every: int = 500) -> Path:
-        """Trains to the end and writes `tiny_scenes.safetensors` (EMA weights, fp16) into the folder; returns its path."""
+        """Trains to the end, writes `tiny_scenes.safetensors` (EMA weights, fp16) into the folder, returns its path."""
         if not self._resume() and self.fresh:
             final = pretrain_text(self.model, self.data, self.settings, self.device, self.share)
             log.info("text encoder's head start: loss %.4f", final)

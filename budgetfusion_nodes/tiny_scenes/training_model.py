@@ -66,7 +66,7 @@ class TinyScenesTrainingModel(nn.Module):
 
 
 def save_checkpoint(model: TinyScenesTrainingModel, path: Path, provenance: dict[str, Any]) -> None:
-    """One fp16 safetensors file that CheckpointLoaderSimple loads (with `register()` done), and its provenance beside it."""
+    """One fp16 safetensors file for CheckpointLoaderSimple (with `register()` done), and its provenance beside it."""
     from safetensors.torch import save_file
 
     state = {f"model.diffusion_model.{key}": value for key, value in model.unet.state_dict().items()}
