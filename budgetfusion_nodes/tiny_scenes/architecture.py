@@ -62,7 +62,7 @@ def text_config(vocabulary_size: int) -> dict[str, object]:
 
 
 def discrete_sigmas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """The host's default ModelSamplingDiscrete (betas linear in the square root, as Stable Diffusion): [steps], rising."""
+    """The host's default ModelSamplingDiscrete (betas linear in the square root, as in SD): [steps], rising."""
     import torch
 
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64, device="cpu") ** 2

@@ -66,7 +66,7 @@ def noise_level_weights(sigmas: Tensor, settings: TrainSettings) -> Tensor:
 def diffusion_loss(
     model: TinyScenesTrainingModel, images: Tensor, tokens: Tensor, timestep: Tensor, sigmas: Tensor, noise: Tensor
 ) -> Tensor:
-    """Weighted squared error of v = alpha (eps - sigma x0), alpha = 1 / sqrt(1 + sigma^2). `images` [B, 3, H, W] in -1..1.
+    """Weighted squared error of v = alpha (eps - sigma x0), alpha = 1 / sqrt(1 + sigma^2). `images` [B, 3, H, W].
 
     The network draws x0, whose error counts 1 / (sigma alpha)^2 in v; the weight bounds that at 1 / WEIGHT_FLOOR^2, or
     the last invisible traces of noise would drown everything else.
@@ -107,7 +107,7 @@ class Share:
 def pretrain_text(
     model: TinyScenesTrainingModel, data: RenderedScenes, settings: TrainSettings, device: torch.device, share: Share
 ) -> float:
-    """Head start of the text encoder: yes-or-no questions about the caption from its pooled output. Returns the loss."""
+    """Head start of the text encoder: yes-or-no questions about the caption from its pooled output. Gives the loss."""
     torch.manual_seed(settings.seed)  # the head must start alike in every process
     generator = torch.Generator().manual_seed(settings.seed)
     head = torch.nn.Linear(model.text.config.projection_dim, len(attribute_names())).to(device)
@@ -243,7 +243,7 @@ class Trainer:
             loss = self.train_step()
             if not math.isfinite(loss):
                 raise RuntimeError(
-                    f"The loss became {loss} at step {self.step}; resume from {self.state_path} with a lower learning rate."
+                    f"The loss became {loss} at step {self.step}; resume with a lower learning rate."
                 )
             self.average += 0.01 * (loss - self.average) if self.step > 100 else (loss - self.average) / self.step
             if self.step % 50 == 0 and self.share.rank == 0:
