@@ -13,7 +13,7 @@ WEB_DIRECTORY = "./budgetfusion_nodes/web"
 async def comfy_entrypoint() -> Any:
     """What ComfyUI calls once at start. It shows an error as one line without a traceback, so log it here first."""
     try:
-        from .budgetfusion_nodes.nodes import BudgetFusionExtension, prepare_host
+        from .budgetfusion_nodes.nodes.extension import BudgetFusionExtension, prepare_host
 
         prepare_host()
         return BudgetFusionExtension()

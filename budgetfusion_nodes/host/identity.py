@@ -36,14 +36,13 @@ def model_fingerprint(model: Any) -> tuple[str, str]:
 
 def model_name(model: Any) -> str:
     """The checkpoint's file name without folder and ending where the host remembers it, else the architecture."""
-    origin = getattr(model, "cached_patcher_init", None)
-    try:
-        path = origin[1][0]  # (loader, (path, ...)): 0.16 and later
-        if isinstance(path, (list, tuple)):
-            path = path[0]
+    origin = getattr(model, "cached_patcher_init", None)  # (loader, (path, ...)) in 0.16 and later
+    path = origin[1][0] if isinstance(origin, tuple) and len(origin) > 1 and origin[1] else None
+    if isinstance(path, (list, tuple)) and path:
+        path = path[0]
+    if isinstance(path, (str, Path)):
         return Path(path).stem
-    except (TypeError, IndexError):
-        return type(getattr(model, "model", model)).__name__
+    return type(getattr(model, "model", model)).__name__
 
 
 def model_notes(model: Any) -> tuple[str, ...]:

@@ -18,8 +18,6 @@ from ..metrics.images import to_bchw
 from ..metrics.measure import Backends, measure
 from .planning import planner_of
 
-D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi")
-
 
 @dataclass(frozen=True)
 class Probe:

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host.probe import D_SIM_CHOICES, probe
 from . import schema as s
-from .plot import draw
+
+D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi")
 
 
 class PerceptualMetricProbe(io.ComfyNode):
@@ -71,6 +71,10 @@ class PerceptualMetricProbe(io.ComfyNode):
         clip_vision: Any = None,
         plan: Any = None,
     ) -> io.NodeOutput:
+        # on use: the metrics would add to the start of every host, and most runs measure nothing
+        from ..host.probe import probe
+        from .plot import draw
+
         result = probe(images, reference, step_counts, d_sim_backend, clip_vision, plan)
         plot = draw(result, plan)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), "text": [result.text()], "probe": [result.to_dict()]}

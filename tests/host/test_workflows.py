@@ -92,3 +92,9 @@ def test_twin_runs(session: Any, name: str) -> None:
         assert images.shape == (1, 64, 64, 3)
         assert torch.isfinite(images).all()
         assert images.std() > 0.01, "not one flat colour"
+
+
+def test_shipped_checkpoint_is_listed_by_the_stock_loader(session: Any) -> None:
+    assert (PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors").is_file(), MISSING
+    info = session.object_info("CheckpointLoaderSimple")["CheckpointLoaderSimple"]
+    assert "tiny_scenes.safetensors" in json.dumps(info["input"]["required"]["ckpt_name"])

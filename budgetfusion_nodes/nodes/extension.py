@@ -1,0 +1,28 @@
+"""What the pack's entry point hands to the host, and what the host must know before it lists the nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..host.paths import register_folders
+from .adaptive_ksampler import AdaptiveKSampler
+from .budget_planner import BudgetPlanner
+from .metric_probe import PerceptualMetricProbe
+from .step_sweep import StepSweep
+
+NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe]
+
+
+class BudgetFusionExtension(ComfyExtension):
+    """What the entry point hands to the host."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+def prepare_host() -> None:
+    """Model folders and the Tiny Scenes architecture, before anything can be loaded."""
+    from ..tiny_scenes.host_model import register
+
+    register_folders()
+    register()
