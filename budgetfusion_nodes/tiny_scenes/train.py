@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from .architecture import discrete_sigmas
 from .data import RenderedScenes, attribute_names, rendered_scenes
+from .optimiser import GeneratorOptimiser
 from .tokenizer import WordTokenizer
 from .training_model import TinyScenesTrainingModel, load_checkpoint, save_checkpoint
 
@@ -39,7 +40,7 @@ class TrainSettings:
 
     steps: int = 12_000
     batch: int = 48
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 1.5e-3
     warmup: int = 200
     decay: int = 4_000
     """The learning rate is constant, then falls linearly to zero over this many last steps."""
@@ -48,9 +49,9 @@ class TrainSettings:
     text_steps: int = 600
     text_batch: int = 128
     caption_dropout: float = 0.1
-    log_sigma_mean: float = -0.5
+    log_sigma_mean: float = 0.2
     log_sigma_std: float = 1.3
-    uniform_share: float = 0.15
+    uniform_share: float = 0.2
     ema_decay: float = 0.999
     weight_decay: float = 0.01
 
@@ -89,6 +90,18 @@ class Share:
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[self.rank :: self.world]
+
+    def require_equal(self, step: int) -> None:
+        """A kill while the states were being written can leave them a save apart; then there is no common past."""
+        if self.world == 1:
+            return
+        steps = torch.tensor([float(step), -float(step)])
+        torch.distributed.all_reduce(steps, op=torch.distributed.ReduceOp.MAX)
+        if steps[0] != -steps[1]:
+            raise RuntimeError(
+                "The processes' saved states are from different steps. Start again from the exported weights "
+                "(--start-from tiny_scenes.safetensors) in a new folder."
+            )
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replaces every gradient by its mean over the processes."""
@@ -164,19 +177,10 @@ class Trainer:
         self.weights = noise_level_weights(self.sigmas.cpu(), settings)
         self.empty = torch.tensor(WordTokenizer().padded(""), dtype=torch.long)
         self.step, self.average = 0, 1.0
-        self.state_path = folder / "state.pt"
+        self.state_path = folder / f"state-{self.share.rank}-of-{self.share.world}.pt"
         self.fresh = start_from is None
-        self.optimiser: torch.optim.Optimizer = self._make_optimiser()
+        self.optimiser = GeneratorOptimiser(self.model, settings.weight_decay, self.share.rank, self.share.world)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
-
-    def _make_optimiser(self) -> torch.optim.Optimizer:
-        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.99), fused=True)
 
     def _save_state(self) -> None:
         state = {
@@ -189,6 +193,8 @@ class Trainer:
         partial = self.state_path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.state_path)
+        if self.share.rank == 0:
+            self.export()
 
     def _resume(self) -> bool:
         if not self.state_path.exists():
@@ -198,6 +204,7 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.average = state["step"], state["average"]
+        self.share.require_equal(self.step)
         log.info("resumed at step %d", self.step)
         return True
 
@@ -217,15 +224,13 @@ class Trainer:
 
     def train_step(self) -> float:
         images, tokens, timestep, noise = self.batch(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = diffusion_loss(self.model, images, tokens, timestep, self.sigmas, noise)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.backward()
         self.share.average_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimiser.step(learning_rate(self.step, self.settings))
         self.step += 1
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -242,9 +247,7 @@ class Trainer:
         while self.step < self.settings.steps:
             loss = self.train_step()
             if not math.isfinite(loss):
-                raise RuntimeError(
-                    f"The loss became {loss} at step {self.step}; resume with a lower learning rate."
-                )
+                raise RuntimeError(f"The loss became {loss} at step {self.step}; resume with a lower learning rate.")
             self.average += 0.01 * (loss - self.average) if self.step > 100 else (loss - self.average) / self.step
             if self.step % 50 == 0 and self.share.rank == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
@@ -255,12 +258,9 @@ class Trainer:
                     pace,
                     pace * (self.settings.steps - self.step) / 60,
                 )
-            if self.step % save_every == 0 and self.share.rank == 0:
+            if self.step % save_every == 0:
                 self._save_state()
-                self.export()
-        if self.share.rank == 0:
-            self._save_state()
-            self.export()
+        self._save_state()
         return self.folder / "tiny_scenes.safetensors"
 
     def export(self) -> Path:
