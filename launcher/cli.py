@@ -140,7 +140,7 @@ def _seed(text: str) -> int:
 def set_up(layout: Layout, hosts: Sequence[comfyui.Host], groups: Sequence[packages.Group]) -> None:
     """Makes sure that packages and hosts are there; costs milliseconds when they are."""
     started = time.monotonic()
-    if packages.missing_groups(layout, groups) or not all(h.pinned is False or comfyui.is_present(h) for h in hosts):
+    if packages.missing_groups(layout, groups) or any(h.pinned and not comfyui.is_present(h) for h in hosts):
         if sys.platform == "darwin" and _is_intel_mac():
             raise LaunchError(
                 "PyTorch is no longer made for Macs with an Intel processor, so the demo's own set-up cannot run here.",

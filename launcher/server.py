@@ -222,6 +222,8 @@ def running_host(
             )
         url = f"http://{ADDRESS}:{port}"
         _wait_until_it_answers(url, process, log, host)
+        if pack:
+            _require_pack(log, host)
         yield Server(url, base, log, time.monotonic() - started)
     finally:
         if process is not None:
@@ -255,6 +257,17 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path
         f"{host} did not answer within {START_SECONDS:.0f} s.",
         f"Look at its log, {log}, and run the same command again.",
     )
+
+
+def _require_pack(log: Path, host: Host) -> None:
+    """A host starts without a pack that fails to load, and says so in its log alone, before it answers."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if re.search(rf"\(IMPORT FAILED\): .*{PACK_FOLDER}\s*$", text, re.MULTILINE):
+        errors = re.findall(r"^\w*(?:Error|Exception): .+", text, re.MULTILINE)
+        raise LaunchError(
+            f"{host} started, but BudgetFusion did not load{': ' + errors[-1].strip() if errors else ''}.",
+            f"Get a complete copy of the repository, or report this with the log, {log}.",
+        )
 
 
 def _explain_start_failure(log: Path, host: Host) -> LaunchError:

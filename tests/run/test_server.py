@@ -113,6 +113,20 @@ def test_a_host_that_stops_while_starting_says_why(layout: Layout, host: Host) -
     assert list(layout.base.iterdir()) == []
 
 
+def test_a_pack_that_does_not_load_is_said_although_the_host_runs(layout: Layout, host: Host) -> None:
+    words = (
+        "ImportError: cannot import name 'x'\\n[INFO]   0.1 seconds (IMPORT FAILED): /base/custom_nodes/budgetfusion"
+    )
+    (host.path / "main.py").write_text(f'print("{words}", flush=True)\n' + STAND_IN)
+    with (
+        pytest.raises(LaunchError, match="BudgetFusion did not load: ImportError: cannot import name 'x'"),
+        server.running_host(layout, host, cpu=True),
+    ):
+        pass
+    with server.running_host(layout, host, cpu=True, pack=False) as running:
+        assert answers(running.url)
+
+
 def test_a_package_that_the_users_host_needs_points_to_comfyui_python(layout: Layout, host: Host) -> None:
     (host.path / "main.py").write_text("import bf_surely_not_here")
     with (
