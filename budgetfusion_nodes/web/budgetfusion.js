@@ -7,7 +7,7 @@ import { NO_RESULT, PlanPanel } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
 
 /**
- * @typedef {{name: string, value: any, serialize?: boolean, callback?: (...values: any[]) => any}} Widget
+ * @typedef {{name: string, value: any, margin?: number, serialize?: boolean, callback?: (...values: any[]) => any}} Widget
  * @typedef {{name: string, link: number | null, widget?: {name: string}}} Slot
  * @typedef {{id: number | string, comfyClass?: string, title: string, size: [number, number],
  *   graph: any, widgets?: Widget[], inputs?: Slot[],
@@ -20,6 +20,7 @@ import { readPlan, sentence } from "./plan_view.js";
  */
 
 const WIDTH = 340; // pixels at which headline and receipt need no second line
+const WIDGET_MARGIN = 10; // what the page leaves on each side of a DOM widget unless it says otherwise
 const TOAST_MS = 12000;
 
 /** @type {Record<string, "planner" | "sampler" | "probe">} */
@@ -61,10 +62,11 @@ app.registerExtension({
 /** @param {GraphNode} node @param {"planner" | "sampler" | "probe"} kind */
 function addPanel(node, kind) {
   const panel = new PlanPanel(kind, () => controlsOf(node), () => fit(node));
+  /** @type {Widget} */
   const widget = node.addDOMWidget("budgetfusion", "budgetfusion_panel", panel.element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => panel.minHeight,
+    getMinHeight: () => panel.minHeight + 2 * (widget.margin ?? WIDGET_MARGIN),
   });
   widget.serialize = false; // the option alone does not keep it out of widgets_values
   panels.set(node, panel);

@@ -24,7 +24,8 @@ import {
 
 const SVG = "http://www.w3.org/2000/svg";
 const CHART_HEIGHT = 150;
-const HINT = "Point at the chart, or focus it and press the arrow keys, to read a count.";
+const PADDING = 16; // pixels: the panel's own, and the two gaps
+const HINT = "Point at the chart, or use its arrow keys, to read a count.";
 
 /** @type {Result} */
 export const NO_RESULT = { plan: null, others: [], receipt: null, probe: null };
@@ -114,7 +115,8 @@ export class PlanPanel {
   }
 
   measure() {
-    const needed = this.above.offsetHeight + this.below.offsetHeight + CHART_HEIGHT + 16;
+    const chart = this.chart.hidden ? 0 : CHART_HEIGHT;
+    const needed = this.above.offsetHeight + this.below.offsetHeight + chart + PADDING;
     if (!this.element.isConnected || needed === this.minHeight) return;
     this.minHeight = needed;
     this.onHeight();
@@ -162,6 +164,7 @@ export class PlanPanel {
     this.renderViews();
     this.renderChart();
     this.renderTail();
+    this.measure();
   }
 
   renderHead() {
@@ -249,6 +252,8 @@ export class PlanPanel {
     const empty = !model.curve && !model.points.length;
     this.model = model;
     this.layout = empty ? null : layout;
+    // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
+    this.chart.hidden = this.readout.hidden = empty && this.result.plan !== null;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren(...axes(layout, model), ...(empty ? [] : marks(layout, model, this.cursor)));
     this.renderReadout(model, empty);
@@ -269,7 +274,7 @@ export class PlanPanel {
   renderTail() {
     const { plan, receipt, probe } = this.result;
     this.tail.replaceChildren(
-      ...(this.has("quality") || plan ? [legend(plan, probe, this.view)] : []),
+      ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
       ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", text)), measuredWith(probe)] : []),
     );
@@ -308,14 +313,15 @@ function marks(layout, model, cursor) {
   }
   if (layout.wantedY !== null) {
     const y = layout.wantedY;
-    drawn.push(svg("path", { class: "bf-wanted", d: `M${x0} ${y}l-6 -4v8z` }));
+    drawn.push(svg("path", { class: "bf-wanted", d: `M${x1 + 1} ${y}l7 -4v8z` }));
   }
   if (layout.chosen) {
     const { x, y } = layout.chosen;
     drawn.push(svg("line", { class: "bf-chosen", x1: x, x2: x, y1: y0, y2: y1 }));
     if (y !== null) drawn.push(svg("circle", { class: "bf-chosen-dot", cx: x, cy: y, r: 5 }));
     const left = x > (x0 + x1) / 2;
-    const place = { x: x + (left ? -6 : 6), y: y0 - 6, "text-anchor": left ? "end" : "start" };
+    const low = y === null || y < (y0 + y1) / 2; // where the dot is not
+    const place = { x: x + (left ? -6 : 6), y: low ? y0 - 6 : y1 + 12, "text-anchor": left ? "end" : "start" };
     drawn.push(svg("text", { class: "bf-chosen-label", ...place }, String(model.chosen)));
   }
   for (const { x, y } of layout.points) drawn.push(svg("circle", { class: "bf-point", cx: x, cy: y, r: 3.5 }));
