@@ -63,7 +63,7 @@ def make_case() -> dict:
     )
     counts = all_counts(DEFAULT_GRID)
     return {
-        "about": "A plan as core/plan.py sends it, and what Python makes of it; written by tests/web/test_plan_case.py.",
+        "about": "A plan of core/plan.py, and what Python makes of it; written by tests/web/test_plan_case.py.",
         "plan": plan.to_dict(),
         "decided": [{"quality": q, "steps": decision.steps(q, 2, 50), "set_by": decision.set_by(q)} for q in QUALITIES],
         "quality_at": [{"steps": n, "quality": decision.quality_at(n)} for n in (1, 2, 11, 50, 80)],
