@@ -35,6 +35,9 @@ def test_cloned_into_custom_nodes(session: Any, bench: Any, install: Any) -> Non
     """Through the host's own `init_external_custom_nodes`, under a name with a dot and a space."""
     folder = session.base_dir / "custom_nodes" / f"Budget Fusion.{install.__name__}"
     before = {name: session.node_classes.pop(name) for name in IDS}
+    folder_paths = sys.modules["folder_paths"]
+    kinds = ("checkpoints", "budgetfusion")
+    listed = {kind: list(folder_paths.folder_names_and_paths[kind][0]) for kind in kinds}
     try:
         install(folder)
         session.load_external()
@@ -51,6 +54,9 @@ def test_cloned_into_custom_nodes(session: Any, bench: Any, install: Any) -> Non
         assert len(families) == 1, "the model family is registered once however many copies there are"
     finally:
         session.node_classes.update(before)
+        for kind in kinds:  # the host keeps a list of folders, and this one is about to go
+            folder_paths.folder_names_and_paths[kind][0][:] = listed[kind]
+            folder_paths.filename_list_cache.pop(kind, None)
         sys.modules["nodes"].EXTENSION_WEB_DIRS.pop(folder.name, None)
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         session.clear_cache()
