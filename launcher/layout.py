@@ -10,6 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder of the pack, which is also what a user clones into `custom_nodes`."""
 
 
+def child_command(python: Path, *program: str) -> list[str]:
+    """A command line for a script, or for `-m` and a module, that ends when this process does, however that ends."""
+    return [str(python), str(Path(__file__).with_name("child_process.py")), str(os.getpid()), *program]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths below the run folder (`BUDGETFUSION_RUN_DIR`, by default `.run` beside run.py)."""

@@ -21,9 +21,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .child_process import POLL_SECONDS
 from .console import Step, say
 from .errors import LaunchError
-from .layout import ROOT, Layout
+from .layout import ROOT, Layout, child_command
 
 GIB = 1024**3
 # The CUDA wheels that PyPI gives to Linux: 5.5 GB installed and 3 GB of downloads. Elsewhere torch is small.
@@ -144,6 +145,8 @@ def _ensure_venv(layout: Layout) -> None:
             if cut_off
             else "The virtual environment is broken; making it anew."
         )
+    if cut_off:
+        time.sleep(4 * POLL_SECONDS)  # If it was cut off just now, its pip ends within that time.
     layout.incomplete.write_text("The virtual environment is being written. run.py removes this file.\n")
     shutil.rmtree(layout.venv, ignore_errors=True)
     environment = _clean_environment(layout)
@@ -197,7 +200,7 @@ def run_pip(layout: Layout, args: Sequence[str], step: Step) -> None:
     """Runs the environment's pip with its words in a log. Raises LaunchError with one sentence when it fails."""
     log = new_log(layout, "pip")
     layout.temporary.mkdir(parents=True, exist_ok=True)
-    command = [str(layout.python), "-m", "pip", *args]
+    command = child_command(layout.python, "-m", "pip", *args)
     try:
         process = subprocess.Popen(
             command,

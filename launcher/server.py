@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .comfyui import Host
 from .errors import LaunchError
-from .layout import ROOT, Layout
+from .layout import ROOT, Layout, child_command
 from .packages import new_log
 
 START_SECONDS = 240.0
@@ -208,11 +208,7 @@ def running_host(
         started = time.monotonic()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [
-                    *(str(host.python), str(Path(__file__).with_name("host_process.py"))),
-                    *(str(host.path), str(os.getpid())),
-                    *host_arguments(base, port, cpu=cpu, page=page),
-                ],
+                child_command(host.python, str(host.path / "main.py"), *host_arguments(base, port, cpu=cpu, page=page)),
                 cwd=base,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -38,12 +38,38 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> 
         assert re.search(word, done.stderr), done.stderr
 
 
-def test_without_network_it_says_so_and_leaves_nothing_that_breaks_the_next_run(tmp_path: Path) -> None:
-    done = run(["demo"], tmp_path / "run")
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, because making a genuine virtual environment takes seconds."""
+    return tmp_path_factory.mktemp("shared") / "run"
+
+
+def test_without_network_it_says_so_and_leaves_nothing_that_breaks_the_next_run(run_dir: Path) -> None:
+    done = run(["demo"], run_dir)
     assert_one_sentence(done, "could not be reached", "Check the network", r"pip's own words are in .*\.log")
-    layout = Layout(tmp_path / "run")
+    layout = Layout(run_dir)
     assert not layout.incomplete.exists() and not layout.stamp.exists() and not layout.temporary.exists()
     assert layout.python.exists(), "the environment itself was made, and the next run goes on from there"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_pip_ends_with_a_launcher_that_is_killed_outright(run_dir: Path) -> None:
+    with socket.socket() as index:  # Takes connections and never answers, as a network that hangs does.
+        index.bind(("127.0.0.1", 0))
+        index.listen()
+        index.settimeout(30)
+        url = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
+        environment = {**without_network(), "PIP_INDEX_URL": url, "BUDGETFUSION_RUN_DIR": str(run_dir)}
+        launcher = subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), "demo"], env=environment, stdout=subprocess.DEVNULL
+        )
+        of_pip, _ = index.accept()
+        with of_pip:
+            of_pip.settimeout(5)
+            assert of_pip.recv(4096).startswith(b"GET /simple/")
+            launcher.kill()
+            launcher.wait()
+            assert of_pip.recv(4096) == b"", "pip still holds its connection"
 
 
 def test_a_comfyui_path_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
