@@ -7,7 +7,6 @@ This module needs the host on `sys.path`; nothing here runs at import.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from . import architecture as arch
@@ -171,19 +170,3 @@ def register() -> None:
 
     if not any(model.__name__ == _FAMILY_NAME for model in comfy.supported_models.models):
         comfy.supported_models.models.insert(0, family_class())
-
-
-def make_random_checkpoint(path: str | Path, seed: int = 0) -> Path:
-    """Writes an untrained checkpoint of the right shape: for tests of everything that does not judge pictures."""
-    import torch
-
-    from .training_model import TinyScenesTrainingModel, save_checkpoint
-
-    torch.manual_seed(seed)
-    model = TinyScenesTrainingModel()
-    with torch.no_grad():
-        for parameter in model.unet.parameters():
-            if parameter.ndim > 1 and parameter.abs().max() == 0:
-                torch.nn.init.normal_(parameter, std=0.02)
-    save_checkpoint(model, Path(path), {"note": "untrained, for tests", "seed": seed})
-    return Path(path)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .scenes import COLOURS, PATTERN_SCALES, PLACES, SIZES, Background, Group, Scene
 
 SIZE = 64
-Image = NDArray[np.float32]
+Image = NDArray[np.floating]
 RGB = {name: np.asarray(value, np.float32) / 255.0 for name, value in COLOURS.items()}
 
 

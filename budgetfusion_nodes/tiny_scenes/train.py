@@ -23,6 +23,7 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.nn import functional
 
+from . import architecture as arch
 from .architecture import discrete_sigmas
 from .data import RenderedScenes, attribute_names, rendered_scenes
 from .optimiser import GeneratorOptimiser
@@ -123,7 +124,7 @@ def pretrain_text(
     """Head start of the text encoder: yes-or-no questions about the caption from its pooled output. Gives the loss."""
     torch.manual_seed(settings.seed)  # the head must start alike in every process
     generator = torch.Generator().manual_seed(settings.seed)
-    head = torch.nn.Linear(model.text.config.projection_dim, len(attribute_names())).to(device)
+    head = torch.nn.Linear(arch.TEXT_WIDTH, len(attribute_names())).to(device)
     optimiser = torch.optim.AdamW(
         [*model.text.parameters(), *head.parameters()], lr=1e-3, weight_decay=settings.weight_decay, fused=True
     )
@@ -294,7 +295,7 @@ def read_settings(text: str | None) -> TrainSettings:
 
 
 def train_share(
-    rank: int, world: int, folder: Path, settings: TrainSettings, start_from: Path | None, prepare: Callable[[], None]
+    rank: int, world: int, folder: Path, settings: TrainSettings, start_from: Path | None, prepare: Callable[[], object]
 ) -> None:
     """One of `world` single-threaded processes that train together; `prepare` puts the host on `sys.path`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -308,7 +309,12 @@ def train_share(
 
 
 def train(
-    folder: Path, settings: TrainSettings, *, workers: int, prepare: Callable[[], None], start_from: Path | None = None
+    folder: Path,
+    settings: TrainSettings,
+    *,
+    workers: int,
+    prepare: Callable[[], object],
+    start_from: Path | None = None,
 ) -> Path:
     """Trains on the CPU with `workers` processes; the same command goes on where a killed run stopped."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,8 @@ def test_with_a_zero_head_the_baseline_comes_out():
     fall = (2 / grid - 2 / grid[-1])[:, None, None] * torch.tensor([0.7, 1.0, 1.4]) * torch.ones(3, 1)
     found.set_baseline(fall, floor=0.0)
     with torch.no_grad():
-        found.head[1].weight.zero_()
-        found.head[1].bias.zero_()
+        for parameter in found.head[1].parameters():
+            parameter.zero_()
     torch.testing.assert_close(found(batch(3)), fall.expand(3, -1, -1, -1), atol=1e-5, rtol=1e-4)
 
 

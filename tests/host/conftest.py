@@ -71,7 +71,7 @@ class Loaded:
 def loaded(session: HostSession, pack: Callable[[str], ModuleType]) -> Loaded:
     """A Tiny Scenes checkpoint with random weights, through the host's own loader."""
     path = session.base_dir / "models" / "checkpoints" / CHECKPOINT
-    pack("tiny_scenes.host_model").make_random_checkpoint(path, seed=0)
+    pack("tiny_scenes.training_model").make_random_checkpoint(path, seed=0)
     with torch.inference_mode():
         return Loaded(*sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT))
 

@@ -40,7 +40,7 @@ def test_name_is_the_files(pack: Any, loaded: Any) -> None:
 
 
 def test_other_weights_are_another_model(fingerprint: Any, loaded: Any, pack: Any, tmp_path: Any) -> None:
-    path = pack("tiny_scenes.host_model").make_random_checkpoint(tmp_path / "other.safetensors", seed=1)
+    path = pack("tiny_scenes.training_model").make_random_checkpoint(tmp_path / "other.safetensors", seed=1)
     assert fingerprint(load(path)) != fingerprint(loaded.model)
 
 

@@ -85,9 +85,9 @@ def test_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> No
     settings, data = ClassifierSettings(steps=4, batch=8, warmup=1), rendered()
     whole = ClassifierTrainer(tmp_path / "whole.pt", settings, data)
     whole.run()
-    for _ in range(2):
-        part = ClassifierTrainer(tmp_path / "parts.pt", settings, data)
-        part.run(limit=2)
+    ClassifierTrainer(tmp_path / "parts.pt", settings, data).run(limit=2)
+    part = ClassifierTrainer(tmp_path / "parts.pt", settings, data)
+    part.run(limit=2)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, part.model.state_dict()[key]), key
     with pytest.raises(ValueError, match="other settings"):

@@ -79,9 +79,9 @@ def test_stopped_training_goes_on_as_if_it_had_not_stopped(data: RenderedScenes,
     settings = EncoderSettings(steps=4, batch=8, warmup=1, shared_backgrounds=2)
     whole = EncoderTrainer(tmp_path / "whole", settings, data)
     whole.run()
-    for _ in range(2):
-        part = EncoderTrainer(tmp_path / "parts", settings, data)
-        part.run(limit=2)
+    EncoderTrainer(tmp_path / "parts", settings, data).run(limit=2)
+    part = EncoderTrainer(tmp_path / "parts", settings, data)
+    part.run(limit=2)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, part.model.state_dict()[key]), key
     with pytest.raises(ValueError, match="other settings"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,5 @@ def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
 
 
 def test_schedule_is_the_hosts(comfy: Path) -> None:
-    import comfy.model_sampling
-
-    host = comfy.model_sampling.ModelSamplingDiscrete()  # pyright: ignore[reportAttributeAccessIssue]
+    host = importlib.import_module("comfy.model_sampling").ModelSamplingDiscrete()
     assert torch.allclose(discrete_sigmas(), host.sigmas, rtol=1e-4)

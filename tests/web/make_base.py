@@ -46,9 +46,9 @@ def main(host_dir: str, base: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start_host(host_dir, scratch, [ROOT])
         root = str(ROOT).replace(".", "_x_")
-        host_model = importlib.import_module(f"{root}.budgetfusion_nodes.tiny_scenes.host_model")
+        training_model = importlib.import_module(f"{root}.budgetfusion_nodes.tiny_scenes.training_model")
         identity = importlib.import_module(f"{root}.budgetfusion_nodes.host.identity")
-        made = host_model.make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
+        made = training_model.make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
         shutil.copy(made, base / "models/checkpoints" / CHECKPOINT)
         tests = host_tests()
         model, clip, _vae = sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
