@@ -145,6 +145,9 @@ class ClassifierTrainer:
         index = torch.randint(len(self.data.images), (self.settings.batch - half,), generator=generator)
         index = torch.cat([index, self.lone[torch.randint(len(self.lone), (half,), generator=generator)]])
         images = augment(to_tensor(self.data.images[index.numpy()]), generator)
+        # no question tells left from right, and every shape is its own mirror image
+        mirrored = torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
         return images, {name: values[index] for name, values in self.wanted.items()}
 
     def train_step(self) -> float:

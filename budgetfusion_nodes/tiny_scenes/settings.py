@@ -29,7 +29,7 @@ class EncoderSettings:
 class ClassifierSettings:
     """Of the judge."""
 
-    steps: int = 1000
+    steps: int = 2000
     batch: int = 96
     learning_rate: float = 4e-3
     warmup: int = 50

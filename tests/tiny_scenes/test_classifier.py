@@ -117,6 +117,6 @@ def test_shipped_judge_is_small_documented_and_nearly_always_right() -> None:
     assert sum(p.numel() for p in model.parameters()) == provenance["parameters"] <= 500_000
     assert provenance["settings"] == asdict(ClassifierSettings())
     measured = accuracy(model, count=250, lone=150, seed=77)  # other scenes than the recorded figures
-    for question, limit in {"base": 0.97, "pattern": 0.97, "colour": 0.97, "shape": 0.93}.items():
+    for question, limit in {"base": 0.97, "pattern": 0.97, "colour": 0.97, "shape": 0.95}.items():
         assert measured[question] >= limit
         assert provenance["accuracy_on_held_out_renderings"][question] >= limit
