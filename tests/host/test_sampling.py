@@ -23,13 +23,11 @@ def run_sampler(loaded: Any, setting: Any) -> Any:
         calls: list[int] = []
         picture = torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
         model = loaded.model.clone()
-        sampling = model.get_model_object("model_sampling")
 
         def evaluate(apply_model: Any, call: dict[str, Any]) -> torch.Tensor:
             del apply_model
             calls.append(1)
-            sigma = sampling.sigma(call["timestep"]).reshape(-1, 1, 1, 1) if False else call["timestep"]
-            sigma = sigma.reshape(-1, 1, 1, 1)
+            sigma = call["timestep"].reshape(-1, 1, 1, 1)  # the host hands sigma over under this name
             return (picture * sigma**2 + call["input"]) / (sigma**2 + 1.0)  # denoised of N(picture, 1) data
 
         model.set_model_unet_function_wrapper(evaluate)
