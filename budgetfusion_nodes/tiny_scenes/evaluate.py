@@ -235,7 +235,7 @@ def table(evaluation: Evaluation) -> str:
     ]
     lines += [
         "",
-        f"Pixel noise on plain backgrounds: {evaluation.noise_generated:.2f} of 255 generated, "
+        f"Pixel noise on plain backgrounds, objects included: {evaluation.noise_generated:.2f} of 255 generated, "
         f"{evaluation.noise_rendered:.2f} rendered.",
     ]
     return "\n".join(lines)
