@@ -22,6 +22,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import architecture as arch
 from .architecture import discrete_sigmas
@@ -225,10 +226,13 @@ class Trainer:
 
     def train_step(self) -> float:
         images, tokens, timestep, noise = self.batch(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            loss = diffusion_loss(self.model, images, tokens, timestep, self.sigmas, noise)
+        # On the CPU the backward pass of flash attention takes 14 times its forward pass; plain products take 3 times.
+        kernels = [SDPBackend.MATH] if self.device.type == "cpu" else list(SDPBackend.__members__.values())
         self.optimiser.zero_grad()
-        loss.backward()
+        with sdpa_kernel(kernels):
+            with torch.autocast(self.device.type, torch.bfloat16):
+                loss = diffusion_loss(self.model, images, tokens, timestep, self.sigmas, noise)
+            loss.backward()
         self.share.average_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step(learning_rate(self.step, self.settings))
