@@ -26,6 +26,7 @@ from .data import RenderedScenes, attribute_names, rendered_scenes
 from .renderer import render
 from .scenes import COLOURS, PATTERNS, SHAPES, Scene, sample_scenes
 from .settings import ClassifierSettings
+from .training_state import load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 
@@ -188,22 +189,15 @@ class ClassifierTrainer:
             if self.step % save_every == 0 or self.step == stop:
                 self._save_state()
 
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimiser": self.optimiser}
+
     def _save_state(self) -> None:
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
-        partial = self.state_path.with_suffix(".partial")
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**state, "settings": asdict(self.settings)}, partial)
-        partial.replace(self.state_path)
+        save_training_state(self.state_path, self._parts(), self.settings, step=self.step)
 
     def _resume(self) -> None:
-        if not self.state_path.exists():
-            return
-        state = torch.load(self.state_path, weights_only=True)
-        if state["settings"] != asdict(self.settings):
-            raise ValueError(f"{self.state_path} has other settings: {state['settings']}. Choose another folder.")
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
+        if found := load_training_state(self.state_path, self._parts(), self.settings):
+            self.step = int(found["step"])
 
 
 def accuracy(model: SceneClassifier, count: int = 1000, lone: int = 400, seed: int = 6) -> dict[str, float]:

@@ -28,6 +28,7 @@ from .data import RenderedScenes, attribute_names, rendered_scenes
 from .renderer import SIZE, render
 from .settings import EncoderSettings
 from .tokenizer import WordTokenizer
+from .training_state import load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 
@@ -175,24 +176,11 @@ class EncoderTrainer:
         return {"model": self.model, "head": self.head, "optimiser": self.optimiser}
 
     def _save_state(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        partial = self.state_path.with_suffix(".partial")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save({**state, "step": self.step, "average": self.average, "settings": asdict(self.settings)}, partial)
-        partial.replace(self.state_path)
+        save_training_state(self.state_path, self._parts(), self.settings, step=self.step, average=self.average)
 
     def _resume(self) -> None:
-        if not self.state_path.exists():
-            return
-        state = torch.load(self.state_path, weights_only=True)
-        if state["settings"] != asdict(self.settings):
-            raise ValueError(
-                f"{self.state_path} belongs to other settings: {state['settings']}. Choose another folder."
-            )
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step, self.average = state["step"], state["average"]
-        log.info("resumed at step %d", self.step)
+        if found := load_training_state(self.state_path, self._parts(), self.settings):
+            self.step, self.average = int(found["step"]), found["average"]
 
 
 def group_by_background(attributes: NDArray[np.uint8]) -> list[NDArray[np.int64]]:

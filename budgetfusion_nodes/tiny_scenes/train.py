@@ -30,6 +30,7 @@ from .data import RenderedScenes, attribute_names, rendered_scenes
 from .optimiser import GeneratorOptimiser
 from .tokenizer import WordTokenizer
 from .training_model import TinyScenesTrainingModel, load_checkpoint, save_checkpoint
+from .training_state import load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class Share:
         return tensor[self.rank :: self.world]
 
     def require_equal(self, step: int) -> None:
-        """A kill while the states were being written can leave them a save apart; then there is no common past."""
+        """A kill while the states were being written can leave them a save apart, or one of them missing; then there is
+        no common past. Every process has to ask."""
         if self.world == 1:
             return
         steps = torch.tensor([float(step), -float(step)])
@@ -184,31 +186,22 @@ class Trainer:
         self.optimiser = GeneratorOptimiser(self.model, settings.weight_decay, self.share.rank, self.share.world)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "ema": self.ema, "optimiser": self.optimiser}
+
     def _save_state(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "average": self.average,
-        }
-        partial = self.state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.state_path)
+        save_training_state(self.state_path, self._parts(), self.settings, step=self.step, average=self.average)
         if self.share.rank == 0:
             self.export()
 
     def _resume(self) -> bool:
-        if not self.state_path.exists():
-            return False
-        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.average = state["step"], state["average"]
+        found = load_training_state(
+            self.state_path, self._parts(), self.settings, changeable=("steps", "decay"), device=self.device
+        )
+        if found:
+            self.step, self.average = int(found["step"]), found["average"]
         self.share.require_equal(self.step)
-        log.info("resumed at step %d", self.step)
-        return True
+        return found is not None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images, tokens, timesteps and noise of a step: a function of seed and step, so a resumed run repeats it."""
