@@ -31,8 +31,12 @@ from ..tiny_scenes.host_model import register
 log = logging.getLogger(__name__)
 
 DTYPES = ("fp32", "bf16")
-JUDGES = ("latent_rmse", "mdsi")
-"""Distances to the full-step image that no plan is made with: RMSE in model space, MDSI of piq (0 is equal)."""
+JUDGES = ("latent_rmse", "mdsi", "ms_ssim")
+"""Distances to the full-step image that no plan is made with: RMSE in model space, MDSI and 1 - MS-SSIM of piq (0 is
+equal)."""
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the five scales (Wang, Simoncelli & Bovik 2003, table 1)."""
 
 Report = Callable[[int], None]
 """Told of denoiser evaluations as they are done: images times evaluations."""
@@ -190,7 +194,8 @@ def measure_trajectories(latents: Tensor, images: Tensor, backends: Backends | N
     shortfall = torch.stack([distances[metric].reshape(n, counts) for metric in METRICS], dim=-1)
     shortfall[:, -1] = 0.0  # the image against itself; what is left is rounding
     rmse = (latents - latents[:, -1:]).square().mean(dim=(2, 3, 4)).sqrt()
-    judges = torch.stack([rmse, _mdsi(flat, last).reshape(n, counts)], dim=-1)
+    seen = (_mdsi(flat, last), ms_ssim_distance(flat, last))
+    judges = torch.stack([rmse, *(values.reshape(n, counts) for values in seen)], dim=-1)
     judges[:, -1] = 0.0
     return Measured(shortfall, decibel, judges)
 
@@ -200,6 +205,23 @@ def _mdsi(x: Tensor, y: Tensor) -> Tensor:
     from piq import mdsi
 
     return torch.nan_to_num(mdsi(x, y, data_range=1.0, reduction="none"))
+
+
+def ms_ssim_distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 - MS-SSIM [B] by piq, for BCHW in [0, 1] of at least 16 pixels; 0 for equal images.
+
+    The published five scales with an 11-pixel window need 161 pixels. Smaller images are compared with a 7-pixel window
+    on the first three scales (from 25 pixels on) or two, their weights made to add up to 1.
+    """
+    from piq import multi_scale_ssim
+
+    size = min(x.shape[-2:])
+    kernel, scales = (11, 5) if size >= 161 else (7, 3 if size >= 25 else 2)
+    weights = torch.tensor(MS_SSIM_WEIGHTS[:scales], dtype=x.dtype, device=x.device)
+    similarity = multi_scale_ssim(
+        x, y, kernel_size=kernel, data_range=1.0, reduction="none", scale_weights=weights / weights.sum()
+    )
+    return (1.0 - similarity).clamp_min(0.0)
 
 
 def with_first_evaluation_reused(model: Any) -> Any:

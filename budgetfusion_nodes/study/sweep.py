@@ -142,7 +142,8 @@ def is_finished(job: SweepJob, index: int) -> bool:
     try:
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-            return metadata.get("spec") == job.spec.digest() and set(opened.keys()) == set(SHARD_ARRAYS)
+            known = (metadata.get("spec"), metadata.get("judges"))
+            return known == (job.spec.digest(), json.dumps(JUDGES)) and set(opened.keys()) == set(SHARD_ARRAYS)
     except (OSError, SafetensorError):
         log.warning("%s is damaged and is rendered again", path.name)
         return False
@@ -223,6 +224,7 @@ def write_shard(job: SweepJob, index: int, arrays: Mapping[str, NDArray[Any]], f
     path = job.shard_path(index)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     metadata = {"format": FORMAT, "version": VERSION, "spec": job.spec.digest(), "facts": json.dumps(dict(facts))}
+    metadata["judges"] = json.dumps(JUDGES)  # shards of a version with other judges are rendered again
     save_file({name: np.ascontiguousarray(arrays[name]) for name in SHARD_ARRAYS}, partial, metadata)
     partial.replace(path)
 

@@ -21,7 +21,7 @@ from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.study import sweep
 from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, tiny_scenes_prompts
-from budgetfusion_nodes.study.rendering import JUDGES, Sampling, measure_trajectories
+from budgetfusion_nodes.study.rendering import JUDGES, Sampling, measure_trajectories, ms_ssim_distance
 from budgetfusion_nodes.study.sweep import SweepJob, SweepSpec, is_finished, merge, prepare, run_here
 from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
 
@@ -278,6 +278,54 @@ def test_trajectories_measure_as_the_metrics_do_image_by_image() -> None:
     expected_rmse = (latents[1, 0] - latents[1, -1]).square().mean().sqrt()
     torch.testing.assert_close(found.judges[1, 0, 0], expected_rmse)
     assert (found.judges[:, :-1] > 0).all()
+
+
+def ms_ssim_by_the_book(x: np.ndarray, y: np.ndarray, size: int, weights: tuple[float, ...]) -> float:
+    """Wang, Simoncelli & Bovik 2003, equation 7, for [C, H, W]: each channel by itself, then their mean."""
+    from scipy.signal import convolve2d
+
+    window = np.exp(-((np.arange(size) - size // 2)[:, None] ** 2) / 4.5) * np.exp(
+        -((np.arange(size) - size // 2) ** 2) / 4.5
+    )
+    window /= window.sum()
+    found = []
+    for a, b in zip(x, y, strict=True):
+        product = 1.0
+        for scale, weight in enumerate(np.array(weights) / sum(weights)):
+            if scale:
+                a, b = (image.reshape(image.shape[0] // 2, 2, -1, 2).mean((1, 3)) for image in (a, b))
+            mean_a, mean_b = (convolve2d(image, window, mode="valid") for image in (a, b))
+            var_a, var_b, both = (
+                convolve2d(p * q, window, mode="valid") - m * n
+                for p, q, m, n in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b))
+            )
+            term = (2 * both + 0.03**2) / (var_a + var_b + 0.03**2)
+            if scale == len(weights) - 1:
+                term = term * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            product *= max(term.mean(), 0.0) ** weight
+        found.append(product)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(("pixels", "window", "scales"), [(64, 7, 3), (176, 11, 5), (20, 7, 2)])
+def test_ms_ssim_is_that_of_the_paper(pixels: int, window: int, scales: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand((1, 3, pixels // 4, pixels // 4), generator=generator)
+    picture = torch.nn.functional.interpolate(picture, scale_factor=4.0, mode="nearest")
+    noise = torch.randn(picture.shape, generator=generator)
+    worse = [(picture + level * noise).clamp(0, 1) for level in (0.0, 0.02, 0.1, 0.3)]
+    found = [float(ms_ssim_distance(image, picture)) for image in worse]
+    assert found[0] == pytest.approx(0.0, abs=1e-6) and found == sorted(found) and found[-1] > 0.05
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)[:scales]
+    expected = ms_ssim_by_the_book(worse[2][0].double().numpy(), picture[0].double().numpy(), window, weights)
+    assert found[2] == pytest.approx(1 - expected, abs=1e-4)
+
+
+def test_shards_with_other_judges_are_rendered_again(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_all(job, monkeypatch)
+    assert prepare(job) == []
+    monkeypatch.setattr(sweep, "JUDGES", (*JUDGES, "another"))
+    assert prepare(job) == list(range(len(job.shards)))
 
 
 def test_measuring_without_an_encoder_is_an_error() -> None:
