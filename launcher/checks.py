@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import browser
 from .comfyui import Host
 from .console import say
+from .errors import LaunchError
 from .layout import ROOT, Layout
 from .server import default_threads
 
-PARTS = ("unit", "host", "web", "lint")
-OLDEST_NODE = (20, 0)
-"""node --test with a reporter for the terminal and one for a file."""
+PARTS = ("unit", "host", "web", "page", "lint")
 
 Runner = Callable[[Sequence[str], dict[str, str]], int]
 
@@ -55,7 +54,11 @@ def run(layout: Layout, hosts: Sequence[Host], parts: Sequence[str], runner: Run
             its_own = {**environment, "BUDGETFUSION_TEST_HOST": str(host.path)}
             outcomes.append(_run_pytest(name, _pytest(layout, report, "tests/host"), report, its_own, runner))
     if "web" in parts:
-        outcomes.append(_run_node(reports / "web.tap", environment, runner))
+        outcomes += _run_web(layout, reports / "web.tap", environment, runner)
+    if "page" in parts:
+        for host in hosts:
+            report = reports / f"page-{host.version}.tap"
+            outcomes.append(_run_page(layout, host, report, environment, runner))
     if "lint" in parts:
         for name, tool in (
             ("ruff check", ["ruff", "check", "."]),
@@ -98,27 +101,51 @@ def pytest_outcome(name: str, report: Path, code: int) -> Outcome:
     return Outcome(name, max(0, total - bad - skipped), bad, skipped)
 
 
-def _run_node(report: Path, environment: dict[str, str], runner: Runner) -> Outcome:
-    files = sorted(
-        str(path.relative_to(ROOT)) for kind in ("mjs", "js") for path in (ROOT / "tests/web").rglob(f"*.test.{kind}")
-    )
-    if not files:
-        return Outcome("web", 0, 0, note="no JavaScript tests")
-    node = shutil.which("node")
-    version = _node_version(node) if node else None
-    if node is None or version is None or version < OLDEST_NODE:
-        return Outcome("web", 0, 0, len(files), note=f"needs Node.js {OLDEST_NODE[0]} or newer")
+def _run_web(layout: Layout, report: Path, environment: dict[str, str], runner: Runner) -> list[Outcome]:
+    """The browser code without a page: its unit tests, and its types."""
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/web").rglob("*.test.mjs"))
+    try:
+        node = browser.ensure_node(layout)
+    except LaunchError as error:
+        return [_absent("web", str(error), len(files))]
     _heading("web")
+    done = tap_outcome("web", report, runner(_node_test(node, report, files), environment))
+    try:
+        npm = browser.ensure_npm_packages(layout, node)
+    except LaunchError as error:
+        return [done, _absent("tsc", str(error))]
+    _heading("tsc")
+    compiler = str(npm / "node_modules" / "typescript" / "bin" / "tsc")
+    code = runner([str(node.program), compiler, "--project", str(browser.TYPE_CHECK)], environment)
+    return [done, Outcome("tsc", int(code == 0), int(code != 0))]
+
+
+def _run_page(layout: Layout, host: Host, report: Path, environment: dict[str, str], runner: Runner) -> Outcome:
+    """The nodes in the genuine page of this host, in a Chromium."""
+    name = f"page {host.version}"
+    chromium = browser.find_chromium()
+    if chromium is None:
+        return _absent(name, f"no Chromium was found: {browser.advice()}")
+    try:
+        node = browser.ensure_node(layout)
+        npm = browser.ensure_npm_packages(layout, node)
+        wanted = {**environment, **browser.page_environment(layout, host, chromium, npm)}
+    except LaunchError as error:
+        return _absent(name, str(error))
+    _heading(f"{name}, frontend {browser.frontend_version(host)}")
+    return tap_outcome(name, report, runner(_node_test(node, report, [str(browser.PAGE_TEST)]), wanted))
+
+
+def _absent(name: str, reason: str, tests: int = 1) -> Outcome:
+    """What could not run here: told and counted as skipped, but a failure on a build server."""
+    on_build_server = os.environ.get("CI", "").lower() in ("1", "true")
+    return Outcome(name, 0, int(on_build_server), 0 if on_build_server else tests, note=reason)
+
+
+def _node_test(node: browser.Node, report: Path, files: Sequence[str]) -> list[str]:
     reporters = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
     reporters += ["--test-reporter=tap", f"--test-reporter-destination={report}"]
-    code = runner([node, "--test", *reporters, *files], environment)
-    return tap_outcome("web", report, code)
-
-
-def _node_version(node: str) -> tuple[int, ...] | None:
-    answer = subprocess.run([node, "--version"], check=False, capture_output=True, text=True).stdout
-    found = re.match(r"v(\d+)\.(\d+)", answer)
-    return tuple(int(part) for part in found.groups()) if found else None
+    return [str(node.program), "--test", *reporters, *files]
 
 
 def tap_outcome(name: str, report: Path, code: int) -> Outcome:

