@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from .dataset import SweepDataset, true_quality
 from .held_out import held_out_report
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 # of the scale: pinball in log(e + this), so that n = 38 weighs like n = 3; differences below it are invisible
 LOG_OFFSET = 0.02
@@ -70,6 +72,10 @@ class TrainingData:
         return TrainingData(self.batch[rows], self.targets[rows], self.weights[rows])
 
 
+Loss = Callable[[Tensor, TrainingData], Tensor]
+"""(what the network gives for a batch, the batch) -> scalar."""
+
+
 def fit_planner(
     dataset: SweepDataset, seed: int, *, name: str = "planner", options: FitOptions | None = None
 ) -> tuple[Planner, dict[str, Any]]:
@@ -84,7 +90,7 @@ def fit_planner(
     planner = _assemble(dataset, name, scale, projection, features, networks)
     logger.info("fitted %d networks in %.0f s", len(networks), time.perf_counter() - started)
     report = held_out_report(
-        dataset, scale, upper_curves(planner, features), median_curves(planner, features), _summaries(features), seed
+        dataset, scale, upper_curves(planner, features), median_curves(planner, features), summaries(features), seed
     )
     report["fit"] = {"seconds": round(time.perf_counter() - started, 1), "seed": seed, "options": asdict(options)}
     provenance = {
@@ -143,17 +149,33 @@ def train_ensemble(
 ) -> tuple[CurvePredictor, ...]:
     """Networks with different seeds, each stopped early on its own part of the training prompts."""
     data = training_data(dataset, dataset.rows("train"), features, scale)
-    folds = np.random.default_rng(seed).permutation(len(data.targets))
-    held = max(2, round(options.validation_share * len(folds)))
+    return train_members(lambda part: new_network(dataset, part, options), curve_loss, data, seed, options)
+
+
+def train_members(
+    make: Callable[[TrainingData], Network],
+    loss: Loss,
+    data: TrainingData,
+    seed: int,
+    options: FitOptions,
+) -> tuple[Network, ...]:
+    """The ensemble of any network that `make` builds from its training part. Random state is left as it was."""
     networks = []
-    for member in range(options.networks):
-        rotated = np.roll(folds, -member * held)
-        validation, training = torch.from_numpy(rotated[:held]), torch.from_numpy(rotated[held:])
+    for member, training, validation in fold_rows(len(data.targets), seed, options):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1000 + member)
-            network = _new_network(dataset, data[training], options)
-            networks.append(train_network(network, data[training], data[validation], options))
+            network = make(data[training])
+            networks.append(train_network(network, data[training], data[validation], options, loss))
     return tuple(networks)
+
+
+def fold_rows(count: int, seed: int, options: FitOptions) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(member, training rows, validation rows) for each network of an ensemble."""
+    folds = np.random.default_rng(seed).permutation(count)
+    held = max(2, round(options.validation_share * count))
+    for member in range(options.networks):
+        rotated = np.roll(folds, -member * held)
+        yield member, torch.from_numpy(rotated[held:]), torch.from_numpy(rotated[:held])
 
 
 def training_data(
@@ -167,7 +189,7 @@ def training_data(
     )
 
 
-def _new_network(dataset: SweepDataset, data: TrainingData, options: FitOptions) -> CurvePredictor:
+def new_network(dataset: SweepDataset, data: TrainingData, options: FitOptions) -> CurvePredictor:
     size = PredictorSize(
         token_width=data.batch.tokens.shape[2],
         pooled_width=data.batch.pooled.shape[1],
@@ -183,20 +205,20 @@ def _new_network(dataset: SweepDataset, data: TrainingData, options: FitOptions)
 
 
 def train_network(
-    network: CurvePredictor, training: TrainingData, validation: TrainingData, options: FitOptions
-) -> CurvePredictor:
+    network: Network, training: TrainingData, validation: TrainingData, options: FitOptions, loss: Loss
+) -> Network:
     """AdamW with early stopping; returns the network of the best validation epoch, frozen."""
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs, options.learning_rate * 0.05)
-    best, best_state, best_epoch = _evaluate(network, validation), copy.deepcopy(network.state_dict()), 0
+    best, best_state, best_epoch = _evaluate(network, validation, loss), copy.deepcopy(network.state_dict()), 0
     for epoch in range(1, options.epochs + 1):
-        _train_epoch(network, training, optimizer, options)
+        _train_epoch(network, training, optimizer, options, loss)
         schedule.step()
-        loss = _evaluate(network, validation)
-        if loss < best - 1e-4:
-            best, best_state, best_epoch = loss, copy.deepcopy(network.state_dict()), epoch
+        found = _evaluate(network, validation, loss)
+        if found < best - 1e-4:
+            best, best_state, best_epoch = found, copy.deepcopy(network.state_dict()), epoch
         if epoch - best_epoch >= options.patience:
             break
     logger.info("validation loss %.4f at epoch %d", best, best_epoch)
@@ -205,15 +227,19 @@ def train_network(
 
 
 def _train_epoch(
-    network: CurvePredictor, training: TrainingData, optimizer: torch.optim.Optimizer, options: FitOptions
+    network: torch.nn.Module,
+    training: TrainingData,
+    optimizer: torch.optim.Optimizer,
+    options: FitOptions,
+    loss: Loss,
 ) -> None:
     network.train()
     for rows in _batches(len(training.targets), options.batch):
         part = training[rows]
         hidden = (torch.rand(len(rows), 1) < options.pooled_drop).float()
-        loss = curve_loss(network(part.batch.without_pooled(hidden)), part)
+        value = loss(network(part.batch.without_pooled(hidden)), part)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
 
@@ -222,10 +248,10 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
     yield from torch.randperm(count).split(size)
 
 
-def _evaluate(network: CurvePredictor, data: TrainingData) -> float:
+def _evaluate(network: torch.nn.Module, data: TrainingData, loss: Loss) -> float:
     network.eval()
     with torch.inference_mode():
-        return float(curve_loss(network(data.batch), data))
+        return float(loss(network(data.batch), data))
 
 
 def curve_loss(predicted: Tensor, data: TrainingData) -> Tensor:
@@ -251,7 +277,7 @@ def _assemble(
 ) -> Planner:
     rows = dataset.rows("calibration")
     calibration = [features[i] for i in rows]
-    upper = _upper(networks, calibration, dataset.grid)
+    upper = level_curves(networks, calibration, dataset.grid)
     return Planner(
         name=name,
         setting=dataset.setting,
@@ -262,13 +288,13 @@ def _assemble(
         projection=projection,
         networks=networks,
         risk_table=calibrate(upper, true_quality(dataset, scale)[rows]),
-        novelty=fit_novelty(_summaries(calibration)),
+        novelty=fit_novelty(summaries(calibration)),
     )
 
 
 def upper_curves(planner: Planner, features: list[ConditioningFeatures]) -> FloatArray:
     """u at every integer count as Planner.plan computes it, [N, C]."""
-    return _upper(planner.networks, features, planner.grid)
+    return level_curves(planner.networks, features, planner.grid)
 
 
 def median_curves(planner: Planner, features: list[ConditioningFeatures]) -> FloatArray:
@@ -278,12 +304,14 @@ def median_curves(planner: Planner, features: list[ConditioningFeatures]) -> Flo
     return interpolate_log_n(planner.grid, quality, all_counts(planner.grid))
 
 
-def _upper(
-    networks: tuple[CurvePredictor, ...], features: list[ConditioningFeatures], grid: tuple[int, ...]
+def level_curves(
+    networks: Sequence[CurvePredictor], features: list[ConditioningFeatures], grid: tuple[int, ...], level: int = 2
 ) -> FloatArray:
-    curves = ensemble_quantiles(networks, collate(features))[..., 2].double().numpy()
+    """max_m of quantile `level` of the shortfall at every integer count, [N, C]."""
+    curves = ensemble_quantiles(networks, collate(features))[..., level].double().numpy()
     return interpolate_log_n(grid, curves.max(axis=-1), all_counts(grid))
 
 
-def _summaries(features: list[ConditioningFeatures]) -> Tensor:
+def summaries(features: Sequence[ConditioningFeatures]) -> Tensor:
+    """[N, F] the space in which prompts are compared."""
     return torch.stack([f.summary() for f in features])

@@ -1,0 +1,96 @@
+"""Limits that know the truth. A: hindsight for each prompt and seed. B: for each prompt, its seeds averaged; the
+ceiling of any rule that sees the prompt alone. C: by prompt, with the least mean shortfall at a given cost.
+
+All of them are judged on the seeds they were chosen with, so B and C are optimistic where there are few seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..core.curves import FloatArray, tail_min
+from .allocation import HeldOut, IndexArray, Mixture, per_prompt, planned_at_mean
+
+
+def needed_steps(held: HeldOut, q: float) -> FloatArray:
+    """t*(q) of each prompt and seed, [N, S]; NaN for absent seeds. This is oracle A."""
+    return needed(held.counts, held.test_quality, q)
+
+
+def needed(counts: IndexArray, quality: FloatArray, q: float) -> FloatArray:
+    """t*(q) of curves [..., C]; NaN where a curve is."""
+    tail = tail_min(quality)
+    return np.where(np.isnan(tail[..., -1]), np.nan, counts[(tail >= q).argmax(axis=-1)])
+
+
+def oracle_b(held: HeldOut, q: float) -> IndexArray:
+    """Index of t*(q) of each prompt's seed-averaged quality: the ceiling of what a prompt can tell. [N]."""
+    return (tail_min(np.nanmean(held.test_quality, axis=1)) >= q).argmax(axis=1)
+
+
+def oracle_a_at_mean(held: HeldOut, mean_steps: float) -> Mixture:
+    """t* of each prompt and seed, for the one quality at which the mean cost is `mean_steps`."""
+    return planned_at_mean(held.counts, held.test, mean_steps)
+
+
+def oracle_b_at_mean(held: HeldOut, mean_steps: float) -> Mixture:
+    """t* of each prompt's mean curve, for the one quality at which the mean cost is `mean_steps`."""
+    return planned_at_mean(held.counts, np.nanmean(held.test, axis=1), mean_steps)
+
+
+def oracle_b_fewest_violations(held: HeldOut, q: float, mean_steps: float) -> IndexArray:
+    """The allocation by prompt with the fewest controlled violations whose mean steps do not exceed `mean_steps`."""
+    loss = _loss(held, q)
+
+    def choose(price: float) -> IndexArray:
+        return (price * held.counts + loss).argmin(axis=1)
+
+    return _bisect(choose, lambda index: bool(held.counts[index].mean() <= mean_steps + 1e-9))
+
+
+def oracle_b_at_violation(held: HeldOut, q: float, violation: float) -> dict[str, FloatArray]:
+    """Fewest mean steps of any allocation by prompt whose controlled violation is at most `violation` (by Lagrange
+    multiplier; it sees the seeds it is judged on, so it is optimistic)."""
+    loss = _loss(held, q)
+
+    def choose(price: float) -> IndexArray:
+        return (held.counts + price * loss).argmin(axis=1)
+
+    return per_prompt(held, _bisect(choose, lambda i: _mean_at(loss, i) <= violation + 1e-12), q)
+
+
+def oracle_c(held: HeldOut, mean_steps: float) -> IndexArray:
+    """The allocation by prompt with the least mean shortfall whose mean steps do not exceed `mean_steps`."""
+    shortfall = np.nanmean(held.test, axis=1)  # [N, C]
+
+    def choose(price: float) -> IndexArray:
+        return (price * held.counts + shortfall).argmin(axis=1)
+
+    return _bisect(choose, lambda index: bool(held.counts[index].mean() <= mean_steps + 1e-9))
+
+
+def _loss(held: HeldOut, q: float) -> FloatArray:
+    """Share of each prompt's seeds that miss q at each count or later, [N, C]."""
+    tail = tail_min(held.test_quality)
+    return np.nanmean(np.where(np.isnan(tail), np.nan, tail < q), axis=1)
+
+
+def _bisect(
+    choose: Callable[[float], IndexArray], good: Callable[[IndexArray], bool], low: float = 1e-9, high: float = 1e9
+) -> IndexArray:
+    """The allocation of the smallest multiplier, on a log scale, that is good; good at `high`."""
+    best = choose(high)
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))
+        found = choose(middle)
+        if good(found):
+            best, high = found, middle
+        else:
+            low = middle
+    return best
+
+
+def _mean_at(values: FloatArray, index: IndexArray) -> float:
+    return float(np.take_along_axis(values, index[:, None], 1).mean())
