@@ -1,0 +1,115 @@
+"""Does the promise hold? Observed misses for each risk and quality, on held-out prompts and on busier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.curves import FloatArray
+from ..core.risk import controlled_theta, critical_thetas
+from .allocation import per_prompt, planned_index
+from .bootstrap import bootstrap
+from .evidence import Evidence
+
+REDEALS = 200
+
+
+def risk_table(
+    evidence: Evidence, alphas: Sequence[float], qualities: Sequence[float], seed: int
+) -> list[dict[str, Any]]:
+    """One row for each (alpha, q): misses of the shipped thresholds on the test split."""
+    found = []
+    test = evidence.upper[evidence.rows["test"]]
+    for alpha in alphas:
+        for q in qualities:
+            result = per_prompt(evidence.held, planned_index(test, evidence.threshold(alpha, q)), q)
+            missed = bootstrap(result["violation_controlled"], seed)
+            found.append(
+                {
+                    "risk": alpha,
+                    "quality": q,
+                    "missed": missed,
+                    "missed_at_the_count": bootstrap(result["violation"], seed),
+                    "mean_steps": float(result["steps"].mean()),
+                    "holds": missed["low"] <= alpha,
+                    "expected_spread": calibration_spread(alpha, evidence.planner.risk_table.prompts),
+                }
+            )
+    return found
+
+
+def calibration_spread(alpha: float, prompts: int) -> float:
+    """Standard deviation of the risk that one draw of calibration prompts gives, were each loss 0 or 1: that of
+    Beta(l, n + 1 - l), l = floor((n + 1) alpha) (Vovk 2012)."""
+    below = int(np.floor((prompts + 1) * alpha))
+    if below < 1:
+        return 0.0
+    return float(np.sqrt(below * (prompts + 1 - below) / ((prompts + 1) ** 2 * (prompts + 2))))
+
+
+def redealt(
+    evidence: Evidence, alphas: Sequence[float], qualities: Sequence[float], seed: int, times: int = REDEALS
+) -> list[dict[str, Any]]:
+    """Calibration and test prompts are put together and dealt again many times; thresholds from one part, misses on the
+    other. The mean is what the guarantee bounds, without the luck of one deal."""
+    held, rows = evidence.held, evidence.rows
+    upper = np.concatenate([evidence.upper[rows["calibration"]], evidence.upper[rows["test"]]])
+    seeds = max(held.calibration.shape[1], held.test.shape[1])
+    truth = np.concatenate([_padded(held.calibration, seeds), _padded(held.test, seeds)])
+    quality = np.clip(1.0 - truth, 0.0, 1.0)
+    first = len(rows["calibration"])
+    found = []
+    for q in qualities:
+        critical = critical_thetas(upper, quality, q)  # [N, S]; a plan at theta misses exactly if critical <= theta
+        rng = np.random.default_rng(seed)
+        deals = [rng.permutation(len(upper)) for _ in range(times)]
+        for alpha in alphas:
+            rates = []
+            for order in deals:
+                theta = controlled_theta(critical[order[:first]], alpha)
+                rates.append(miss_rate(critical[order[first:]], theta))
+            found.append(
+                {
+                    "risk": alpha,
+                    "quality": q,
+                    "missed": float(np.mean(rates)),
+                    "spread": float(np.std(rates)),
+                    "deals": times,
+                }
+            )
+    return found
+
+
+def miss_rate(critical: FloatArray, theta: float) -> float:
+    """Mean over prompts of the share of seeds that miss at theta. critical: [N, S], NaN for absent seeds."""
+    missed = np.where(np.isnan(critical), np.nan, np.isfinite(critical) & (critical <= theta))
+    return float(np.nanmean(missed, axis=1).mean())
+
+
+def _padded(values: FloatArray, seeds: int) -> FloatArray:
+    missing = np.full((len(values), seeds - values.shape[1], values.shape[2]), np.nan)
+    return np.concatenate([values, missing], axis=1)
+
+
+def shifted_figures(
+    evidence: Evidence, shifted: Evidence, alphas: Sequence[float], qualities: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """The same table on prompts busier than any in training, and how many of each kind the node calls unlike its
+    calibration set. `shifted` holds those prompts in its test split."""
+    return {
+        "prompts": len(shifted.rows["test"]),
+        "rows": risk_table(shifted, alphas, qualities, seed),
+        "noticed": {"test": noticed(evidence), "shifted": noticed(shifted)},
+    }
+
+
+def noticed(evidence: Evidence) -> dict[str, float]:
+    """Distance to the calibration set as the node computes it; above 1 it warns."""
+    distances = np.array([evidence.planner.novelty.distance(evidence.features[i]) for i in evidence.rows["test"]])
+    return {
+        "share_warned": float((distances > 1.0).mean()),
+        "median_distance": float(np.median(distances)),
+        "largest_distance": float(distances.max()),
+    }
