@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..core.plan import Plan
 from .sampling import Render
 
@@ -32,12 +34,16 @@ class Receipt:
     planner: str
     fallback: str | None
     warnings: tuple[str, ...]
+    images: int = 1
+    """Pictures of the batch."""
+    watt_hours: float | None = None
+    """Of the GPU during the sampling loop; None where it does not tell."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "warnings": list(self.warnings)}
 
     def text(self) -> str:
-        """Two lines for the node."""
+        """A few lines for the node."""
         per_step = f"{self.seconds_per_step:.3f} s a step" if self.steps else "nothing to sample"
         return "\n".join(
             [
@@ -45,6 +51,7 @@ class Receipt:
                 f"{self.seconds_saved_vs_max:.2f} s less than {self.max_steps} steps; "
                 + ", ".join(f"{_share(saved)} {count} steps" for saved, count in self._common())
                 + ".",
+                *([] if self.watt_hours is None else [f"{self.watt_hours:.3g} Wh."]),
             ]
         )
 
@@ -70,7 +77,14 @@ def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
         planner=plan.planner,
         fallback=plan.fallback,
         warnings=plan.warnings,
+        images=_images(render.latent.get("samples")),
+        watt_hours=render.watt_hours,
     )
+
+
+def _images(samples: Any) -> int:
+    """Pictures in a LATENT; 1 for the host's own type of multi-part latents."""
+    return int(samples.shape[0]) if isinstance(samples, Tensor) and samples.ndim else 1
 
 
 def _share(saved: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, UnsupportedError
+from .energy import watt_hours
 
 # Denoiser evaluations of a run of n >= 1 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
@@ -63,6 +64,8 @@ class Render:
     """Executed: 0 at denoise 0, and a step more or less than asked with the schedulers ddim_uniform and beta."""
     seconds: float
     """Of the sampling loop alone: without loading the model, encoding or decoding."""
+    watt_hours: float | None = None
+    """What the GPU took for it, other programs on it included; None where it does not tell."""
 
     @property
     def seconds_per_step(self) -> float:
@@ -138,7 +141,7 @@ def render(
 ) -> Render:
     """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node."""
     check_latent(latent_image)
-    laps: list[tuple[int, float]] = []
+    laps: list[Lap] = []
     clocked = model.clone()
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
     common_ksampler = importlib.import_module("nodes").common_ksampler
@@ -146,7 +149,13 @@ def render(
         clocked, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
     )
     # no lap at denoise 0, where the host samples nothing
-    return Render(latent=latent, steps=sum(n for n, _ in laps), seconds=sum(lap for _, lap in laps))
+    used = [lap.watt_hours for lap in laps if lap.watt_hours is not None]
+    return Render(
+        latent=latent,
+        steps=sum(lap.steps for lap in laps),
+        seconds=sum(lap.seconds for lap in laps),
+        watt_hours=sum(used) if used and len(used) == len(laps) else None,
+    )
 
 
 def sweep(
@@ -181,15 +190,28 @@ def _wrappers() -> Any:
     return importlib.import_module("comfy.patcher_extension").WrappersMP
 
 
-def _clock(laps: list[tuple[int, float]]) -> Callable[..., Any]:
-    """Wraps the sampling loop; appends (steps, seconds)."""
+@dataclass(frozen=True)
+class Lap:
+    """One sampling loop."""
+
+    steps: int
+    seconds: float
+    watt_hours: float | None
+
+
+def _clock(laps: list[Lap]) -> Callable[..., Any]:
+    """Wraps the sampling loop; appends a lap."""
 
     def timed(executor: Callable[..., Any], guider: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+        before = watt_hours(sigmas.device)
         started = time.perf_counter()
         out = executor(guider, sigmas, *args, **kwargs)
         if isinstance(out, Tensor) and out.is_cuda:
             torch.cuda.synchronize(out.device)  # the host waits for the result right after this anyway
-        laps.append((len(sigmas) - 1, time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        after = watt_hours(sigmas.device)
+        used = None if before is None or after is None else after - before
+        laps.append(Lap(len(sigmas) - 1, seconds, used))
         return out
 
     return timed

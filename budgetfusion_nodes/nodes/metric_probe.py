@@ -78,4 +78,6 @@ class PerceptualMetricProbe(io.ComfyNode):
         result = probe(images, reference, step_counts, d_sim_backend, clip_vision, plan)
         plot = draw(result, plan)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), "text": [result.text()], "probe": [result.to_dict()]}
+        if hasattr(plan, "to_dict"):  # the node draws the measured points over its curve
+            shown["budget_plan"] = [plan.to_dict()]
         return io.NodeOutput(result.to_json(), *result.first(), plot, result.text(), ui=shown)
