@@ -2,9 +2,14 @@
 /** The host's side: puts a panel on each node, feeds it, and takes it away again. */
 
 // @ts-ignore served by the host
+import { api } from "../../scripts/api.js";
+// @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
-import { NO_RESULT, PlanPanel } from "./plan_panel.js";
+import { keep, recall } from "./kept.js";
+import { count, fromHost, setMessages, t } from "./messages.js";
+import { PlanPanel, options } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
+import { Totals, showTotals } from "./totals.js";
 
 /**
  * @typedef {{name: string, value: any, margin?: number, serialize?: boolean, callback?: (...values: any[]) => any}} Widget
@@ -33,23 +38,76 @@ const KINDS = {
 /** Inputs that decide in the browser too. */
 const LIVE = { quality: "quality", min_steps: "minSteps", max_steps: "maxSteps", risk: "risk" };
 
+const QUALITY = "BudgetFusion.DefaultQuality";
+const ON_FALLBACK = "BudgetFusion.OnFallback";
+const BAND = "BudgetFusion.ShowBand";
+const SHIPPED_QUALITY = 0.9; // core/plan.py DEFAULT_QUALITY
+
 /** @type {Map<GraphNode, PlanPanel>} the nodes that are on a graph now */
 const panels = new Map();
+const totals = new Totals();
+totals.watchers.add(() => {
+  for (const panel of panels.values()) if (panel.result.plans.length > 1) panel.refresh(); // a forecast knows the time now
+});
 
 app.registerExtension({
   name: "BudgetFusion",
 
-  setup() {
+  settings: [
+    {
+      id: BAND,
+      category: ["BudgetFusion", "Chart", "ShowBand"],
+      name: "Show the likely range in charts",
+      tooltip: "The band between the careful and the hopeful prediction. The decision is the same without it.",
+      type: "boolean",
+      defaultValue: true,
+      onChange: (/** @type {boolean} */ shown) => {
+        options.band = shown;
+        for (const panel of panels.values()) panel.refresh();
+      },
+    },
+    {
+      id: ON_FALLBACK,
+      category: ["BudgetFusion", "Planning", "OnFallback"],
+      name: "When no plan can be made",
+      tooltip: "All max_steps are rendered then, and the node says why. This decides what else happens.",
+      type: "combo",
+      defaultValue: "once",
+      options: [
+        { text: "Say each reason once", value: "once" },
+        { text: "Say it for every image", value: "always" },
+        { text: "Say it and stop the queue", value: "stop" },
+      ],
+    },
+    {
+      id: QUALITY,
+      category: ["BudgetFusion", "Planning", "DefaultQuality"],
+      name: "Quality of new nodes",
+      tooltip: "Where the quality slider stands on a node that you add. Nodes of saved workflows keep theirs.",
+      type: "slider",
+      attrs: { min: 0.5, max: 0.99, step: 0.01 },
+      defaultValue: SHIPPED_QUALITY,
+    },
+  ],
+
+  async setup() {
     const style = document.createElement("link");
     style.rel = "stylesheet";
     style.href = new URL("./budgetfusion.css", import.meta.url).href;
     document.head.append(style);
+    listen();
+    await useLanguage();
+    addTotals();
   },
 
   /** @param {GraphNode} node */
   nodeCreated(node) {
     const kind = KINDS[node.comfyClass ?? ""];
-    if (kind) addPanel(node, kind);
+    if (!kind) return;
+    const quality = node.widgets?.find(({ name }) => name === "quality");
+    // a node that is loaded gets its saved value after this
+    if (quality) quality.value = settingOf(QUALITY) ?? SHIPPED_QUALITY;
+    addPanel(node, kind);
   },
 
   afterConfigureGraph: restoreAll,
@@ -59,9 +117,65 @@ app.registerExtension({
   },
 });
 
+/** @param {string} id */
+function settingOf(id) {
+  return app.extensionManager?.setting?.get(id);
+}
+
+/** The page's language, from the same files that name the nodes. */
+async function useLanguage() {
+  const language = settingOf("Comfy.Locale") ?? "en";
+  if (language === "en") return;
+  try {
+    const all = await (await api.fetchApi("/i18n")).json();
+    setMessages((all[language] ?? all[language.split("-")[0]])?.budgetfusion);
+  } catch (error) {
+    console.warn("BudgetFusion: the page's language could not be read, so its panels speak English.", error);
+  }
+}
+
+/** What the host says over its socket, for as long as the page is open. */
+function listen() {
+  api.addEventListener("status", (/** @type {CustomEvent} */ { detail }) => {
+    totals.onStatus(detail?.exec_info?.queue_remaining);
+  });
+  api.addEventListener("execution_cached", (/** @type {CustomEvent} */ { detail }) => {
+    totals.onCached(detail.prompt_id, detail.nodes ?? []);
+  });
+  api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
+    totals.onExecuted(detail.prompt_id, detail.node, detail.output);
+  });
+}
+
+/** @param {string} model */
+function paceOf(model) {
+  return totals.paces.get(model) ?? null;
+}
+
+/** The running total, in the page's side bar. */
+function addTotals() {
+  /** @type {(() => void) | null} */
+  let remove = null;
+  app.extensionManager?.registerSidebarTab?.({
+    id: "budgetfusion-totals",
+    icon: "pi pi-stopwatch",
+    title: t("totals"),
+    tooltip: t("totals"),
+    type: "custom",
+    render: (/** @type {HTMLElement} */ place) => {
+      remove?.();
+      remove = showTotals(place, totals);
+    },
+    destroy: () => {
+      remove?.();
+      remove = null;
+    },
+  });
+}
+
 /** @param {GraphNode} node @param {"planner" | "sampler" | "probe"} kind */
 function addPanel(node, kind) {
-  const panel = new PlanPanel(kind, () => controlsOf(node), () => fit(node));
+  const panel = new PlanPanel(kind, () => controlsOf(node), paceOf, () => fit(node));
   /** @type {Widget} */
   const widget = node.addDOMWidget("budgetfusion", "budgetfusion_panel", panel.element, {
     serialize: false,
@@ -74,6 +188,7 @@ function addPanel(node, kind) {
   const undo = [
     chain(node, "onExecuted", (/** @type {any} */ output) => {
       show(node, output);
+      keepResult(node, output);
       announce(node);
     }),
     chain(node, "onConnectionsChange", () => panel.refresh()),
@@ -147,26 +262,36 @@ function fit(node) {
 function show(node, output) {
   const panel = panels.get(node);
   if (!panel || !output) return;
-  const plans = (output.budget_plan ?? []).map(readPlan).filter(Boolean);
+  const sent = (output.budget_plan ?? []).map(readPlan).filter(Boolean);
   const probe = output.probe?.at(-1) ?? null;
-  const plan = plans.at(-1) ?? (probe ? connectedPlan(node) : null);
-  if (!plan && !probe) return;
-  const others = plans.map((/** @type {Plan} */ { steps }) => steps);
-  panel.show({ plan, others, receipt: output.receipt?.at(-1) ?? null, probe });
+  const plans = sent.length || !probe ? sent : connectedPlans(node);
+  if (!plans.length && !probe) return;
+  panel.show({ plans, receipts: output.receipt ?? [], probe });
 }
 
-/** The plan that the Probe was given: the one on show at the node it comes from. @param {GraphNode} node */
-function connectedPlan(node) {
+/** The plan on show where the Probe's comes from, for a result of a version whose Probe sent none. @param {GraphNode} node */
+function connectedPlans(node) {
   const slot = (node.inputs ?? []).findIndex(({ name }) => name === "plan");
   const source = slot < 0 ? null : node.getInputNode(slot);
-  return (source && panels.get(source)?.result.plan) ?? NO_RESULT.plan;
+  return (source && panels.get(source)?.result.plans) ?? [];
 }
 
 /** The results that the page keeps, after a workflow was loaded, switched to or taken from the queue. */
 function restoreAll() {
-  // Planners first: the Probe shows the curve of the one it is connected to.
-  const nodes = [...panels.keys()].sort((a, b) => Number(isProbe(a)) - Number(isProbe(b)));
-  for (const node of nodes) show(node, app.nodeOutputs?.[outputKey(node)]);
+  for (const node of panels.keys()) {
+    const key = outputKey(node);
+    show(node, app.nodeOutputs?.[key] ?? recall(localStorage, workflowId(), key, node.comfyClass ?? ""));
+  }
+}
+
+/** @param {GraphNode} node @param {any} output */
+function keepResult(node, output) {
+  if (output) keep(localStorage, workflowId(), outputKey(node), node.comfyClass ?? "", output, Date.now());
+}
+
+/** @returns {string | undefined} */
+function workflowId() {
+  return (app.rootGraph ?? app.graph)?.id;
 }
 
 /** @param {GraphNode} node */
@@ -183,19 +308,32 @@ function outputKey(node) {
 /** @type {WeakMap<GraphNode, string>} the reason that was last announced, so that a long queue says it once */
 const announced = new WeakMap();
 
-/** A toast for a render that was not planned. @param {GraphNode} node */
+/** A toast for a render that was not planned, and what the setting wants done about it. @param {GraphNode} node */
 function announce(node) {
-  const plan = panels.get(node)?.result.plan;
+  const plan = panels.get(node)?.result.plans.find(({ fallback }) => fallback);
   if (isProbe(node) || !plan?.fallback) {
     announced.delete(node);
     return;
   }
-  if (announced.get(node) === plan.fallback) return;
+  const policy = settingOf(ON_FALLBACK) ?? "once";
+  if (policy === "once" && announced.get(node) === plan.fallback) return;
   announced.set(node, plan.fallback);
+  const said = [sentence(fromHost(plan.fallback))];
+  if (policy === "stop") {
+    stopQueue();
+    said.push(t("stopped"));
+  }
   app.extensionManager?.toast?.add({
     severity: "warn",
-    summary: `${node.title}: no plan, all ${plan.steps} steps`,
-    detail: sentence(plan.fallback),
+    summary: t("toast_title", { node: node.title, steps: count(plan.steps, "steps") }),
+    detail: said.join(" "),
     life: TOAST_MS,
+  });
+}
+
+/** Ends the running prompt and takes the waiting ones away. */
+function stopQueue() {
+  Promise.all([api.clearItems("queue"), api.interrupt()]).catch((error) => {
+    console.warn("BudgetFusion: the queue could not be stopped.", error);
   });
 }

@@ -4,8 +4,9 @@
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
 
+import { fromHost, t } from "./messages.js";
 import {
-  METRICS, PROMISES, VIEWS, chartLayout, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
+  METRICS, VIEWS, chartLayout, forecast, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
   receiptRows,
 } from "./plan_view.js";
 
@@ -18,30 +19,36 @@ import {
  * @typedef {import("./plan_view.js").ChartModel} ChartModel
  * @typedef {import("./plan_view.js").ChartLayout} ChartLayout
  *
- * @typedef {{plan: Plan | null, others: number[], receipt: Receipt | null, probe: Probe | null}} Result
- * `others`: the step counts of all plans of the run, where a list of prompts was queued.
+ * @typedef {{plans: Plan[], receipts: Receipt[], probe: Probe | null}} Result
+ * Several plans (and receipts) where a list of prompts was queued.
  */
 
 const SVG = "http://www.w3.org/2000/svg";
 const CHART_HEIGHT = 150;
 const PADDING = 16; // pixels: the panel's own, and the two gaps
-const HINT = "Point at the chart, or use its arrow keys, to read a count.";
 
 /** @type {Result} */
-export const NO_RESULT = { plan: null, others: [], receipt: null, probe: null };
+const NO_RESULT = { plans: [], receipts: [], probe: null };
+
+/** What the settings of the page decide for all panels. */
+export const options = { band: true };
 
 export class PlanPanel {
   /**
    * @param {"planner" | "sampler" | "probe"} kind
    * @param {() => Partial<Controls> | null} controls where the sliders stand; null if they do not decide
+   * @param {(model: string) => number | null} pace seconds a step of this model, as last measured
    * @param {() => void} onHeight called when `minHeight` changed
    */
-  constructor(kind, controls, onHeight) {
+  constructor(kind, controls, pace, onHeight) {
     this.kind = kind;
     this.controls = controls;
+    this.pace = pace;
     this.onHeight = onHeight;
     /** @type {Result} */
     this.result = NO_RESULT;
+    /** Which prompt of a list is on show. */
+    this.index = 0;
     /** @type {View} */
     this.view = "quality";
     /** @type {ReturnType<typeof planCurves>} */
@@ -59,15 +66,16 @@ export class PlanPanel {
     this.head = element("div", "bf-head");
     this.views = element("div", "bf-views");
     this.views.setAttribute("role", "group");
-    this.views.setAttribute("aria-label", "What the chart shows");
+    this.views.setAttribute("aria-label", t("views"));
     this.chart = element("div", "bf-chart");
-    this.svg = svg("svg", { tabindex: 0, role: "slider", "aria-label": "Step count to read out" });
+    this.svg = svg("svg", { tabindex: 0, role: "slider", "aria-label": t("slider") });
     this.chart.append(this.svg);
     this.readout = element("div", "bf-readout");
     this.tail = element("div", "bf-tail");
     this.above = element("div", "bf-above");
     this.below = element("div", "bf-below");
-    this.above.append(this.head, this.views);
+    this.pager = this.makePager();
+    this.above.append(this.pager, this.head, this.views);
     this.below.append(this.readout, this.tail);
     this.element = element("div", "bf-panel");
     this.element.dataset.kind = kind;
@@ -79,9 +87,38 @@ export class PlanPanel {
   /** What a run gave. @param {Result} result */
   show(result) {
     this.result = result;
-    this.curves = result.plan ? planCurves(result.plan) : null;
+    this.turnTo(0);
+  }
+
+  /** The plan on show. */
+  get plan() {
+    return this.result.plans[this.index] ?? null;
+  }
+
+  /** Shows this prompt of the list. @param {number} index */
+  turnTo(index) {
+    this.index = Math.min(Math.max(index, 0), Math.max(this.result.plans.length - 1, 0));
+    this.curves = this.plan ? planCurves(this.plan) : null;
     this.cursor = null;
     this.refresh();
+  }
+
+  makePager() {
+    const pager = element("div", "bf-pager");
+    this.place = element("span", "bf-place");
+    this.place.setAttribute("role", "status");
+    /** @param {string} sign @param {string} label @param {number} by */
+    const button = (sign, label, by) => {
+      const made = element("button", "bf-view", sign);
+      made.type = "button";
+      made.title = label;
+      made.setAttribute("aria-label", label);
+      made.addEventListener("click", () => this.turnTo(this.index + by), { signal: this.listening.signal });
+      return made;
+    };
+    pager.append(button("\u2039", t("previous_prompt"), -1), this.place, button("\u203A", t("next_prompt"), 1));
+    pager.hidden = true;
+    return pager;
   }
 
   /** Draws in the next frame, once however often it is called. */
@@ -158,7 +195,8 @@ export class PlanPanel {
   // -------------------------------------------------------------------------------------------------- drawing
 
   render() {
-    const { plan, probe } = this.result;
+    const { plan } = this;
+    const { probe } = this.result;
     this.element.dataset.state = plan?.fallback != null ? "fallback" : plan || probe ? "result" : "empty";
     this.renderHead();
     this.renderViews();
@@ -168,9 +206,13 @@ export class PlanPanel {
   }
 
   renderHead() {
-    const { plan, others } = this.result;
+    const { plan } = this;
+    const { plans } = this.result;
+    this.pager.hidden = plans.length < 2 || this.kind === "probe";
+    if (this.place) this.place.textContent = t("prompt_of", { i: this.index + 1, n: plans.length });
     if (!plan || this.kind === "probe") {
-      const promise = this.kind === "probe" && this.result.probe ? [] : [element("p", "bf-promise", PROMISES[this.kind])];
+      const promised = this.kind === "probe" && this.result.probe ? [] : [t(`promise_${this.kind}`)];
+      const promise = promised.map((text) => element("p", "bf-promise", text));
       this.head.replaceChildren(...promise);
       delete this.element.dataset.steps;
       return;
@@ -184,32 +226,31 @@ export class PlanPanel {
     reason.forEach((line) => line.setAttribute("role", "status"));
     const details = now.details.map((text) => element("div", "bf-detail", text));
     const notes = now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`));
-    if (others.length > 1) {
-      details.push(element("div", "bf-detail", `${others.length} prompts in this run: ${others.join(", ")} steps; shown: the last`));
-    }
-    this.head.replaceChildren(title, ...reason, ...details, ...notes);
+    const whole = forecast(plans, this.controls(), this.pace(plan.setting?.model_name ?? "")) ?? [];
+    const lines = whole.map((text) => element("div", "bf-forecast", text));
+    this.head.replaceChildren(...lines, title, ...reason, ...details, ...notes);
   }
 
   renderViews() {
-    const shown = VIEWS.filter(({ view }) => this.has(view));
+    const shown = VIEWS.filter((view) => this.has(view));
     this.views.hidden = shown.length < 2;
-    if (shown.length && !this.has(this.view)) this.view = shown[0].view;
-    const wanted = shown.map(({ view }) => view).join();
+    if (shown.length && !this.has(this.view)) this.view = shown[0];
+    const wanted = shown.join();
     if (this.views.dataset.views !== wanted) {
       // kept between draws, so that a focused button stays focused
       this.views.dataset.views = wanted;
-      this.views.replaceChildren(...shown.map((choice) => this.viewButton(choice)));
+      this.views.replaceChildren(...shown.map((view) => this.viewButton(view)));
     }
     for (const button of this.views.querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(button.dataset.view === this.view));
     }
   }
 
-  /** @param {{view: View, label: string, title: string}} choice */
-  viewButton({ view, label, title }) {
-    const button = element("button", "bf-view", label);
+  /** @param {View} view */
+  viewButton(view) {
+    const button = element("button", "bf-view", t(`view_${view}`));
     button.type = "button";
-    button.title = title;
+    button.title = t(`view_${view}_title`);
     button.dataset.view = view;
     const choose = () => {
       this.view = view;
@@ -227,13 +268,14 @@ export class PlanPanel {
 
   /** @returns {ChartModel} */
   chartModel() {
-    const { plan, probe } = this.result;
+    const { plan } = this;
+    const { probe } = this.result;
     const counted = probe?.counted ?? true;
     const now = plan && counted ? outlook(plan, this.kind === "probe" ? null : this.controls()) : null;
     const planned = now !== null && now.floor !== null;
     return {
       view: this.view,
-      curve: counted ? (this.curves?.[this.view] ?? null) : null,
+      curve: counted ? this.curve() : null,
       points: probe ? probePoints(probe, this.view) : [],
       counted,
       chosen: now ? now.steps : null,
@@ -242,6 +284,12 @@ export class PlanPanel {
       minSteps: planned ? now.minSteps : null,
       maxSteps: planned ? now.maxSteps : null,
     };
+  }
+
+  /** The line on show, with its band unless the setting hides it. */
+  curve() {
+    const curve = this.curves?.[this.view] ?? null;
+    return curve && !options.band ? { ...curve, low: null, high: null } : curve;
   }
 
   renderChart() {
@@ -253,7 +301,7 @@ export class PlanPanel {
     this.model = model;
     this.layout = empty ? null : layout;
     // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
-    this.chart.hidden = this.readout.hidden = empty && this.result.plan !== null;
+    this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren(...axes(layout, model), ...(empty ? [] : marks(layout, model, this.cursor)));
     this.renderReadout(model, empty);
@@ -263,20 +311,22 @@ export class PlanPanel {
   renderReadout(model, empty) {
     const at = this.cursor ?? model.chosen;
     const text = empty || at === null ? "" : readout(at, model.view, model.curve, model.points, model.counted);
-    const unpointed = empty ? "" : HINT;
+    const unpointed = empty ? "" : t("hint");
     this.readout.textContent = this.cursor === null ? unpointed : text;
-    this.svg.setAttribute("aria-valuetext", text || "Nothing to read before the first run");
+    this.svg.setAttribute("aria-valuetext", text || t("nothing_yet"));
     this.svg.setAttribute("aria-valuemin", String(this.layout?.first ?? 0));
     this.svg.setAttribute("aria-valuemax", String(this.layout?.last ?? 0));
     this.svg.setAttribute("aria-valuenow", String(at ?? 0));
   }
 
   renderTail() {
-    const { plan, receipt, probe } = this.result;
+    const { plan } = this;
+    const { probe } = this.result;
+    const receipt = this.result.receipts[this.index] ?? null;
     this.tail.replaceChildren(
       ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
-      ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", text)), measuredWith(probe)] : []),
+      ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", fromHost(text))), measuredWith(probe)] : []),
     );
   }
 }
@@ -284,7 +334,7 @@ export class PlanPanel {
 /** @param {ChartLayout} layout @param {ChartModel} model */
 function axes(layout, model) {
   const { x0, x1, y0, y1 } = layout;
-  const label = model.counted ? "steps" : "image";
+  const label = t(model.counted ? "axis_steps" : "axis_image");
   return [
     ...layout.yTicks.flatMap((tick) => [
       svg("line", { class: "bf-grid", x1: x0, x2: x1, y1: tick.at, y2: tick.at }),
@@ -342,21 +392,21 @@ function legend(plan, probe, view) {
     item.append(element("i", `bf-mark ${mark}`), text);
     box.append(item);
   };
-  if (plan?.decision) add("bf-mark-line", view === "quality" ? "predicted" : "predicted distance; up is nearer");
-  if (plan?.decision && view === "quality") add("bf-mark-band", "likely range");
+  if (plan?.decision) add("bf-mark-line", t(view === "quality" ? "legend_predicted" : "legend_distance"));
+  if (plan?.decision && view === "quality" && options.band) add("bf-mark-band", t("legend_band"));
   if (planned && view === "quality") {
-    add("bf-mark-floor", "the range must stay above this");
-    add("bf-mark-wanted", "quality slider");
+    add("bf-mark-floor", t("legend_floor"));
+    add("bf-mark-wanted", t("legend_wanted"));
   }
-  if (plan?.decision) add("bf-mark-chosen", planned ? "chosen steps" : "steps taken");
-  if (probe) add("bf-mark-point", "measured");
+  if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
+  if (probe) add("bf-mark-point", t("legend_measured"));
   return box;
 }
 
 /** @param {Receipt} receipt @param {Plan | null} plan */
 function receiptList(receipt, plan) {
   const list = element("dl", "bf-receipt");
-  list.setAttribute("aria-label", "Receipt of the last run");
+  list.setAttribute("aria-label", t("receipt"));
   for (const [label, text] of receiptRows(receipt, plan)) list.append(element("dt", "", label), element("dd", "", text));
   return list;
 }
@@ -367,7 +417,7 @@ function numbers(probe) {
   const frame = element("div", "bf-numbers");
   frame.tabIndex = 0; // scrolls by keyboard
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", `Distances from ${probe.reference}; 0 is equal`);
+  frame.setAttribute("aria-label", t("distances", { reference: probe.reference }));
   const table = element("table", "");
   const top = element("tr", "");
   top.append(...head.map((text) => element("th", "", text)));
@@ -383,8 +433,9 @@ function numbers(probe) {
 
 /** @param {Probe} probe */
 function measuredWith(probe) {
-  const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? "unknown"}`).join(", ");
-  return element("p", "bf-detail", `Distances from ${probe.reference}; 0 is equal. Measured with ${used}.`);
+  const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
+  const said = [t("distances", { reference: probe.reference }), t("measured_with", { backends: used })];
+  return element("p", "bf-detail", said.join(" "));
 }
 
 /**

@@ -1,8 +1,10 @@
 // @ts-check
 /**
- * What the charts show, without a page: the decision rule, the chart's geometry and every sentence and number.
+ * What the charts show, without a page: the decision rule, the chart's geometry, and which sentence says what.
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
+
+import { count, fromHost, t } from "./messages.js";
 
 /**
  * @typedef {{grid: number[], thresholds: number[][], counts: number[], upper: number[], limiting: string[],
@@ -17,7 +19,8 @@
  *   quality_high: number[], shortfall_median: Record<string, number[]> | null, planner: string,
  *   setting: Setting | null, fallback: string | null, warnings: string[], decision: Decision | null}} Plan
  *
- * @typedef {{steps: number, max_steps: number, nfe: number, seconds: number, seconds_per_step: number}} Receipt
+ * @typedef {{steps: number, max_steps: number, nfe: number, seconds: number, seconds_per_step: number,
+ *   images?: number, watt_hours?: number | null, fallback?: string | null}} Receipt
  *
  * @typedef {{steps: number[], counted: boolean, quality: number[] | null, backends: Record<string, string>,
  *   reference: string, notes: string[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
@@ -33,20 +36,13 @@
 /** @type {Exclude<View, "quality">[]} */
 export const METRICS = ["l_snr", "d_sim", "i_clip"];
 
-/** The words of core/plan.py METRIC_WORDS. @type {Record<string, string>} */
-export const METRIC_WORDS = {
-  l_snr: "fine detail against noise (L-SNR)",
-  d_sim: "shapes and layout (D-SIM)",
-  i_clip: "meaning (I-CLIP)",
-};
+/** The words of core/plan.py METRIC_WORDS. @param {string} metric */
+export function metricWords(metric) {
+  return METRICS.some((known) => known === metric) ? t(`metric_${metric}`) : metric;
+}
 
-/** @type {{view: View, label: string, title: string}[]} */
-export const VIEWS = [
-  { view: "quality", label: "Quality", title: "Predicted quality: the worst of the three measures sets it" },
-  { view: "l_snr", label: "Detail", title: "Distance from the full-step image in fine detail (L-SNR, dB)" },
-  { view: "d_sim", label: "Layout", title: "Distance from the full-step image in shapes and layout (D-SIM)" },
-  { view: "i_clip", label: "Meaning", title: "Distance from the full-step image in meaning (I-CLIP)" },
-];
+/** @type {View[]} */
+export const VIEWS = ["quality", ...METRICS];
 
 /** Step counts that artists leave set, as in host/receipt.py. */
 export const COMMON_COUNTS = [20, 30];
@@ -239,10 +235,10 @@ export function outlook(plan, controls) {
       ...common,
       steps: now.maxSteps,
       floor: null,
-      headline: `All ${count(now.maxSteps, "step")}`,
+      headline: t("all_steps", { steps: count(now.maxSteps, "steps") }),
       details: [],
-      badge: "No plan",
-      reason: sentence(plan.fallback ?? "this result was made by another version of BudgetFusion. Queue again."),
+      badge: t("no_plan"),
+      reason: sentence(plan.fallback === null ? t("other_version") : fromHost(plan.fallback)),
       notes,
     };
   }
@@ -251,16 +247,19 @@ export function outlook(plan, controls) {
   const limit = moved ? setBy(plan.decision, now.quality) : plan.set_by;
   const predicted = qualityAt(plan.decision, steps);
   const details = [
-    `Quality ${fixed(now.quality, 2)} wanted, ${predicted === null ? "unknown" : fixed(predicted, 2)} predicted; ` +
-      `risk of less: ${percent(plan.risk)}`,
+    t("wanted", {
+      wanted: fixed(now.quality, 2),
+      predicted: predicted === null ? t("unknown") : fixed(predicted, 2),
+      risk: percent(plan.risk),
+    }),
   ];
-  if (limit) details.push(`Set by ${METRIC_WORDS[limit] ?? limit}`);
-  if (steps !== plan.steps) details.push(`The last run took ${count(plan.steps, "step")}`);
+  if (limit) details.push(t("set_by", { metric: metricWords(limit) }));
+  if (steps !== plan.steps) details.push(t("last_run", { steps: count(plan.steps, "steps") }));
   return {
     ...common,
     steps,
     floor: clamp(1 - thresholdAt(plan.decision.thresholds, now.quality), 0, 1),
-    headline: `${steps} of ${count(now.maxSteps, "step")} (${fewer(steps, now.maxSteps)})`,
+    headline: t("headline", { steps, max: count(now.maxSteps, "steps"), saved: fewer(steps, now.maxSteps) }),
     details,
     badge: null,
     reason: null,
@@ -278,39 +277,43 @@ function isMoved(plan, now) {
  * @param {Plan} plan @param {Controls} now
  */
 function currentNotes(plan, now) {
-  if (!isMoved(plan, now) && now.risk === plan.risk) return plan.warnings;
+  if (!isMoved(plan, now) && now.risk === plan.risk) return plan.warnings.map(fromHost);
   // A warning that names a step limit speaks of where that slider stood in the last run.
-  const notes = plan.warnings.filter((warning) => !/\b(min|max)_steps\b/.test(warning));
+  const notes = plan.warnings.filter((warning) => !/\b(min|max)_steps\b/.test(warning)).map(fromHost);
   if (now.minSteps > now.maxSteps) {
-    notes.unshift(`min_steps ${now.minSteps} is above max_steps ${now.maxSteps}: lower min_steps or raise max_steps.`);
+    notes.unshift(t("min_above_max", { min: now.minSteps, max: now.maxSteps }));
   } else if (plan.fallback === null && plan.decision) {
     const { counts } = plan.decision;
     const wanted = decideSteps(plan.decision, now.quality, 1, counts[counts.length - 1]);
     if (wanted > now.maxSteps) {
-      notes.unshift(
-        `Quality ${fixed(now.quality, 2)} needs ${wanted} steps, but max_steps is ${now.maxSteps}: the quality may ` +
-          "not be reached. Raise max_steps or lower quality.",
-      );
+      const needed = { quality: fixed(now.quality, 2), steps: count(wanted, "steps"), max: now.maxSteps };
+      notes.unshift(t("max_too_low", needed));
     }
   }
   if (now.risk !== plan.risk) {
-    notes.unshift(`risk is ${percent(now.risk)} now; the chart is for ${percent(plan.risk)}. Queue to apply it.`);
+    notes.unshift(t("risk_moved", { now: percent(now.risk), then: percent(plan.risk) }));
   }
   return notes;
 }
 
-/** Before the first run. @type {Record<"planner" | "sampler" | "probe", string>} */
-export const PROMISES = {
-  planner:
-    "Queue once: this shows the predicted quality for every step count, the threshold that the quality slider sets, " +
-    "and the chosen count. Then drag quality or max_steps and watch both move.",
-  sampler:
-    "Queue once: this shows the predicted quality for every step count, the chosen count, and a receipt of the steps " +
-    "and seconds saved. Then drag quality or max_steps and watch the count move.",
-  probe:
-    "Queue once: this shows the distance of every image from the reference. With a plan connected, the measured " +
-    "points lie over the predicted curve.",
-};
+/**
+ * What a list of prompts will take, where the sliders stand now; null for a single prompt.
+ * @param {Plan[]} plans @param {Partial<Controls> | null} controls
+ * @param {number | null} pace seconds a step, measured; null before the first render
+ * @returns {string[] | null}
+ */
+export function forecast(plans, controls, pace) {
+  if (plans.length < 2) return null;
+  const each = plans.map((plan) => outlook(plan, controls));
+  const steps = each.reduce((sum, one) => sum + one.steps, 0);
+  const most = each.reduce((sum, one) => sum + one.maxSteps, 0);
+  const [usual] = COMMON_COUNTS;
+  const fixedCount = usual * plans.length;
+  const values = { n: plans.length, steps: count(steps, "steps"), max: most, usual, fixed: fixedCount };
+  if (pace === null) return [t("forecast", values), t("forecast_no_time")];
+  const [time, max, fixedTime] = [steps, most, fixedCount].map((taken) => duration(pace * taken));
+  return [t("forecast", values), t("forecast_time", { time, max, usual, fixed: fixedTime })];
+}
 
 /**
  * The receipt of a finished render, as label and text.
@@ -318,21 +321,30 @@ export const PROMISES = {
  */
 export function receiptRows(receipt, plan) {
   const { steps, max_steps: max, seconds, seconds_per_step: each } = receipt;
-  if (!steps) return [["Steps", "nothing to sample"]];
+  if (!steps) return [[t("row_steps"), t("nothing_to_sample")]];
+  const calls = count(receipt.nfe, "calls");
   /** @type {[string, string][]} */
   const rows = [
-    ["Steps", `${steps} of ${max} (${fewer(steps, max)})`],
-    ["Time", `${duration(seconds)}, ${duration(each)} a step, ${count(receipt.nfe, "model call")}`],
-    [`Against ${max}`, difference(each * (max - steps))],
+    [t("row_steps"), t("headline", { steps, max, saved: fewer(steps, max) })],
+    [t("row_time"), t("time_row", { time: duration(seconds), each: duration(each), calls })],
+    [t("row_against", { n: max }), difference(each * (max - steps))],
     ...COMMON_COUNTS.map(
       /** @returns {[string, string]} */
-      (usual) => [`Against ${usual}`, `${difference(each * (usual - steps))} (${fewer(steps, usual)})`],
+      (usual) => [
+        t("row_against", { n: usual }),
+        t("against_row", { time: difference(each * (usual - steps)), share: fewer(steps, usual) }),
+      ],
     ),
   ];
-  if (plan?.set_by) rows.push(["Set by", METRIC_WORDS[plan.set_by] ?? plan.set_by]);
+  if (receipt.watt_hours != null) {
+    const energy = wattHours(receipt.watt_hours);
+    const saved = wattHours((receipt.watt_hours / steps) * Math.max(max - steps, 0));
+    rows.push([t("row_energy"), t("energy_row", { energy, saved, max })]);
+  }
+  if (plan?.set_by) rows.push([t("row_set_by"), metricWords(plan.set_by)]);
   if (plan?.planner && plan.fallback === null) {
-    rows.push(["Planner", plan.planner]);
-    if (plan.setting) rows.push(["Made for", settingText(plan.setting)]);
+    rows.push([t("row_planner"), plan.planner]);
+    if (plan.setting) rows.push([t("row_made_for"), settingText(plan.setting)]);
   }
   return rows;
 }
@@ -349,7 +361,7 @@ export function settingText(setting) {
  * @param {Probe} probe @returns {{head: string[], rows: string[][]}}
  */
 export function probeTable(probe) {
-  const head = [probe.counted ? "steps" : "image", "L-SNR dB", "D-SIM", "I-CLIP"];
+  const head = [t(probe.counted ? "axis_steps" : "axis_image"), "L-SNR dB", "D-SIM", "I-CLIP"];
   const rows = probe.steps.map((n, i) => [
     String(n),
     fixed(probe.l_snr[i], 2),
@@ -357,7 +369,7 @@ export function probeTable(probe) {
     fixed(probe.i_clip[i], 4),
     ...(probe.quality ? [fixed(probe.quality[i], 3)] : []),
   ]);
-  return { head: probe.quality ? [...head, "quality"] : head, rows };
+  return { head: probe.quality ? [...head, t("column_quality")] : head, rows };
 }
 
 /** @param {Probe} probe @param {View} view @returns {Point[]} */
@@ -373,19 +385,20 @@ export function readout(n, view, curve, points, counted = true) {
   const parts = [];
   const i = curve ? curve.counts.indexOf(n) : -1;
   if (curve && i >= 0) {
-    const range = curve.low && curve.high ? ` (${fixed(curve.low[i], 2)} to ${fixed(curve.high[i], 2)})` : "";
-    parts.push(`${valueText(curve.line[i], view)} predicted${range}`);
+    const value = valueText(curve.line[i], view);
+    const range = curve.low && curve.high ? { low: fixed(curve.low[i], 2), high: fixed(curve.high[i], 2) } : null;
+    parts.push(range ? t("predicted_range", { value, ...range }) : t("predicted", { value }));
   }
-  const measured = points.find((point) => point.n === n);
-  if (measured) parts.push(`${valueText(measured.value, view)} measured`);
-  const what = counted ? count(n, "step") : `image ${n}`;
-  return `${what}: ${parts.join(", ") || "not predicted"}`;
+  const found = points.find((point) => point.n === n);
+  if (found) parts.push(t("measured", { value: valueText(found.value, view) }));
+  const what = counted ? count(n, "steps") : t("image_number", { n });
+  return t("read", { what, values: parts.join(", ") || t("not_predicted") });
 }
 
 /** @param {number} value @param {View} view */
 function valueText(value, view) {
-  if (view === "quality") return `quality ${fixed(value, 2)}`;
-  return view === "l_snr" ? `${fixed(value, 2)} dB away` : `${fixed(value, 4)} away`;
+  if (view === "quality") return t("value_quality", { value: fixed(value, 2) });
+  return view === "l_snr" ? t("value_db", { value: fixed(value, 2) }) : t("value_away", { value: fixed(value, 4) });
 }
 
 // --------------------------------------------------------------------------------------------- chart geometry
@@ -527,14 +540,19 @@ function bandPath(xs, low, high) {
 /** "76% fewer", "50% more" or "none saved". @param {number} steps @param {number} of */
 export function fewer(steps, of) {
   const share = 1 - steps / of;
-  if (Math.round(Math.abs(share) * 100) === 0) return steps === of ? "none saved" : "about the same";
-  return `${percent(Math.abs(share))} ${share > 0 ? "fewer" : "more"}`;
+  if (Math.round(Math.abs(share) * 100) === 0) return t(steps === of ? "none_saved" : "about_the_same");
+  return t(share > 0 ? "fewer" : "more", { share: percent(Math.abs(share)) });
 }
 
 /** Seconds saved (positive) or spent. @param {number} seconds */
 export function difference(seconds) {
-  if (Math.abs(seconds) < 0.0005) return "no difference";
-  return `${duration(Math.abs(seconds))} ${seconds > 0 ? "saved" : "more"}`;
+  if (Math.abs(seconds) < 0.0005) return t("no_difference");
+  return t(seconds > 0 ? "time_saved" : "time_more", { time: duration(Math.abs(seconds)) });
+}
+
+/** @param {number} energy in watt-hours */
+export function wattHours(energy) {
+  return energy < 1 ? `${(1000 * energy).toPrecision(3)} mWh` : `${energy.toPrecision(3)} Wh`;
 }
 
 /** @param {number} seconds */
@@ -547,11 +565,6 @@ export function duration(seconds) {
   return hours ? `${hours} h ${minutes} min` : `${minutes} min ${rest} s`;
 }
 
-/** @param {number} n @param {string} word */
-function count(n, word) {
-  return `${n} ${word}${n === 1 ? "" : "s"}`;
-}
-
 /** @param {number} share */
 function percent(share) {
   return `${Math.round(share * 100)}%`;
@@ -559,7 +572,7 @@ function percent(share) {
 
 /** @param {number} value @param {number} digits */
 function fixed(value, digits) {
-  return Number.isFinite(value) ? value.toFixed(digits) : "unknown";
+  return Number.isFinite(value) ? value.toFixed(digits) : t("unknown");
 }
 
 /** @param {number} value */
@@ -575,5 +588,5 @@ function clamp(value, low, high) {
 /** Upper-case first letter and a full stop. @param {string} text */
 export function sentence(text) {
   const trimmed = text.trim();
-  return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?)]$/.test(trimmed) ? "" : ".");
+  return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?)。！？）]$/.test(trimmed) ? "" : ".");
 }
