@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import platform
 import signal
 import subprocess
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checks, comfyui, packages, startup_cost
+from . import browser, checks, comfyui, packages, startup_cost
 from .console import say, use_tolerant_output
 from .errors import LaunchError
 from .layout import ROOT, Layout
 from .lock import set_up_lock
-from .server import chosen_port, free_port, is_free, running_host
+from .server import chosen_port, default_threads, free_port, is_free, running_host
 
 DEFAULT_PAGE_PORT = 8188
 QUALITY_RANGE = (0.50, 0.99)
@@ -62,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "COMFYUI_PATH names a ComfyUI of yours to use in place of the pinned one; it runs with run.py's own packages, "
         "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
     )
-    commands = parser.add_subparsers(required=True, metavar="demo | test | serve | startup-cost")
+    commands = parser.add_subparsers(
+        required=True, metavar="demo | test | serve | startup-cost | screenshots | page-speed"
+    )
 
     demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
     demo.add_argument("--prompt", action="append", metavar="TEXT", help="your own prompt (may be given several times)")
@@ -96,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_server_options(cost, port=False)
     cost.set_defaults(command=_startup_cost)
+
+    for name, program, words in (
+        ("screenshots", "screenshots.mjs", "make the pictures of templates and help pages from the real page"),
+        ("page-speed", "speed.mjs", "measure how fast the page is with the pack"),
+    ):
+        page = commands.add_parser(name, help=words)
+        _add_server_options(page, port=False)
+        page.set_defaults(command=_page, program=program)
     return parser
 
 
@@ -240,6 +251,21 @@ def _serve(options: argparse.Namespace) -> int:
             webbrowser.open(server.url)
         while True:
             time.sleep(3600)
+
+
+def _page(options: argparse.Namespace) -> int:
+    """A program of tests/web in Chromium, with the host and the page that it names."""
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    chromium = browser.find_chromium()
+    if chromium is None:
+        raise LaunchError("This command needs Chromium, and none was found.", f"{browser.advice().capitalize()}.")
+    set_up(layout, [host], _runtime_groups())
+    node = browser.ensure_node(layout)
+    npm = browser.ensure_npm_packages(layout, node)
+    environment = {**os.environ, **browser.page_environment(layout, host, chromium, npm)}
+    environment.setdefault("OMP_NUM_THREADS", str(default_threads()))
+    return run_child([str(node.program), str(browser.PAGE_TEST.with_name(options.program))], environment)
 
 
 def _startup_cost(options: argparse.Namespace) -> int:
