@@ -201,6 +201,30 @@ export class Session {
     }, [type, name, value]);
   }
 
+  async widget(type, name) {
+    return this.page.evaluate(([type, name]) => {
+      const node = window.app.graph.nodes.find((n) => n.comfyClass === type);
+      return node.widgets.find((w) => w.name === name).value;
+    }, [type, name]);
+  }
+
+  /** Opens or closes the running total in the side bar. */
+  async toggleTotals() {
+    const toggle = () => window.app.extensionManager.sidebarTab.toggleSidebarTab("budgetfusion-totals");
+    await this.page.evaluate(toggle);
+    await this.page.waitForTimeout(400);
+  }
+
+  /** Pairs of nodes that cover each other, with room for a title. */
+  async overlaps() {
+    return this.page.evaluate(() => {
+      const boxes = window.app.graph.nodes.map((n) => [n.title, n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30]);
+      const apart = (x, y, w, h, a, b, c, d) => x + w <= a || a + c <= x || y + h <= b || b + d <= y;
+      const pairs = boxes.flatMap((one, i) => boxes.slice(i + 1).map((other) => [one, other]));
+      return pairs.filter(([[, ...one], [, ...other]]) => !apart(...one, ...other)).map(([[a], [b]]) => `${a} and ${b}`);
+    });
+  }
+
   async setting(name, value) {
     await this.page.evaluate(([name, value]) => window.app.extensionManager.setting.set(name, value), [name, value]);
   }

@@ -1,0 +1,120 @@
+/**
+ * Thumbnails of the templates and pictures of the help pages, from the real page with the shipped weights:
+ *
+ *     python3 run.py screenshots
+ *
+ * Writes workflows/<template>.jpg and budgetfusion_nodes/web/docs/images/*.png.
+ */
+import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { ROOT, SLOW, Session, makeShippedBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
+
+const PICTURES = join(ROOT, "budgetfusion_nodes/web/docs/images");
+const PLANNER = "BudgetFusion_BudgetPlanner";
+const SAMPLER = "BudgetFusion_AdaptiveKSampler";
+const PROBE = "BudgetFusion_PerceptualMetricProbe";
+const SWEEP = "BudgetFusion_StepSweep";
+const SETTINGS = {
+  "Comfy.Minimap.Visible": false,
+  "LiteGraph.Canvas.MinFontSizeForLOD": 0, // titles stay readable in small pictures
+  "Comfy.Graph.CanvasInfo": false,
+};
+
+if (skip) throw new Error(skip);
+mkdirSync(PICTURES, { recursive: true });
+const scratch = scratchFolder();
+const base = makeShippedBase(scratch);
+const host = await startHost(base);
+const browser = await startBrowser();
+try {
+  await thumbnails();
+  await helpPictures();
+} finally {
+  await browser.close();
+  await host.stop();
+  remove(scratch);
+}
+
+async function openSession(options) {
+  const session = await Session.open(host, browser, options);
+  for (const [name, value] of Object.entries(SETTINGS)) await session.setting(name, value);
+  return session;
+}
+
+/** Each template as it looks after its run; those for other checkpoints as they open. */
+async function thumbnails() {
+  const session = await openSession({ viewport: { width: 1600, height: 1000 }, deviceScaleFactor: 0.5 });
+  await command(session, "Workspace.ToggleFocusMode");
+  const names = readdirSync(join(ROOT, "workflows")).filter((file) => file.endsWith(".json"));
+  for (const name of names.map((file) => file.slice(0, -".json".length)).sort()) {
+    const twin = JSON.parse(readFileSync(join(ROOT, "workflows/api", `${name}.json`), "utf8"));
+    await session.open(name);
+    if (Object.values(twin).some((node) => node.inputs.ckpt_name === "tiny_scenes.safetensors")) await run(session);
+    await session.fitView(40);
+    await session.page.screenshot({ path: join(ROOT, "workflows", `${name}.jpg`), type: "jpeg", quality: 82 });
+    process.stdout.write(`workflows/${name}.jpg\n`);
+  }
+  await session.page.context().close();
+}
+
+async function helpPictures() {
+  const session = await openSession({ viewport: { width: 1400, height: 1300 } });
+  await session.open("planner_into_adaptive_ksampler");
+  await run(session);
+  await picture(session, [PLANNER], "budget_planner");
+  await picture(session, [SAMPLER], "adaptive_ksampler");
+
+  await session.open("adaptive_ksampler");
+  await session.setWidget(SAMPLER, "sampler_name", "euler_ancestral");
+  await run(session);
+  await picture(session, [SAMPLER], "no_plan");
+
+  await session.open("prompt_list");
+  await run(session);
+  await picture(session, [PLANNER], "prompt_list");
+  await session.toggleTotals();
+  await session.page.locator(".bf-totals").screenshot({ path: join(PICTURES, "running_total.png") });
+  process.stdout.write("running_total.png\n");
+  await session.toggleTotals();
+
+  await session.open("step_sweep_and_probe");
+  await run(session);
+  await picture(session, [PROBE], "perceptual_metric_probe");
+  await picture(session, [SWEEP, "PreviewImage"], "step_sweep");
+  await session.page.context().close();
+}
+
+/** Queues, and waits until the host has nothing left to do. */
+async function run(session) {
+  await session.queue();
+  await until(async () => {
+    const queue = await (await fetch(`${host.address}/queue`)).json();
+    return !queue.queue_running.length && !queue.queue_pending.length;
+  }, SLOW);
+  await session.page.waitForTimeout(1500); // the last result arrives and is drawn
+  await session.page.evaluate(() => document.querySelectorAll(".p-toast").forEach((toast) => toast.remove()));
+}
+
+/** The nodes of these types, at natural size, with a little ground around them. */
+async function picture(session, types, name) {
+  const clip = await session.page.evaluate((types) => {
+    const { graph, canvas } = window.app;
+    const nodes = graph.nodes.filter((node) => types.includes(node.comfyClass ?? node.type));
+    const [x0, y0] = [0, 1].map((i) => Math.min(...nodes.map((node) => node.pos[i])));
+    const [x1, y1] = [0, 1].map((i) => Math.max(...nodes.map((node) => node.pos[i] + node.size[i])));
+    canvas.ds.scale = 1;
+    canvas.ds.offset = [120 - x0, 130 - y0];
+    canvas.setDirty(true, true);
+    const box = canvas.canvas.getBoundingClientRect();
+    return { x: box.left + 108, y: box.top + 88, width: x1 - x0 + 24, height: y1 - y0 + 54 };
+  }, types);
+  await session.page.waitForTimeout(800);
+  await session.page.screenshot({ path: join(PICTURES, `${name}.png`), clip });
+  process.stdout.write(`${name}.png\n`);
+}
+
+async function command(session, id) {
+  await session.page.evaluate((id) => window.app.extensionManager.command.execute(id), id);
+  await session.page.waitForTimeout(500);
+}
