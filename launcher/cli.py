@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         ("page-speed", "speed.mjs", "measure how fast the page is with the pack"),
     ):
         page = commands.add_parser(name, help=words)
-        _add_server_options(page, port=False)
+        _add_host_version(page)
         page.set_defaults(command=_page, program=program)
     return parser
 
@@ -114,6 +114,10 @@ def _add_server_options(parser: argparse.ArgumentParser, *, port: bool = True) -
     if port:
         parser.add_argument("--port", type=_port, help="port of the server (default: a free one)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    _add_host_version(parser)
+
+
+def _add_host_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host-version",
         choices=sorted(comfyui.PINS, reverse=True),

@@ -20,7 +20,16 @@ class AdaptiveKSampler(io.ComfyNode):
             display_name="Adaptive KSampler",
             description="A KSampler whose steps became quality and max_steps: it plans the number of steps from the "
             "prompt, renders with ComfyUI's own sampler, and says what that saved.",
-            search_aliases=["ksampler", "sampler", "adaptive steps", "budgetfusion"],
+            search_aliases=[
+                "ksampler",
+                "sampler",
+                "adaptive steps",
+                "auto steps",
+                "fewer steps",
+                "early stop",
+                "quality slider",
+                "budgetfusion",
+            ],
             inputs=[
                 s.model_input(),
                 s.seed_input(),

@@ -20,7 +20,16 @@ class BudgetPlanner(io.ComfyNode):
             description="Decides before sampling how many steps this prompt needs for the wanted quality, and shows "
             "the predicted curve. Connect plan to Adaptive KSampler, steps to any KSampler, or sigmas to a "
             "custom sampler.",
-            search_aliases=["steps", "step count", "budget", "quality", "budgetfusion"],
+            search_aliases=[
+                "steps",
+                "step count",
+                "auto steps",
+                "fewer steps",
+                "budget",
+                "quality",
+                "quality slider",
+                "budgetfusion",
+            ],
             is_output_node=True,  # so that a plan can be looked at before anything is rendered
             inputs=[
                 s.model_input(),

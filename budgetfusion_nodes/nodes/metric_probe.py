@@ -19,7 +19,15 @@ class PerceptualMetricProbe(io.ComfyNode):
             display_name="Perceptual Metric Probe",
             description="Measures how far each image is from the reference: fine detail (L-SNR), shapes and layout "
             "(D-SIM) and meaning (I-CLIP). 0 is the same as the reference.",
-            search_aliases=["lpips", "dreamsim", "clip score", "image quality", "metric", "budgetfusion"],
+            search_aliases=[
+                "LPIPS",
+                "DreamSim",
+                "CLIP score",
+                "sharpness",
+                "image quality",
+                "metric",
+                "budgetfusion",
+            ],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Images of one size, usually one for each step count."),

@@ -21,7 +21,7 @@ class StepSweep(io.ComfyNode):
             display_name="Step Sweep",
             description="Renders one prompt and seed once for each step count, always from the same noise, so that you "
             "can see what each count gives. Connect images and step_counts to Perceptual Metric Probe.",
-            search_aliases=["steps", "xy plot", "compare steps", "budgetfusion"],
+            search_aliases=["steps", "step count", "xy plot", "compare steps", "budgetfusion"],
             inputs=[
                 s.model_input(),
                 s.positive_input("What the image should show."),
