@@ -70,5 +70,25 @@ def test_energy_is_the_counters_difference(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_node_has_a_help_page() -> None:
     web = Path(PACK_ROOT) / "budgetfusion_nodes" / "web"
     assert (web / "budgetfusion.js").is_file()
-    nodes = {"BudgetPlanner", "AdaptiveKSampler", "PerceptualMetricProbe", "StepSweep"}
-    assert {path.stem.removeprefix("BudgetFusion_") for path in (web / "docs").glob("*.md")} == nodes
+    assert {path.stem.removeprefix("BudgetFusion_") for path in (web / "docs").glob("*.md")} == set(NODES)
+
+
+NODES = ("BudgetPlanner", "AdaptiveKSampler", "PerceptualMetricProbe", "StepSweep")
+
+
+@pytest.mark.parametrize("node", [f"BudgetFusion_{name}" for name in NODES])
+def test_every_input_and_output_has_a_tooltip_and_its_place_in_the_locales(session: Any, node: str) -> None:
+    """English repeats the schema word for word; a test of the page's own holds the other languages to English."""
+    kept = json.loads((Path(PACK_ROOT) / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))[node]
+    info = session.object_info(node)[node]
+    declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    assert kept["display_name"] == info["display_name"]
+    assert kept["description"] == info["description"]
+    assert {name: spec[1]["tooltip"] for name, spec in declared.items()} == {
+        name: entry["tooltip"] for name, entry in kept["inputs"].items()
+    }
+    assert all(entry["name"] == name for name, entry in kept["inputs"].items())
+    assert [(entry["name"], entry["tooltip"]) for entry in kept["outputs"].values()] == list(
+        zip(info["output_name"], info["output_tooltips"], strict=True)
+    )
+    assert list(kept["outputs"]) == [str(i) for i in range(len(info["output"]))]

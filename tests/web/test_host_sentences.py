@@ -1,0 +1,69 @@
+"""What Python says about a plan is among the sentences that the page can tell in other languages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from budgetfusion_nodes.core.errors import BudgetFusionError
+from budgetfusion_nodes.core.setting import Setting, differences
+from budgetfusion_nodes.host.planning import _check_serves
+from budgetfusion_nodes.host.sampling import check_sampler
+
+LOCALES = Path(__file__).parents[2] / "locales"
+ENGLISH = json.loads((LOCALES / "en" / "main.json").read_text(encoding="utf-8"))["budgetfusion"]
+SETTING = Setting("abc", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="tiny_scenes")
+
+
+def known(sentence: str) -> list[str]:
+    """Keys of the messages that this sentence is, names in braces standing for any text."""
+    patterns = {
+        key: "(.+?)".join(re.escape(part) for part in re.split(r"\{\w+\}", text))
+        for key, text in ENGLISH.items()
+        if key.startswith("host_")
+    }
+    return [key for key, pattern in patterns.items() if re.fullmatch(pattern, sentence, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"scheduler": "normal"}, "host_differs"),
+        ({"sampler_name": "euler"}, "host_differs"),
+        ({"cfg": 7.0}, "host_differs"),
+        ({"denoise": 0.5}, "host_differs"),
+        ({"width": 128}, "host_size"),
+        ({"model": "other"}, "host_changed"),
+    ],
+)
+def test_differences_from_the_calibration(changes: dict, key: str) -> None:
+    (sentence,) = differences(SETTING, replace(SETTING, **changes))
+    assert key in known(sentence), sentence
+
+
+def refusals() -> Iterator[tuple[str, BudgetFusionError]]:
+    for sampler, key in (("dpm_adaptive", "host_dpm_adaptive"), ("euler_ancestral", "host_noisy_sampler")):
+        with pytest.raises(BudgetFusionError) as refused:
+            check_sampler(sampler)
+        yield key, refused.value
+    for changes, key in (
+        ({"model": "x", "model_name": "sd15"}, "host_other_model"),
+        ({"sampler_name": "euler"}, "host_other_sampler"),
+    ):
+        with pytest.raises(BudgetFusionError) as refused:
+            _check_serves("planner", SETTING, replace(SETTING, **changes))
+        yield key, refused.value
+
+
+def test_refusals_to_plan() -> None:
+    for key, error in refusals():
+        assert key in known(str(error)), str(error)
+
+
+def test_what_is_unknown_is_known_to_be() -> None:
+    assert known("Something that Python never says.") == []
