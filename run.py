@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""BudgetFusion from a clean clone: `python3 run.py demo`, `test`, `serve`, `startup-cost` and more (`--help`).
+"""BudgetFusion from a clean clone: `python3 run.py demo`, `test`, `serve`, `bench`, `startup-cost` and more (`--help`).
 
 This file parses under any Python, so that one that is too old can be told so; the rest is in `launcher/`.
 """

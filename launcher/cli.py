@@ -93,6 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_server_options(serve)
     serve.set_defaults(command=_serve)
 
+    bench = commands.add_parser("bench", help="measure the planner against its rivals and write docs/benchmark.md")
+    bench.add_argument("--full", action="store_true", help="as long as it takes; goes on where a stopped run ended")
+    bench.add_argument(
+        "--sweep", type=Path, metavar="FOLDER", help="use a finished sweep instead of making a small one"
+    )
+    bench.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
+    bench.add_argument("--parts", metavar="NAMES", help="only these parts, separated by commas")
+    bench.add_argument("--again", metavar="NAMES", help="parts to compute again although they are finished")
+    bench.add_argument("--peer-prompts", type=_count, metavar="N", help="prompts rendered with every peer")
+    _add_host_version(bench)
+    bench.set_defaults(command=_bench)
+
     cost = commands.add_parser("startup-cost", help="measure what the pack adds to ComfyUI's start")
     cost.add_argument(
         "--boots", type=_count, default=7, help="boots with and without the pack (default: %(default)s each)"
@@ -211,6 +223,22 @@ def _demo(options: argparse.Namespace) -> int:
         if code != 0 and code != 130:
             say(f"The log of ComfyUI is {server.log}.")
         return code
+
+
+def _bench(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    set_up(layout, [host], [packages.HOST])
+    command = [str(layout.python), "-m", "budgetfusion_nodes", "study", "bench"]
+    command += ["--host", str(host.path), "--out", str(options.out.absolute())]
+    if options.full:
+        command.append("--full")
+    for name in ("sweep", "parts", "again", "peer_prompts"):
+        value = getattr(options, name)
+        if value is not None:
+            command += ["--" + name.replace("_", "-"), str(value.absolute() if isinstance(value, Path) else value)]
+    # one thread a process: two busy OpenMP pools on two cores are many times slower
+    return run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def run_child(command: Sequence[str], environment: dict[str, str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`python -m budgetfusion_nodes study ...`: sweep, merge, train, report, convergence."""
+"""`python -m budgetfusion_nodes study ...`: sweep, merge, train, report, convergence, bench."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     _add_train(commands)
     _add_report(commands)
     _add_convergence(commands)
+    _add_bench(commands)
 
 
 # ------------------------------------------------------------------------------------------------------------ options
@@ -98,6 +99,24 @@ def _add_convergence(commands: Any) -> None:
     parser.add_argument("--grid", default="4 8 13 22 38 50", help="step counts (%(default)s)")
     parser.add_argument("--target", type=whole(1, 100_000), default=200, help="steps of the limit image (%(default)s)")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", "write docs/benchmark.md, its plots and bench.json; resumable", run_bench)
+    add_host_option(parser)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="model file (Tiny Scenes)")
+    parser.add_argument("--planner", type=Path, default=DEFAULT_PLANNER, help="planner under test")
+    parser.add_argument("--sweep", type=Path, help="folder of a finished sweep; left out, a small one is made")
+    parser.add_argument("--full", action="store_true", help="as long as it takes, instead of about 15 minutes")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
+    parser.add_argument("--work", type=Path, default=run_folder() / "bench", help="where finished parts are kept")
+    parser.add_argument("--workers", type=whole(1, 64), default=2, help="processes of a sweep (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of resampling and training (%(default)s)")
+    parser.add_argument("--peer-prompts", type=whole(1, 10_000), help="prompts for the peers (6, or 40 with --full)")
+    parser.add_argument(
+        "--parts", default="", help="only these, separated by commas; finished others stay in the report"
+    )
+    parser.add_argument("--again", default="", help="parts to compute again although they are finished")
 
 
 def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -379,6 +398,61 @@ def run_convergence(args: argparse.Namespace) -> int:
         content = {**found.to_dict(), "command": _command_line(), "commit": _commit()}
         args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+# -------------------------------------------------------------------------------------------------------------- bench
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    from .bench import PARTS, BenchOptions, BenchRun
+    from .bench_report import write
+
+    options = BenchOptions(
+        host=args.host.resolve(),
+        checkpoint=args.checkpoint.resolve(),
+        planner=args.planner.resolve(),
+        work=args.work.resolve(),
+        out=args.out.resolve(),
+        sweep=args.sweep.resolve() if args.sweep else None,
+        full=args.full,
+        workers=args.workers,
+        seed=args.seed,
+        peer_prompts=args.peer_prompts,
+        parts=_listed(args.parts) or PARTS,
+        again=_listed(args.again),
+    )
+    with _part_bar(args) as progress:
+        run = BenchRun(options, progress)
+        parts = run.run()
+    provenance = {**run.provenance(), "commit": _commit()}
+    goals = write(parts, provenance, _command_line(), options.out, options.images)
+    for goal in goals:
+        _say(f"{goal.verdict:<13} {goal.name}: {goal.found} (wanted: {goal.wanted})")
+    _say(f"{_without_root(str(options.out / 'benchmark.md'))} and bench.json")
+    return 0
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@contextlib.contextmanager
+def _part_bar(args: argparse.Namespace) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar that is named after what is being done."""
+    from tqdm import tqdm
+
+    current = ""
+    with tqdm(unit="", unit_scale=True, smoothing=0.05, disable=args.quiet) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                current = what
+                bar.reset(total)
+                bar.set_description(what)
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _calibration_prompts(seed: int, count: int) -> PromptList:

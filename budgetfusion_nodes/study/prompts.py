@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
-from ..tiny_scenes.captions import describe
+from ..tiny_scenes.captions import MAX_TOKENS, describe, words
 from ..tiny_scenes.scenes import Scene, sample_scenes
 from .dataset import SPLITS
 
@@ -111,6 +111,22 @@ def tiny_scenes_prompts(seed: int, counts: Mapping[str, int] = COUNTS, seeds: Ma
     prompts = [_prompt(scene, split, seeds[split], rng) for split, scenes in parts.items() for scene in scenes]
     source = {"grammar": "tiny_scenes", "seed": seed, "prompts": dict(counts), "seeds": dict(seeds)}
     return PromptList(tuple(prompts[i] for i in rng.permutation(len(prompts))), source)
+
+
+BUSIER_GROUPS = 4
+"""One more than any scene that the generator, the planner and its calibration were made with."""
+
+
+def busier_prompts(count: int, seeds: int, seed: int) -> PromptList:
+    """A shifted test set: scenes with more groups of objects than any in training, all in the test split. Captions that
+    the text encoder would cut are left out."""
+    rng = np.random.default_rng([seed, 4])
+    found: list[StudyPrompt] = []
+    for scene in sample_scenes(4 * count, _child_seed(seed, 4), held_out=True, groups=BUSIER_GROUPS):
+        prompt = _prompt(scene, "test", seeds, rng)
+        if len(found) < count and len(words(prompt.text)) <= MAX_TOKENS - 2:
+            found.append(prompt)
+    return PromptList(tuple(found), {"grammar": "tiny_scenes", "seed": seed, "groups": BUSIER_GROUPS})
 
 
 def chunks(pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[tuple[int, int], ...]]:

@@ -1,0 +1,438 @@
+"""The benchmark: parts that are computed one after the other, each kept in a file, so that a stopped run goes on.
+
+Needs a sweep (one that lies there, or its own) and the planner under test. `report.py` turns the parts into
+`benchmark.md`, plots and `bench.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..core.errors import InputError
+from ..core.planner import Planner
+from ..core.planner_file import load_planner
+from ..metrics.measure import Backends
+from ..options import WEIGHTS
+from ..tiny_scenes.classifier import load_classifier
+from . import ablations, comparison, gallery, risk_check, synthetic, variance
+from .dataset import SweepDataset
+from .evidence import Evidence, Judges, gather, load_judges
+from .fit import FitOptions
+from .prompts import COUNTS, SEEDS, PromptList, StudyPrompt, busier_prompts, tiny_scenes_prompts
+from .rendering import Sampling, file_digest
+from .scene_judge import WRONG, wrong_answers
+from .sweep import (
+    DATASET_FILE,
+    JUDGES_FILE,
+    SweepJob,
+    SweepSpec,
+    make_spec,
+    merge,
+    open_job,
+    prepare,
+    run_workers,
+    save_merged,
+)
+
+if TYPE_CHECKING:
+    from .peers import Bench
+
+log = logging.getLogger(__name__)
+
+QUALITIES = (0.80, 0.90, 0.95)
+ALPHAS = (0.05, 0.10, 0.20)
+QUALITY, ALPHA = 0.90, 0.10
+PARTS = ("variance", "rules", "risk", "shift", "ablations", "peers", "profile", "gallery")
+VERSION = 1
+"""Of the parts' files: a part of another version is computed again."""
+QUICK_COUNTS, QUICK_SEEDS = (
+    {"train": 120, "calibration": 50, "test": 50},
+    {"train": 1, "calibration": 1, "test": 2},
+)
+CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
+OWN_SWEEP_SEED = 20  # not 1, which the shipped planner's prompts are drawn with
+CLASSIFIER = WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors"
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, of how many)."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What a run does. Paths are absolute."""
+
+    host: Path
+    checkpoint: Path
+    planner: Path
+    work: Path
+    """Where sweeps and finished parts lie."""
+    out: Path
+    """benchmark.md and bench.json go here, plots to images/benchmark below it."""
+    sweep: Path | None = None
+    """A finished sweep at the planner's setting; left out, the benchmark makes its own."""
+    full: bool = False
+    workers: int = 2
+    threads: int = 1
+    seed: int = 1
+    peer_prompts: int | None = None
+    parts: tuple[str, ...] = PARTS
+    again: tuple[str, ...] = ()
+    """Parts to compute again though they lie there."""
+
+    @property
+    def images(self) -> Path:
+        return self.out / "images" / "benchmark"
+
+
+class BenchRun:
+    """One run. Expensive things are made when the first part asks for them."""
+
+    def __init__(self, options: BenchOptions, progress: Progress | None = None) -> None:
+        unknown = (set(options.parts) | set(options.again)) - set(PARTS)
+        if unknown:
+            raise InputError(f"parts: {', '.join(sorted(unknown))} is unknown. Choose from {', '.join(PARTS)}.")
+        self.options = options
+        self.progress = progress or (lambda *_: None)
+        self.planner: Planner = load_planner(options.planner)
+        self.sweep_folder = options.sweep or self._own_sweep()
+
+    # ----------------------------------------------------------------------------------------------------- evidence
+
+    @cached_property
+    def spec(self) -> SweepSpec:
+        return open_job(self.sweep_folder).spec
+
+    @cached_property
+    def prompts(self) -> PromptList:
+        return open_job(self.sweep_folder).prompts
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        dataset = SweepDataset.load(self.sweep_folder / DATASET_FILE)
+        judges = self._judges(dataset)
+        return gather(dataset, self.planner, judges)
+
+    def _judges(self, dataset: SweepDataset) -> Judges | None:
+        path = self.sweep_folder / JUDGES_FILE
+        if not path.is_file():
+            return None
+        judges, rows = load_judges(path), dataset.rows("test")
+        wrong = self._wrong_answers(dataset, rows)
+        if wrong is None:
+            return judges
+        column = np.full((*dataset.seeds.shape, len(dataset.grid), 1), np.nan, np.float32)
+        column[rows] = wrong[..., None]
+        return Judges((*judges.names, WRONG), np.concatenate([judges.values, column], axis=-1))
+
+    def _wrong_answers(self, dataset: SweepDataset, rows: Any) -> Any:
+        """[n, S, K], kept in a file; None where the sweep kept no picture of some test prompt."""
+        path = self.options.work / f"scene_wrong-{self._data_digest()[:12]}.npy"
+        if path.is_file():
+            found = np.load(path, allow_pickle=False)
+        elif not CLASSIFIER.is_file():
+            return None
+        else:
+            self.progress("scene classifier", 0, 1)
+            found = wrong_answers(dataset, rows, self.prompts, self.sweep_folder, load_classifier(CLASSIFIER))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, found, allow_pickle=False)
+        seen = ~np.isnan(found[..., 0])
+        if not len(rows) or not seen.any(axis=1).all():
+            log.warning("The sweep kept no pictures of some test prompts, so the scene classifier does not judge it.")
+            return None
+        return found
+
+    @cached_property
+    def fit_options(self) -> FitOptions:
+        return FitOptions() if self.options.full else FitOptions(networks=1)
+
+    def _data_digest(self) -> str:
+        return file_digest(self.sweep_folder / DATASET_FILE)
+
+    # -------------------------------------------------------------------------------------------------------- sweeps
+
+    def _own_sweep(self) -> Path:
+        full = self.options.full
+        counts, seeds = (COUNTS, SEEDS) if full else (QUICK_COUNTS, QUICK_SEEDS)
+        prompts = tiny_scenes_prompts(OWN_SWEEP_SEED, counts, seeds)
+        folder = self.options.work / ("sweep-full" if full else "sweep-quick")
+        self._render("own sweep", folder, prompts, self._sampling(), len(prompts.pairs))
+        return folder
+
+    def _sampling(self) -> Sampling:
+        s = self.planner.setting
+        return Sampling(s.sampler_name, s.scheduler, s.cfg, s.width or 64, s.height or 64)
+
+    def _render(
+        self, what: str, folder: Path, prompts: PromptList, sampling: Sampling, keep: int, batch: int = 16
+    ) -> SweepDataset:
+        """Renders what is missing and gives the data; everything lies in `folder` afterwards."""
+        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch)
+        job = SweepJob(
+            folder,
+            self.options.host,
+            self.options.checkpoint,
+            spec,
+            prompts,
+            threads=self.options.threads,
+            keep_images=keep,
+        )
+        missing = prepare(job)
+        total = job.evaluations(range(len(job.shards)))
+        done = total - job.evaluations(missing)
+        if missing:
+
+            def advance(evaluations: int) -> None:
+                nonlocal done
+                done += evaluations
+                self.progress(what, done, total)
+
+            run_workers(job, missing, self.options.workers, advance)
+        if missing or not (folder / DATASET_FILE).is_file():
+            save_merged(merge(job), folder)
+        return SweepDataset.load(folder / DATASET_FILE)
+
+    def side_sampling(self) -> Sampling:
+        """Of further sweeps: the main sweep's own, so that they can be compared with it."""
+        digest = file_digest(self.options.checkpoint)
+        if self.spec.checkpoint_sha256 != digest:
+            raise InputError(
+                f"--checkpoint: {self.options.checkpoint.name} is not the model that the sweep was rendered with."
+            )
+        return self.spec.sampling
+
+    # --------------------------------------------------------------------------------------------------------- parts
+
+    def run(self) -> dict[str, Any]:
+        """Name -> figures of every part that was asked for or lies there finished."""
+        found = {}
+        for name in PARTS:
+            wanted = name in self.options.parts
+            content = None if name in self.options.again and wanted else self.finished(name)
+            if content is None and wanted:
+                started = time.monotonic()
+                self.progress(name, 0, 1)
+                content = getattr(self, f"part_{name}")()
+                if content is not None:
+                    content = {**content, "minutes": round((time.monotonic() - started) / 60, 1)}
+                    self._keep(name, content)
+            if content is not None:
+                found[name] = content
+        return found
+
+    def key(self) -> str:
+        """Says which inputs a part was computed from."""
+        parts = [file_digest(self.options.planner), self._data_digest(), self.options.seed, self.options.full, VERSION]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _path(self, name: str) -> Path:
+        return self.options.work / "parts" / f"{name}-{self.key()}.json"
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _keep(self, name: str, content: Mapping[str, Any]) -> None:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def part_variance(self) -> dict[str, Any]:
+        evidence = self.evidence
+        rows = evidence.rows["test"]
+        found = {"sweep": variance.variance_report(evidence.dataset, evidence.scale, QUALITIES, rows)}
+        if self.options.full:
+            crossed = self._crossed()
+            found["crossed"] = variance.variance_report(crossed, evidence.scale, QUALITIES, crossed.rows("test"))
+        return found
+
+    def _crossed(self) -> SweepDataset:
+        """150 test prompts, each rendered from the same 8 noise seeds: only then seed and rest can be told apart."""
+        chosen = [p for p in self.prompts.prompts if p.split == "test"][:CROSSED_PROMPTS]
+        rng = np.random.default_rng([self.options.seed, 8])
+        seeds = tuple(int(s) for s in rng.choice(2**32, CROSSED_SEEDS, replace=False))
+        prompts = PromptList(tuple(replace(p, seeds=seeds) for p in chosen), {"made": "crossed seeds"})
+        folder = self.options.work / f"crossed-{self._data_digest()[:12]}"
+        return self._render("crossed seeds", folder, prompts, self.side_sampling(), 0)
+
+    def part_rules(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"training_prompts": len(self.evidence.rows["train"]), "by_quality": {}}
+        for q in QUALITIES:
+            self.progress(f"rules at quality {q:g}", 0, 1)
+            scores = comparison.rival_scores(self.evidence, q, self.options.seed, self.fit_options)
+            found["by_quality"][f"{q:.2f}"] = {
+                "equal_cost": comparison.at_equal_cost(self.evidence, scores, q, ALPHA, self.options.seed),
+                "equal_risk": comparison.at_equal_risk(self.evidence, scores, q, ALPHA, self.options.seed),
+                "gains": comparison.gains(self.evidence, q, ALPHA, self.options.seed),
+            }
+        return found
+
+    def part_risk(self) -> dict[str, Any]:
+        seed = self.options.seed
+        return {
+            "calibration_prompts": self.planner.risk_table.prompts,
+            "rows": risk_check.risk_table(self.evidence, ALPHAS, QUALITIES, seed),
+            "redealt": risk_check.redealt(self.evidence, ALPHAS, QUALITIES, seed),
+        }
+
+    def part_shift(self) -> dict[str, Any]:
+        count, seeds = (100, 2) if self.options.full else (24, 1)
+        prompts = busier_prompts(count, seeds, self.options.seed)
+        folder = self.options.work / f"busier-{count}-{self._data_digest()[:12]}"
+        dataset = self._render("busier scenes", folder, prompts, self.side_sampling(), count * seeds)
+        shifted = gather(dataset, self.planner)
+        return risk_check.shifted_figures(self.evidence, shifted, ALPHAS, QUALITIES, self.options.seed)
+
+    def part_ablations(self) -> dict[str, Any]:
+        """Each variant's figures are kept as soon as they are there."""
+        path = self._path("ablations").with_suffix(".partial.json")
+        found: dict[str, Any] = {}
+        if path.is_file() and "ablations" not in self.options.again:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        listed = list(ablations.jobs(self.evidence, self.options.seed, self.fit_options))
+        if not self.options.full:
+            listed = [job for job in listed if job[0] in ("metrics", "quantile level")]
+        for place, (group, name, scores) in enumerate(listed):
+            self.progress("ablations", place, len(listed))
+            if name not in found.get(group, {}):
+                found.setdefault(group, {})[name] = ablations.figures(self.evidence, scores(), QUALITY, ALPHA)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+        return {"groups": found, "promise_by_metric": ablations.promise_by_metric(self.evidence, QUALITY, ALPHA)}
+
+    # ---------------------------------------------------------------------------------------- parts that need the host
+
+    @cached_property
+    def bed(self) -> Bench:
+        """The host in this process, with everything to judge with."""
+        from .peers import Bench
+        from .rendering import identify, load_model
+
+        self._base = tempfile.TemporaryDirectory(prefix="budgetfusion-bench-", ignore_cleanup_errors=True)
+        torch.set_num_threads(self.options.workers * self.options.threads)  # as a user's host would use the machine
+        loaded = load_model(self.options.host, Path(self._base.name), self.options.checkpoint)
+        found = identify(loaded, self._sampling())
+        if found != self.planner.setting:
+            raise InputError(
+                f"--checkpoint: the planner is for {self.planner.setting.describe()} and this is another model. Name "
+                "the planner that belongs to it."
+            )
+        backends = Backends.from_values("haarpsi", "shipped")
+        return Bench(
+            loaded,
+            self._sampling(),
+            self.planner,
+            backends,
+            load_classifier(CLASSIFIER),
+            limit_steps=200 if self.options.full else 100,
+        )
+
+    def peer_prompts(self) -> list[StudyPrompt]:
+        count = self.options.peer_prompts or (40 if self.options.full else 6)
+        return [prompt for prompt in self.prompts.prompts if prompt.split == "test"][:count]
+
+    def part_peers(self) -> dict[str, Any]:
+        from .peers import run_prompts, summarise, variants
+
+        bed, prompts = self.bed, self.peer_prompts()
+        listed = variants(self.planner.target_steps, not self.options.full, self.planner.setting.scheduler)
+        chosen, left_out = bed.usable(listed)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress("peers", done, len(prompts))
+
+        folder = self.options.work / f"peers-{self.key()}"
+        results = run_prompts(bed, chosen, prompts, folder, self.options.seed, advance)
+        return {
+            **summarise(results, chosen, self.options.seed, QUALITY),
+            "left_out": left_out,
+            "limit_steps": bed.limit_steps,
+            "threads": torch.get_num_threads(),
+        }
+
+    def part_profile(self) -> dict[str, Any]:
+        from .gpu_profile import sd21_profile
+        from .profiling import SIZES, end_to_end, metric_times
+
+        sizes = SIZES if self.options.full else SIZES[:4]
+        mean_steps = float(np.mean([self.evidence.counts[i] for i in self._planned()]))
+        return {
+            "end_to_end": end_to_end(self.bed, self.peer_prompts()[:10], QUALITY, ALPHA),
+            "metrics": metric_times(self.bed.backends, sizes),
+            "gpu": sd21_profile(self.planner.target_steps, round(mean_steps)),
+            "known_plateaus": [
+                synthetic.plateau_experiment(self.options.seed, train, noise, self.fit_options)
+                for train in ((50, 200, 800) if self.options.full else (50, 200))
+                for noise in (0.0, 0.2)
+            ],
+        }
+
+    def _planned(self) -> Any:
+        from .allocation import planned_index
+
+        rows = self.evidence.rows["test"]
+        return planned_index(self.evidence.upper[rows], self.evidence.threshold(ALPHA, QUALITY))
+
+    def part_gallery(self) -> dict[str, Any]:
+        failures = gallery.worst_failures(self.evidence, self.prompts, QUALITY, ALPHA)
+        drawn = {}
+        for kind, file in ((gallery.UNDER, "too_few_steps.png"), (gallery.OVER, "too_many_steps.png")):
+            chosen = [failure for failure in failures if failure.kind == kind]
+            if gallery.draw(self.evidence, chosen, self.sweep_folder, self.prompts, self.options.images / file):
+                drawn[kind] = file
+        return {
+            "failures": [gallery.to_dict(failure) for failure in failures],
+            "reasons": {kind: gallery.reasons(failures, kind) for kind in (gallery.UNDER, gallery.OVER)},
+            "pictures": drawn,
+        }
+
+    # ---------------------------------------------------------------------------------------------------- provenance
+
+    def provenance(self) -> dict[str, Any]:
+        """What the figures were made from; no folder of this machine."""
+        dataset = self.evidence.dataset
+        present = dataset.present
+        return {
+            "mode": "full" if self.options.full else "quick",
+            "model": "Tiny Scenes",
+            "checkpoint": {
+                "name": self.options.checkpoint.name,
+                "sha256": file_digest(self.options.checkpoint) if self.options.checkpoint.is_file() else None,
+            },
+            "planner": {"name": self.planner.name, "sha256": file_digest(self.options.planner)},
+            "setting": self.planner.setting.to_dict(),
+            "grid": list(self.planner.grid),
+            "scale": dict(zip(self.planner.metrics, self.planner.scale, strict=True)),
+            "backends": dict(self.planner.backends),
+            "sweep": {
+                "sha256": self._data_digest(),
+                "own": self.options.sweep is None,
+                "prompts": {split: len(rows) for split, rows in self.evidence.rows.items()},
+                "trajectories": {split: int(present[rows].sum()) for split, rows in self.evidence.rows.items()},
+                "sampling": asdict(self.spec.sampling),
+            },
+            "seed": self.options.seed,
+            "host": dict(dataset.provenance).get("host_version"),
+            "torch": torch.__version__,
+            "machine": {"system": platform.system(), "python": platform.python_version()},
+        }

@@ -1,0 +1,152 @@
+"""What the project set out to reach at quality .9 and risk .1, and whether it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+SAVED_BY_THE_PAPER = 0.639
+"""arXiv 2412.05780: 8.00 s -> 2.89 s an image."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row of the table."""
+
+    name: str
+    wanted: str
+    found: str
+    reached: bool | None
+    """None: not measured in this run."""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        return {True: "reached", False: "missed", None: "not measured"}[self.reached]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def goals(gains: Mapping[str, Any] | None, peers: Mapping[str, Any] | None, alpha: float) -> list[Goal]:
+    """gains: of comparison.gains; peers: of peers.summarise. Either may be missing."""
+    return [*(_of_gains(gains, alpha) if gains else _unmeasured()), *_of_peers(peers)]
+
+
+def _unmeasured() -> list[Goal]:
+    return [Goal("everything on held-out prompts", "", "not measured", None)]
+
+
+def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
+    saved, missed = gains["saved"], gains["violation_controlled"]
+    gain, fixed, gap, tail = (gains[key] for key in ("gain_per_step", "fixed", "gap_to_oracle_b", "worst_tenth"))
+    closed = gap["misses_at_our_cost"]
+    return [
+        Goal(
+            "mean evaluations below the target's",
+            f"at least {SAVED_BY_THE_PAPER:.1%}",
+            _percent(saved),
+            saved["value"] >= SAVED_BY_THE_PAPER,
+            f"{gains['mean_steps']['value']:.1f} of {gains['target']} steps",
+        ),
+        Goal(
+            "renders that miss the quality",
+            f"at most {alpha:.0%}, up to sampling error",
+            _percent(missed),
+            missed["low"] <= alpha,
+        ),
+        Goal(
+            "quality gain per step over UNIFORM at equal cost",
+            "at least 10 % more",
+            _percent(gain["of_means"]),
+            gain["of_means"]["value"] >= 0.10,
+            f"full quality for every prompt at this cost would be {gain['ceiling_of_means']:+.1%}; as the mean over "
+            f"prompts of gain / steps it is {gain['mean_of_ratios']['value']:+.1%}, and "
+            f"{gain['mean_of_ratios_permuted']['value']:+.1%} for the same steps dealt to random prompts",
+        ),
+        Goal(
+            "fewer mean steps than the best fixed count with as many misses",
+            "at least 25 % fewer",
+            _percent(fixed["fewer_steps_interval"]),
+            fixed["fewer_steps"] >= 0.25,
+            f"the best fixed count is {fixed['count_at_our_violation']}",
+        ),
+        Goal(
+            "share of the gap UNIFORM to oracle B that is closed",
+            "at least 60 %",
+            "no gap" if closed is None else f"{closed:.0%}",
+            None if closed is None else closed >= 0.60,
+            "in misses at equal cost; in steps at equal misses "
+            + _maybe(gap["steps_at_our_violation"])
+            + ", in the worst tenth's shortfall "
+            + _maybe(gap["worst_tenth_at_our_cost"]),
+        ),
+        Goal(
+            "shortfall of the worst tenth over UNIFORM's at equal cost",
+            "at most half",
+            f"{tail['ratio']['value']:.2f} ({tail['ratio']['low']:.2f} to {tail['ratio']['high']:.2f})",
+            tail["ratio"]["value"] <= 0.5,
+            f"oracle B reaches {tail['ratio_oracle_b']:.2f}",
+        ),
+    ]
+
+
+def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
+    names = ("time at equal judged quality, each peer", "ours with EasyCache against either alone")
+    wanted = ("at most 0.80 of theirs", "below 1")
+    if peers is None:
+        return [Goal(name, want, "not measured", None) for name, want in zip(names, wanted, strict=True)]
+    ratios = slowest_ratios(peers["at_their_quality"])
+    within = {peer: ratio for peer, ratio in ratios.items() if ratio is not None and ratio <= 0.8}
+    best = max(ratios, key=lambda peer: np.inf if ratios[peer] is None else ratios[peer]) if ratios else ""
+    combined = combined_ratios(peers["at_our_quality"])
+    return [
+        Goal(
+            names[0],
+            wanted[0],
+            f"{len(within)} of {len(ratios)} settings of peers",
+            len(within) == len(ratios) if ratios else None,
+            f"hardest: {best}, {_ratio(ratios[best])}" if ratios else "",
+        ),
+        Goal(
+            names[1],
+            wanted[1],
+            ", ".join(f"{_ratio(ratio)} of {peer}" for peer, ratio in combined.items()) or "not measured",
+            all(ratio is not None and ratio < 1.0 for ratio in combined.values()) if combined else None,
+        ),
+    ]
+
+
+def slowest_ratios(rows: Any, ours: str = "ours", cost: str = "seconds") -> dict[str, float | None]:
+    """Peer -> the median over judges of our time over its own at its quality; None where ours never comes near."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["ours"] == ours and row["cost"] == cost:
+            found.setdefault(row["peer"], []).append(np.inf if row["ratio"] is None else row["ratio"])
+    medians = {peer: float(np.median(values)) for peer, values in found.items()}
+    return {peer: value if np.isfinite(value) else None for peer, value in medians.items()}
+
+
+def combined_ratios(rows: Any, cost: str = "seconds") -> dict[str, float | None]:
+    """Family alone -> the median over judges of the time of ours with EasyCache over the family's at that quality. A
+    family that never comes that near counts as 0."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["ours"] != "ours" and row["cost"] == cost:
+            found.setdefault(row["peer"], []).append(0.0 if row["ratio"] is None else row["ratio"])
+    return {peer: float(np.median(values)) for peer, values in found.items()}
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+
+
+def _maybe(share: float | None) -> str:
+    return "no gap" if share is None else f"{share:.0%}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "not reached" if ratio is None else f"{ratio:.2f}"

@@ -1,0 +1,140 @@
+"""Cost at equal quality, the goals and the gallery, on numbers with known answers (the host part is in tests/host)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from budgetfusion_nodes.study.frontier import cost_at_distance
+from budgetfusion_nodes.study.goals import combined_ratios, goals, slowest_ratios
+from budgetfusion_nodes.study.peers import JUDGED, OURS, OURS_CACHED, Variant, summarise, variants
+
+
+def test_a_power_law_is_read_exactly():
+    """distance = 1 / cost: at distance 1 / 15 the cost is 15, whatever the settings."""
+    cost = np.array([10.0, 20.0, 50.0])
+    found = cost_at_distance(cost, 1 / cost, 1 / 15)
+    assert found.cost == pytest.approx(15.0) and found.bound == "at"
+    assert cost_at_distance(cost, 1 / cost**2, 1 / 30**2).cost == pytest.approx(30.0)
+
+
+def test_ends_and_detours_of_a_family():
+    cost, distance = np.array([10.0, 20.0, 30.0]), np.array([0.4, 0.5, 0.1])
+    assert cost_at_distance(cost, distance, 0.05) == cost_at_distance(cost[::-1], distance[::-1], 0.05)
+    assert cost_at_distance(cost, distance, 0.05).bound == "never"
+    assert (
+        cost_at_distance(cost, distance, 0.9).bound == "at most" and cost_at_distance(cost, distance, 0.9).cost == 10.0
+    )
+    assert cost_at_distance(cost, distance, 0.1).cost == pytest.approx(30.0)
+    between = cost_at_distance(cost, distance, 0.2).cost
+    assert between is not None and 10 < between < 30  # the worse and dearer setting of 20 is passed over
+    assert between == pytest.approx(cost_at_distance(cost[[0, 2]], distance[[0, 2]], 0.2).cost)
+
+
+CHOSEN = (
+    Variant("stock KSampler", "20", "steps", 20),
+    Variant("stock KSampler", "40", "steps", 40),
+    Variant("EasyCache", "0.2 at 50", "steps", 50, cache="EasyCache", threshold=0.2),
+    Variant(OURS, "q 0.8", "plan", threshold=0.8),
+    Variant(OURS, "q 0.9", "plan", threshold=0.9),
+    Variant(OURS_CACHED, "q 0.9", "plan", threshold=0.9, cache="EasyCache"),
+)
+
+
+@pytest.fixture(scope="module")
+def summary():
+    """Distances are 1 / nfe for all, but ours needs half and EasyCache twice the evaluations for it."""
+    rng = np.random.default_rng(0)
+    nfe = {"stock KSampler 20": 20, "stock KSampler 40": 40, "EasyCache 0.2 at 50": 40}
+    nfe |= {f"{OURS} q 0.8": 10, f"{OURS} q 0.9": 15, f"{OURS_CACHED} q 0.9": 12}
+    worth = {"EasyCache": 0.5, OURS: 2.0, OURS_CACHED: 2.5}
+    results = []
+    for _ in range(30):
+        luck = np.exp(0.2 * rng.normal())
+        rows = {}
+        for variant in CHOSEN:
+            count = nfe[variant.name]
+            distance = luck / (count * worth.get(variant.family, 1.0))
+            rows[variant.name] = {
+                "nfe": count,
+                "seconds": 0.1 * count,
+                "quality": 0.9,
+                **dict.fromkeys(JUDGED, distance),
+            }
+        results.append({"variants": rows})
+    return summarise(results, CHOSEN, 0, 0.9)
+
+
+def test_ratios_of_a_known_world(summary):
+    ours = {(r["ours"], r["peer"]): r for r in summary["at_our_quality"] if r["cost"] == "seconds"}
+    assert ours[(OURS, "stock KSampler")]["ratio"] == pytest.approx(0.5)  # 15 evaluations are worth 30 of its
+    assert ours[(OURS, "EasyCache")]["bound"] == "never" and ours[(OURS, "EasyCache")]["ratio"] is None
+    assert ours[(OURS_CACHED, OURS)]["ratio"] == pytest.approx(12 / 15)
+    theirs = {r["peer"]: r for r in summary["at_their_quality"] if r["cost"] == "nfe" and r["ours"] == OURS}
+    assert theirs["stock KSampler 20"]["ratio"] == pytest.approx(0.5)
+    assert theirs["stock KSampler 40"]["bound"] == "never"
+    assert theirs["EasyCache 0.2 at 50"]["ratio"] == pytest.approx(10 / 40)
+    row = theirs["stock KSampler 20"]
+    assert row["low"] <= row["ratio"] + 1e-9 and row["ratio"] <= row["high"] + 1e-9
+    assert summary["variants"]["stock KSampler 20"]["seconds"]["value"] == pytest.approx(2.0)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_goals_of_the_known_world(summary):
+    assert slowest_ratios(summary["at_their_quality"]) == {
+        "stock KSampler 20": pytest.approx(0.5),
+        "stock KSampler 40": None,
+        "EasyCache 0.2 at 50": pytest.approx(0.25),
+    }
+    assert combined_ratios(summary["at_our_quality"])[OURS] == pytest.approx(0.8)
+    found = {goal.name: goal for goal in goals(None, summary, 0.1)}
+    assert found["time at equal judged quality, each peer"].reached is False  # one setting is out of reach
+    assert found["ours with EasyCache against either alone"].reached is True
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_each_goal_of_the_held_out_figures(better):
+    def around(value):
+        return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+    gains = {
+        "mean_steps": around(15.0),
+        "target": 50,
+        "saved": around(0.70 if better else 0.60),
+        "violation_controlled": around(0.11 if better else 0.15),
+        "gain_per_step": {
+            "of_means": around(0.12 if better else 0.08),
+            "ceiling_of_means": 0.2,
+            "mean_of_ratios": around(0.3),
+            "mean_of_ratios_permuted": around(0.1),
+        },
+        "fixed": {
+            "fewer_steps": 0.3 if better else 0.2,
+            "fewer_steps_interval": around(0.3),
+            "count_at_our_violation": 21,
+        },
+        "gap_to_oracle_b": {
+            "misses_at_our_cost": 0.7 if better else 0.5,
+            "steps_at_our_violation": None,
+            "worst_tenth_at_our_cost": 0.4,
+        },
+        "worst_tenth": {"ratio": around(0.45 if better else 0.6), "ratio_oracle_b": 0.3},
+    }
+    found = goals(gains, None, 0.1)
+    assert [goal.reached for goal in found] == [better] * 6 + [None, None]
+    assert found[1].verdict == ("reached" if better else "missed")
+    assert "no gap" in found[4].note
+    json.dumps([goal.to_dict() for goal in found], allow_nan=False)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_peer_of_the_issue_is_compared(quick):
+    chosen = variants(50, quick, "karras")
+    names = [variant.name for variant in chosen]
+    assert len(set(names)) == len(names)
+    families = {variant.family for variant in chosen}
+    assert {"stock KSampler", "EasyCache", "LazyCache", "dpm_adaptive", OURS, OURS_CACHED} <= families
+    assert {"stock KSampler 20", "stock KSampler 30", "stock KSampler 50"} <= set(names)
+    assert "schedule beta" in families and "schedule karras" not in families
