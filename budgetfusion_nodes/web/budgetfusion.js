@@ -320,7 +320,7 @@ function announce(node) {
   announced.set(node, plan.fallback);
   const said = [sentence(fromHost(plan.fallback))];
   if (policy === "stop") {
-    stopQueue();
+    stopQueue(KINDS[node.comfyClass ?? ""] === "planner");
     said.push(t("stopped"));
   }
   app.extensionManager?.toast?.add({
@@ -331,9 +331,13 @@ function announce(node) {
   });
 }
 
-/** Ends the running prompt and takes the waiting ones away. */
-function stopQueue() {
-  Promise.all([api.clearItems("queue"), api.interrupt()]).catch((error) => {
+/**
+ * Takes the waiting prompts away, and ends the running one where nothing is rendered yet: a picture that is already
+ * there is still saved.
+ * @param {boolean} running
+ */
+function stopQueue(running) {
+  Promise.all([api.clearItems("queue"), ...(running ? [api.interrupt()] : [])]).catch((error) => {
     console.warn("BudgetFusion: the queue could not be stopped.", error);
   });
 }

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import browser, checks
+from launcher import browser, checks, cli
 from launcher.comfyui import Host
+from launcher.errors import LaunchError
 from launcher.layout import ROOT, Layout
 
 
@@ -127,3 +128,22 @@ def test_an_old_node_is_replaced_by_the_wheels(layout: Layout, tmp_path: Path, m
     node = browser.ensure_node(layout)
     assert node.program == own / "node"
     assert node.npm[0] == str(own / "node") and node.npm[1].endswith("npm-cli.js")
+
+
+@pytest.mark.parametrize("command", ["screenshots", "page-speed"])
+def test_a_page_command_without_chromium_says_so_before_any_set_up(
+    command: str, layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUDGETFUSION_CHROMIUM", str(layout.run_dir / "no-such-program"))
+    assert cli.main([command]) == 1
+    assert capsys.readouterr().err.startswith("Error: This command needs Chromium, and none was found. ")
+    assert not layout.venv.exists()
+
+
+def test_the_pages_version_is_the_hosts_own(layout: Layout, tmp_path: Path) -> None:
+    host = Host(tmp_path, "0.30.0", layout.python, pinned=True)
+    (tmp_path / "requirements.txt").write_text("torch\ncomfyui-frontend-package==1.47.12\naiohttp>=3\n")
+    assert browser.frontend_version(host) == "1.47.12"
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    with pytest.raises(LaunchError, match=r"requirements\.txt"):
+        browser.frontend_version(host)

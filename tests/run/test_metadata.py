@@ -55,6 +55,13 @@ def test_the_registrys_fields_are_there() -> None:
     assert (ROOT / PROJECT["project"]["license"]["file"]).read_text(encoding="utf-8").startswith("MIT License")
 
 
+def test_the_registrys_icon_is_a_square_picture_in_the_pack() -> None:
+    icon = ROOT / PROJECT["tool"]["comfy"]["Icon"]
+    width, height = re.findall(r'(?:width|height)="(\d+)"', icon.read_text(encoding="utf-8"))[:2]
+    assert width == height and int(width) <= 400, "what the registry takes"
+    assert not re.search(r"<script|(?:href|src)=", icon.read_text(encoding="utf-8")), "nothing is loaded or run"
+
+
 def test_the_changelog_has_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{PROJECT['project']['version']}]" in text or "## [Unreleased]" in text

@@ -77,6 +77,10 @@ export async function startHost(base) {
   options.push("--base-directory", base, "--database-url", "sqlite:///:memory:");
   if (FRONTEND) options.push("--front-end-root", FRONTEND);
   const server = spawn(PYTHON, ["main.py", ...options], { cwd: HOST, stdio: ["ignore", "ignore", "pipe"] });
+  const end = () => server.kill();
+  process.once("exit", end); // also when this program is ended by a signal
+  for (const signal of ["SIGTERM", "SIGINT"]) process.once(signal, () => process.exit(1));
+  server.once("exit", () => process.off("exit", end));
   let log = "";
   server.stderr.on("data", (text) => (log = (log + text).slice(-6000)));
   const host = { address, base, log: () => log, stop: () => stopped(server) };

@@ -71,6 +71,7 @@ async function helpPictures() {
   await picture(session, [SAMPLER], "no_plan");
 
   await session.open("prompt_list");
+  await session.setWidget(SAMPLER, "seed", 8); // else the host has it cached, and the running total counts none
   await run(session);
   await picture(session, [PLANNER], "prompt_list");
   await session.toggleTotals();
