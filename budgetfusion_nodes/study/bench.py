@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import tempfile
 import time
@@ -59,7 +60,7 @@ PARTS = ("variance", "rules", "risk", "shift", "ablations", "peers", "profile", 
 VERSION = 1
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
-    {"train": 120, "calibration": 50, "test": 50},
+    {"train": 90, "calibration": 40, "test": 40},
     {"train": 1, "calibration": 1, "test": 2},
 )
 CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
@@ -146,7 +147,11 @@ class BenchRun:
             return None
         else:
             self.progress("scene classifier", 0, 1)
-            found = wrong_answers(dataset, rows, self.prompts, self.sweep_folder, load_classifier(CLASSIFIER))
+            try:
+                found = wrong_answers(dataset, rows, self.prompts, self.sweep_folder, load_classifier(CLASSIFIER))
+            except InputError as error:  # a prompt list of one's own
+                log.warning("%s", error)
+                return None
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, found, allow_pickle=False)
         seen = ~np.isnan(found[..., 0])
@@ -274,9 +279,13 @@ class BenchRun:
 
     def part_rules(self) -> dict[str, Any]:
         found: dict[str, Any] = {"training_prompts": len(self.evidence.rows["train"]), "by_quality": {}}
-        for q in QUALITIES:
-            self.progress(f"rules at quality {q:g}", 0, 1)
-            scores = comparison.rival_scores(self.evidence, q, self.options.seed, self.fit_options)
+        shared = comparison.rival_scores(self.evidence, self.options.seed, self.fit_options)
+        for place, q in enumerate(QUALITIES):
+            self.progress("rules", place, len(QUALITIES))
+            scores = {
+                **shared,
+                **comparison.classifier_scores(self.evidence, q, self.options.seed, self.fit_options),
+            }
             found["by_quality"][f"{q:.2f}"] = {
                 "equal_cost": comparison.at_equal_cost(self.evidence, scores, q, ALPHA, self.options.seed),
                 "equal_risk": comparison.at_equal_risk(self.evidence, scores, q, ALPHA, self.options.seed),
@@ -315,7 +324,11 @@ class BenchRun:
                 found.setdefault(group, {})[name] = ablations.figures(self.evidence, scores(), QUALITY, ALPHA)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
-        return {"groups": found, "promise_by_metric": ablations.promise_by_metric(self.evidence, QUALITY, ALPHA)}
+        return {
+            "grid_counts": len(self.planner.grid),
+            "groups": found,
+            "promise_by_metric": ablations.promise_by_metric(self.evidence, QUALITY, ALPHA),
+        }
 
     # ---------------------------------------------------------------------------------------- parts that need the host
 
@@ -326,7 +339,7 @@ class BenchRun:
         from .rendering import identify, load_model
 
         self._base = tempfile.TemporaryDirectory(prefix="budgetfusion-bench-", ignore_cleanup_errors=True)
-        torch.set_num_threads(self.options.workers * self.options.threads)  # as a user's host would use the machine
+        torch.set_num_threads(min(self.options.workers, os.cpu_count() or 1))  # as a user's host uses the machine
         loaded = load_model(self.options.host, Path(self._base.name), self.options.checkpoint)
         found = identify(loaded, self._sampling())
         if found != self.planner.setting:
@@ -345,7 +358,7 @@ class BenchRun:
         )
 
     def peer_prompts(self) -> list[StudyPrompt]:
-        count = self.options.peer_prompts or (40 if self.options.full else 6)
+        count = self.options.peer_prompts or (40 if self.options.full else 5)
         return [prompt for prompt in self.prompts.prompts if prompt.split == "test"][:count]
 
     def part_peers(self) -> dict[str, Any]:
@@ -381,7 +394,7 @@ class BenchRun:
             "metrics": metric_times(self.bed.backends, sizes),
             "gpu": sd21_profile(self.planner.target_steps, round(mean_steps)),
             "known_plateaus": [
-                synthetic.plateau_experiment(self.options.seed, train, noise, self.fit_options)
+                synthetic.plateau_experiment(self.options.seed, train, noise, replace(self.fit_options, networks=1))
                 for train in ((50, 200, 800) if self.options.full else (50, 200))
                 for noise in (0.0, 0.2)
             ],

@@ -112,7 +112,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--work", type=Path, default=run_folder() / "bench", help="where finished parts are kept")
     parser.add_argument("--workers", type=whole(1, 64), default=2, help="processes of a sweep (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of resampling and training (%(default)s)")
-    parser.add_argument("--peer-prompts", type=whole(1, 10_000), help="prompts for the peers (6, or 40 with --full)")
+    parser.add_argument("--peer-prompts", type=whole(1, 10_000), help="prompts for the peers (5, or 40 with --full)")
     parser.add_argument(
         "--parts", default="", help="only these, separated by commas; finished others stay in the report"
     )

@@ -42,8 +42,9 @@ Scores = Mapping[str, FloatArray]
 """Name -> [N, C] for every prompt of the data set; a rule takes the least n whose score stays below a threshold."""
 
 
-def rival_scores(evidence: Evidence, q: float, seed: int, options: FitOptions) -> dict[str, FloatArray]:
-    """Every rule to compare with, ours first. Those that learn do so from the training split of the same data."""
+def rival_scores(evidence: Evidence, seed: int, options: FitOptions) -> dict[str, FloatArray]:
+    """Every rule to compare with that serves all qualities, ours first. Those that learn do so from the training split
+    of the same data."""
     dataset, scale, features = evidence.dataset, evidence.scale, evidence.features
     free = baseline_curves(dataset, scale, evidence.summaries)
     return {
@@ -51,10 +52,15 @@ def rival_scores(evidence: Evidence, q: float, seed: int, options: FitOptions) -
         "mean curve": free["global"],
         "prompt length": free["prompt_length"],
         "nearest prompts": free["nearest_prompts"],
-        "step classifier": step_classifier_scores(dataset, features, scale, q, seed, options),
         "plain network": network_scores(dataset, features, scale, seed, options, "plain"),
         "BiLSTM, plateau of the median": plateau_scores(evidence.median, dataset.grid),
     }
+
+
+def classifier_scores(evidence: Evidence, q: float, seed: int, options: FitOptions) -> dict[str, FloatArray]:
+    """StepSaver's kind: trained for one quality."""
+    found = step_classifier_scores(evidence.dataset, evidence.features, evidence.scale, q, seed, options)
+    return {"step classifier": found}
 
 
 def at_equal_cost(evidence: Evidence, scores: Scores, q: float, alpha: float, seed: int) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def _draw_curves(axis: Any, evidence: Evidence, failure: Failure) -> None:
     axis.axvline(failure.needed, color="C2", lw=1.2, ls=":", label=f"needed {failure.needed}")
     axis.set_xscale("log")
     axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    axis.minorticks_off()
     axis.set_ylim(0, 1.02)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6, loc="lower right")

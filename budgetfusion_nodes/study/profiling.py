@@ -20,6 +20,7 @@ from .prompts import StudyPrompt
 SIZES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 4)
 REPEATS = 3
+LARGEST_PIXELS = 2048**2  # of a batch: d_sim keeps some twenty copies
 STAGES = ("text encode", "planning", "sampling", "decode", "metrics")
 
 
@@ -44,6 +45,8 @@ def metric_times(
         for batch in batches:
             slow = False
             for size in sizes:
+                if batch * size**2 > LARGEST_PIXELS:
+                    continue
                 seconds = None if slow else _metric_seconds(metric, backends, batch, size)
                 slow = seconds is None or seconds > limit / 4
                 found.append({"metric": metric, "batch": batch, "size": size, "seconds": seconds})

@@ -1,0 +1,236 @@
+"""The benchmark as a whole, on a synthetic sweep and without a host: parts, resuming, the report and its numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from budgetfusion_nodes import cli
+from budgetfusion_nodes.core.errors import InputError
+from budgetfusion_nodes.core.planner_file import save_planner
+from budgetfusion_nodes.study import bench as bench_module
+from budgetfusion_nodes.study.bench import BenchOptions, BenchRun
+from budgetfusion_nodes.study.bench_report import markdown, number, seed_warning, share, write
+from budgetfusion_nodes.study.fit import FitOptions, fit_planner
+from budgetfusion_nodes.study.goals import goals
+from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, busier_prompts
+from budgetfusion_nodes.study.rendering import JUDGES, Sampling, file_digest
+from budgetfusion_nodes.study.sweep import Merged, SweepSpec, save_merged, write_shard
+from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, words
+
+QUICK = FitOptions(networks=1, epochs=4, patience=3)
+DATA_PARTS = ("variance", "rules", "risk", "ablations", "gallery")
+
+
+@pytest.fixture(scope="module")
+def folder(make_dataset, tmp_path_factory) -> Path:
+    """A finished sweep and a planner for it."""
+    path = tmp_path_factory.mktemp("bench")
+    (path / "sweep" / "shards").mkdir(parents=True)
+    data = make_dataset(40, 30, 30)
+    seeds = [tuple(int(s) for s in row if s >= 0) for row in data.seeds]
+    listed = zip(data.prompts, data.split, seeds, strict=True)
+    prompts = PromptList(tuple(StudyPrompt(p, s, n, f"plain/red/None/None|{p}") for p, s, n in listed), {})
+    prompts.save(path / "sweep" / "prompts.json")
+    (path / "model.safetensors").write_bytes(b"a model")
+    digest = file_digest(path / "model.safetensors")
+    spec = SweepSpec("model.safetensors", digest, prompts.digest(), Sampling(), data.grid)
+    (path / "sweep" / "sweep.json").write_text(json.dumps(spec.to_dict()))
+    judges = np.where(data.present[..., None, None], 0.5, np.nan) * np.ones((len(data.grid), len(JUDGES)))
+    save_merged(Merged(data, judges.astype(np.float32)), path / "sweep")
+    save_planner(path / "planner.safetensors", fit_planner(data, 0, name="mine", options=QUICK)[0])
+    return path
+
+
+def options_for(folder: Path, **changes: Any) -> BenchOptions:
+    made = BenchOptions(
+        host=folder / "no host",
+        checkpoint=folder / "model.safetensors",
+        planner=folder / "planner.safetensors",
+        work=folder / "work",
+        out=folder / "docs",
+        sweep=folder / "sweep",
+        parts=DATA_PARTS,
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> BenchRun:
+    made = BenchRun(options_for(folder))
+    made.fit_options = QUICK  # takes the place of the cached property
+    return made
+
+
+@pytest.fixture(scope="module")
+def parts(run: BenchRun) -> dict[str, Any]:
+    return run.run()
+
+
+def test_every_part_is_kept_and_not_computed_again(run: BenchRun, parts: dict[str, Any], folder: Path) -> None:
+    assert tuple(parts) == ("variance", "rules", "risk", "ablations", "gallery")
+    again = BenchRun(options_for(folder))
+    for name in DATA_PARTS:
+        setattr(again, f"part_{name}", lambda: pytest.fail("computed again"))
+    assert again.run() == parts
+    asked = BenchRun(options_for(folder, parts=("risk",), again=("risk",)))
+    setattr(asked, "part_risk", lambda: {"new": True})  # noqa: B010
+    found = asked.run()
+    assert found["risk"]["new"] and found["rules"] == parts["rules"]
+    asked._keep("risk", parts["risk"])
+
+
+def test_other_inputs_are_another_run(run: BenchRun, folder: Path) -> None:
+    assert BenchRun(options_for(folder, seed=2)).key() != run.key()
+    assert BenchRun(options_for(folder, full=True)).key() != run.key()
+    assert BenchRun(options_for(folder)).key() == run.key()
+
+
+def test_a_stopped_ablation_goes_on(run: BenchRun, parts: dict[str, Any], folder: Path, monkeypatch: Any) -> None:
+    kept = run._path("ablations").with_suffix(".partial.json")
+    assert json.loads(kept.read_text()) == parts["ablations"]["groups"]
+    monkeypatch.setattr(bench_module.ablations, "figures", lambda *_: pytest.fail("computed again"))
+    assert run.part_ablations()["groups"] == parts["ablations"]["groups"]
+
+
+def test_the_report_says_what_the_parts_say(run: BenchRun, parts: dict[str, Any], folder: Path) -> None:
+    made = {**run.provenance(), "commit": None}
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "benchmark_notes.md").write_text("## Remedies\n\nThree were tried.\n")
+    table = write(parts, made, "run.py bench", folder / "docs", folder / "docs" / "images" / "benchmark")
+    content = json.loads((folder / "docs" / "bench.json").read_text())
+    text = (folder / "docs" / "benchmark.md").read_text()
+    assert content["parts"]["rules"] == parts["rules"] and content["planner"]["name"] == "mine"
+    assert [goal["verdict"] for goal in content["goals"]] == [goal.verdict for goal in table]
+    assert "Tiny Scenes" in text and str(folder) not in text and str(folder) not in json.dumps(content)
+    ours = parts["rules"]["by_quality"]["0.90"]["equal_cost"]["rules"]["ours"]
+    assert share(ours["violation_controlled"]) in text and number(ours["judges"]["mdsi"], ".4f") in text
+    assert text.index("## Goals") < text.index("Three were tried.") < text.index("## Risk")
+    for row in parts["risk"]["rows"]:
+        assert share(row["missed"]) in text
+    for goal in table:
+        assert goal.name in text and goal.found in text
+    for file in ("variance.png", "rules.png", "risk.png", "too_few_steps.png"):
+        assert (folder / "docs" / "images" / "benchmark" / file).stat().st_size > 3000
+        assert f"images/benchmark/{file}" in text
+    lines = text.splitlines()
+    for before, line in itertools.pairwise(lines):
+        if before.startswith("|") and line.startswith("|"):
+            assert before.count("|") == line.count("|"), line  # every table is rectangular
+
+
+def test_a_report_of_few_parts_is_still_one(run: BenchRun, parts: dict[str, Any]) -> None:
+    text = markdown({"risk": parts["risk"]}, run.provenance(), "command", goals(None, None, 0.1), {})
+    assert "## Risk" in text and "## Ablations" not in text and "not measured" in text
+
+
+def test_a_dominating_seed_is_said_at_the_top() -> None:
+    def variance(prompt: float | None) -> dict[str, Any]:
+        return {"sweep": {"by_quality": {"0.90": {"all metrics": {"prompt": prompt}}}}}
+
+    assert "explains 30%" in seed_warning(variance(0.3))
+    assert seed_warning(variance(0.7)) == "" and seed_warning(None) == ""
+    assert "one seed" in seed_warning(variance(None))
+    crossed = {**variance(0.9), "crossed": variance(0.2)["sweep"]}
+    assert "explains 20%" in seed_warning(crossed)
+
+
+def test_numbers_are_written_with_their_interval() -> None:
+    assert number({"value": 0.5, "low": 0.25, "high": 1.0}, ".2f") == "0.50 (0.25 to 1.00)"
+    assert share(0.125) == "12.5%" and number(None) == "n/a"
+
+
+def test_what_is_wrong_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="unknown"):
+        BenchRun(options_for(folder, parts=("everything",)))
+    with pytest.raises(InputError, match="not the model that the sweep"):
+        BenchRun(options_for(folder, checkpoint=folder / "planner.safetensors")).side_sampling()
+    given = ["study", "bench", "--planner", str(folder / "planner.safetensors"), "--sweep", str(folder / "nowhere")]
+    assert cli.main([*given, "--work", str(folder / "w"), "--out", str(folder / "o")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_command_writes_the_report_from_finished_parts(
+    run: BenchRun, parts: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"planner": "planner.safetensors", "checkpoint": "model.safetensors", "sweep": "sweep", "work": "work"}
+    given = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
+    wanted = ["--quiet", "study", "bench", *given, "--out", str(folder / "other"), "--parts", "risk"]
+    assert cli.main(wanted) == 0
+    assert "mean evaluations below the target's" in capsys.readouterr().out
+    assert json.loads((folder / "other" / "bench.json").read_text())["parts"] == parts
+
+
+def test_busier_prompts_are_busier_whole_and_held_out() -> None:
+    prompts = busier_prompts(20, 2, 1).prompts
+    assert len(prompts) == 20 and all(len(p.seeds) == 2 and p.split == "test" for p in prompts)
+    assert all(p.key.count("|") == 4 for p in prompts)  # training scenes have at most three groups
+    assert all(len(words(p.text)) <= MAX_TOKENS - 2 for p in prompts)
+    assert busier_prompts(20, 2, 1) == busier_prompts(20, 2, 1)
+
+
+def write_shards(job: Any, indices: Any, dataset: Any, progress: Any) -> None:
+    """Stands for the worker processes: curves of the law e = 2 / n for every prompt and seed."""
+    grid = np.array(job.spec.grid)
+    for index in indices:
+        pairs = job.shards[index]
+        curve = np.broadcast_to((2 / grid - 2 / grid[-1])[:, None], (len(pairs), len(grid), 3))
+        tokens = dataset.tokens[: len(pairs)].astype(np.float16)
+        arrays = {
+            "prompt": np.array([p for p, _ in pairs]),
+            "seed": np.array([s for _, s in pairs]),
+            "tokens": tokens,
+            "lengths": np.full(len(pairs), tokens.shape[1]),
+            "pooled": dataset.pooled[: len(pairs)].astype(np.float16),
+            "shortfall": curve.astype(np.float32),
+            "l_snr": curve[..., 0].astype(np.float32),
+            "judges": np.zeros((len(pairs), len(grid), len(JUDGES)), np.float32),
+        }
+        facts = {"setting": dataset.setting.to_dict(), "backends": dict(dataset.backends), "host_version": "0"}
+        write_shard(job, index, arrays, {**facts, "torch": "0", "seconds": {"render": 1.0, "measure": 1.0}})
+        progress(job.evaluations([index]))
+
+
+def test_further_sweeps_are_of_the_same_kind(run: BenchRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crossed sweep: test prompts at the planner's grid, all from the same noise; a second look renders nothing."""
+    dataset, seen = run.evidence.dataset, []
+    monkeypatch.setattr(
+        bench_module, "run_workers", lambda job, missing, workers, told: write_shards(job, missing, dataset, told)
+    )
+    full = BenchRun(options_for(folder, full=True), lambda what, done, total: seen.append((what, done / total)))
+    found = full.part_variance()["crossed"]
+    assert found["prompts"] == 30 and found["seeds"] == 8 and found["same_noise_for_all_prompts"]
+    assert found["by_quality"]["0.90"]["all metrics"]["prompt"] is None  # one law for all: nothing varies
+    assert seen[-1] == ("crossed seeds", 1.0)
+    monkeypatch.setattr(bench_module, "run_workers", lambda *_: pytest.fail("rendered again"))
+    assert full.part_variance()["crossed"] == found
+    shifted = BenchRun(options_for(folder))
+    monkeypatch.setattr(
+        bench_module, "run_workers", lambda job, missing, workers, told: write_shards(job, missing, dataset, told)
+    )
+    figures = shifted.part_shift()
+    assert figures["prompts"] == 24 and len(figures["rows"]) == 9
+    assert 0 <= figures["noticed"]["shifted"]["share_warned"] <= 1
+
+
+def test_run_py_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What run.py starts is a command that the study's own parser takes."""
+    from types import SimpleNamespace
+
+    from launcher import cli as launch
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch, "set_up", lambda *_: None)
+    monkeypatch.setattr(launch, "chosen_host", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(launch, "run_child", lambda command, environment: started.append(list(command)) or 0)
+    assert launch.main(["bench", "--full", "--sweep", "mine", "--parts", "risk,rules", "--peer-prompts", "3"]) == 0
+    given = started[0][started[0].index("study") :]
+    options = cli.build_parser().parse_args(given)
+    assert options.full and options.sweep == Path("mine").absolute() and options.parts == "risk,rules"
+    assert options.peer_prompts == 3 and options.host == tmp_path and options.out.name == "docs"
