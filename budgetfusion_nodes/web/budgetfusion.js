@@ -129,6 +129,7 @@ async function useLanguage() {
   try {
     const all = await (await api.fetchApi("/i18n")).json();
     setMessages((all[language] ?? all[language.split("-")[0]])?.budgetfusion);
+    for (const panel of panels.values()) panel.relabel();
   } catch (error) {
     console.warn("BudgetFusion: the page's language could not be read, so its panels speak English.", error);
   }
@@ -140,7 +141,13 @@ function listen() {
     totals.onStatus(detail?.exec_info?.queue_remaining);
   });
   api.addEventListener("execution_cached", (/** @type {CustomEvent} */ { detail }) => {
-    totals.onCached(detail.prompt_id, detail.nodes ?? []);
+    const nodes = (detail.nodes ?? []).map(String);
+    totals.onCached(detail.prompt_id, nodes);
+    for (const [node, panel] of panels) {
+      if (!nodes.includes(outputKey(node))) continue;
+      panel.cached = true; // said only where the node has nothing to show
+      panel.refresh();
+    }
   });
   api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
     totals.onExecuted(detail.prompt_id, detail.node, detail.output);

@@ -54,6 +54,9 @@ export const EN = {
   promise_probe:
     "Queue once: this shows the distance of every image from the reference. With a plan connected, the measured points lie over the predicted curve.",
 
+  cached:
+    "ComfyUI took this from its cache: nothing was rendered anew, so there is nothing new to show. Change the seed and queue again.",
+
   receipt: "Receipt of the last run",
   row_steps: "Steps",
   row_time: "Time",

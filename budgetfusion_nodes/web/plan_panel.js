@@ -47,6 +47,8 @@ export class PlanPanel {
     this.onHeight = onHeight;
     /** @type {Result} */
     this.result = NO_RESULT;
+    /** The host answered from its cache, and sends no result for such a node. */
+    this.cached = false;
     /** Which prompt of a list is on show. */
     this.index = 0;
     /** @type {View} */
@@ -66,27 +68,36 @@ export class PlanPanel {
     this.head = element("div", "bf-head");
     this.views = element("div", "bf-views");
     this.views.setAttribute("role", "group");
-    this.views.setAttribute("aria-label", t("views"));
     this.chart = element("div", "bf-chart");
-    this.svg = svg("svg", { tabindex: 0, role: "slider", "aria-label": t("slider") });
+    this.svg = svg("svg", { tabindex: 0, role: "slider" });
     this.chart.append(this.svg);
     this.readout = element("div", "bf-readout");
     this.tail = element("div", "bf-tail");
     this.above = element("div", "bf-above");
     this.below = element("div", "bf-below");
-    this.pager = this.makePager();
+    this.pager = element("div", "bf-pager");
     this.above.append(this.pager, this.head, this.views);
     this.below.append(this.readout, this.tail);
     this.element = element("div", "bf-panel");
     this.element.dataset.kind = kind;
     this.element.append(this.above, this.chart, this.below);
     this.listen();
+    this.relabel();
+  }
+
+  /** What is made once, in the language that is set now. */
+  relabel() {
+    this.views.setAttribute("aria-label", t("views"));
+    this.views.dataset.views = ""; // made again with the next draw
+    this.svg.setAttribute("aria-label", t("slider"));
+    this.fillPager();
     this.refresh();
   }
 
   /** What a run gave. @param {Result} result */
   show(result) {
     this.result = result;
+    this.cached = false;
     this.turnTo(0);
   }
 
@@ -103,8 +114,7 @@ export class PlanPanel {
     this.refresh();
   }
 
-  makePager() {
-    const pager = element("div", "bf-pager");
+  fillPager() {
     this.place = element("span", "bf-place");
     this.place.setAttribute("role", "status");
     /** @param {string} sign @param {string} label @param {number} by */
@@ -116,9 +126,8 @@ export class PlanPanel {
       made.addEventListener("click", () => this.turnTo(this.index + by), { signal: this.listening.signal });
       return made;
     };
-    pager.append(button("\u2039", t("previous_prompt"), -1), this.place, button("\u203A", t("next_prompt"), 1));
-    pager.hidden = true;
-    return pager;
+    const [back, on] = [button("\u2039", t("previous_prompt"), -1), button("\u203A", t("next_prompt"), 1)];
+    this.pager.replaceChildren(back, this.place, on);
   }
 
   /** Draws in the next frame, once however often it is called. */
@@ -211,7 +220,7 @@ export class PlanPanel {
     this.pager.hidden = plans.length < 2 || this.kind === "probe";
     if (this.place) this.place.textContent = t("prompt_of", { i: this.index + 1, n: plans.length });
     if (!plan || this.kind === "probe") {
-      const promised = this.kind === "probe" && this.result.probe ? [] : [t(`promise_${this.kind}`)];
+      const promised = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `promise_${this.kind}`)];
       const promise = promised.map((text) => element("p", "bf-promise", text));
       this.head.replaceChildren(...promise);
       delete this.element.dataset.steps;

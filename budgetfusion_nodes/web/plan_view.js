@@ -585,8 +585,9 @@ function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
 
-/** Upper-case first letter and a full stop. @param {string} text */
+/** Upper-case first letter, but not of a name like sampler_name, and a full stop. @param {string} text */
 export function sentence(text) {
   const trimmed = text.trim();
-  return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?)。！？）]$/.test(trimmed) ? "" : ".");
+  const first = trimmed.charAt(0);
+  return (/^[a-z]+_/.test(trimmed) ? first : first.toUpperCase()) + trimmed.slice(1) + (/[.!?)。！？）]$/.test(trimmed) ? "" : ".");
 }

@@ -6,12 +6,12 @@
  * BUDGETFUSION_SHOTS=<folder> keeps screenshots.
  */
 import assert from "node:assert/strict";
-import { renameSync } from "node:fs";
+import { readFileSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
 import { decideSteps } from "../../budgetfusion_nodes/web/plan_view.js";
-import { SLOW, Session, makeTestBase, remove, scratchFolder, skip, startBrowser, startHost } from "./harness.mjs";
+import { ROOT, SLOW, Session, makeTestBase, remove, scratchFolder, skip, startBrowser, startHost } from "./harness.mjs";
 
 const SHOTS = process.env.BUDGETFUSION_SHOTS;
 const PANEL = '.bf-panel[data-kind="sampler"]';
@@ -31,6 +31,65 @@ after(async () => {
   await browser?.close();
   await host?.stop();
   remove(scratch);
+});
+
+const TEMPLATES = readdirSync(join(ROOT, "workflows"))
+  .filter((file) => file.endsWith(".json"))
+  .map((file) => file.slice(0, -".json".length));
+const read = (...path) => JSON.parse(readFileSync(join(ROOT, ...path), "utf8"));
+
+test("the page lists every template with a picture, the blueprint and the translations", { skip }, async () => {
+  const [listed, blueprints, words] = await page.evaluate(() =>
+    Promise.all(["workflow_templates", "global_subgraphs", "i18n"].map(async (path) => (await fetch(`/api/${path}`)).json())),
+  );
+  assert.deepEqual(listed.budgetfusion.toSorted(), TEMPLATES.toSorted());
+  for (const name of TEMPLATES) {
+    const picture = await page.request.get(`${host.address}/api/workflow_templates/budgetfusion/${name}.jpg`);
+    assert.equal(picture.headers()["content-type"], "image/jpeg", name);
+  }
+  assert.ok(Object.values(blueprints).some((entry) => entry.name === "BudgetFusion Planned Render"));
+  for (const language of ["en", "zh", "ja", "ko", "fr", "de", "es"]) assert.ok(words[language].budgetfusion.no_plan, language);
+});
+
+test("every help page and its pictures are served", { skip }, async () => {
+  const pages = readdirSync(join(ROOT, "budgetfusion_nodes/web/docs")).filter((file) => file.endsWith(".md"));
+  assert.equal(pages.length, 4);
+  for (const file of pages) {
+    const base = `${host.address}/extensions/budgetfusion/docs/`;
+    const text = await (await page.request.get(`${base}${file}`)).text();
+    const pictures = [...text.matchAll(/!\[[^\]]+\]\(([^)]+)\)/g)].map(([, path]) => path);
+    assert.ok(pictures.length, `${file} has a picture`);
+    for (const path of pictures) assert.equal((await page.request.get(base + path)).status(), 200, path);
+  }
+});
+
+for (const name of TEMPLATES) {
+  test(`template ${name}: the page makes its twin of it, and no node covers another`, { skip }, async () => {
+    await session.open(name);
+    const made = await page.evaluate(async () => (await window.app.graphToPrompt()).output);
+    assert.deepEqual(untitled(made), untitled(read("workflows", "api", `${name}.json`)));
+    assert.deepEqual(await session.overlaps(), []);
+  });
+}
+
+/** What is executed: titles differ between versions of the host. */
+function untitled(prompt) {
+  const nodes = Object.entries(prompt).map(([id, { class_type, inputs }]) => [id, { class_type, inputs }]);
+  return Object.fromEntries(nodes);
+}
+
+test("the blueprint opens as one node with the widgets that an artist turns", { skip }, async () => {
+  const blueprint = read("subgraphs", "BudgetFusion Planned Render.json");
+  const shown = await page.evaluate(async (data) => {
+    await window.app.loadGraphData(data);
+    const [node] = window.app.graph.nodes;
+    const outputs = node.outputs.map((slot) => slot.name);
+    return { title: node.title, widgets: node.widgets.map((w) => w.name), outputs, inside: node.subgraph.nodes.length };
+  }, blueprint);
+  assert.equal(shown.title, "BudgetFusion Planned Render");
+  assert.deepEqual(shown.widgets.slice(0, 3), ["quality", "max_steps", "seed"]);
+  assert.deepEqual(shown.outputs, ["IMAGE", "steps", "receipt"]);
+  assert.equal(shown.inside, 3);
 });
 
 test("before the first run a node says what it will show", { skip }, async () => {
@@ -142,6 +201,17 @@ test("undo takes the slider back and keeps the result on show", { skip }, async 
   assert.equal(await panel.getAttribute("data-state"), "result");
 });
 
+test("a reloaded page shows the last result, and the workflow file knows nothing of it", { skip }, async () => {
+  const panel = page.locator(PANEL);
+  const headline = await panel.locator(".bf-headline").innerText();
+  await page.waitForTimeout(1500); // the page keeps its draft a moment after the last change
+  await page.reload();
+  await session.ready();
+  await panel.locator(".bf-headline").waitFor();
+  assert.equal(await panel.locator(".bf-headline").innerText(), headline);
+  assert.equal(await page.evaluate(() => JSON.stringify(window.app.graph.serialize()).includes("budget_plan")), false);
+});
+
 test("a removed node leaves nothing behind", { skip }, async () => {
   const left = await page.evaluate(async () => {
     const node = window.app.graph.nodes.find((n) => n.comfyClass === "BudgetFusion_AdaptiveKSampler");
@@ -153,6 +223,13 @@ test("a removed node leaves nothing behind", { skip }, async () => {
     return { connected: element.isConnected, executed: Object.hasOwn(node, "onExecuted") };
   });
   assert.deepEqual(left, { connected: false, executed: false });
+});
+
+test("what the host takes from its cache is said where a chart would be", { skip }, async () => {
+  await session.show("adaptive_ksampler");
+  await session.setWidget("BudgetFusion_AdaptiveKSampler", "seed", 11); // as it was rendered above
+  await session.queue();
+  await page.locator(PANEL, { hasText: "ComfyUI took this from its cache" }).waitFor({ timeout: SLOW });
 });
 
 test("Planner and Probe: measured points over the predicted curve, and the numbers", { skip }, async () => {
@@ -170,10 +247,100 @@ test("Planner and Probe: measured points over the predicted curve, and the numbe
   await session.shot(SHOTS, "6_probe");
 });
 
+test("the Probe draws the plan it was given, whatever lies between", { skip }, async () => {
+  const sent = await page.evaluate(() => {
+    const probe = window.app.graph.nodes.find((n) => n.comfyClass === "BudgetFusion_PerceptualMetricProbe");
+    return window.app.nodeOutputs[probe.id].budget_plan[0].steps;
+  });
+  assert.equal(sent, (await session.executedPlan("BudgetFusion_BudgetPlanner")).steps);
+});
+
+test("a list of prompts: a chart for each, the forecast for all, and the running total", { skip }, async () => {
+  await session.show("prompt_list");
+  await session.queue();
+  await page.locator(`${PANEL}[data-state="result"]`).waitFor({ timeout: SLOW });
+  const panel = page.locator('.bf-panel[data-kind="planner"]');
+  const plans = await page.evaluate(() => {
+    const node = window.app.graph.nodes.find((n) => n.comfyClass === "BudgetFusion_BudgetPlanner");
+    return window.app.nodeOutputs[node.id].budget_plan.map((plan) => plan.steps);
+  });
+  assert.equal(plans.length, 3);
+  const sum = plans.reduce((a, b) => a + b);
+  assert.match(await panel.innerText(), /Prompt 1 of 3/);
+  assert.match(await panel.locator(".bf-forecast").first().innerText(), new RegExp(`^3 prompts: ${sum} steps in all; max_steps would take 150`));
+  assert.match(await panel.locator(".bf-forecast").last().innerText(), /^About [\d.]+ (ms|s|min)/);
+  for (const [i, steps] of plans.entries()) {
+    assert.equal(Number(await panel.getAttribute("data-steps")), steps, `prompt ${i + 1}`);
+    await panel.getByRole("button", { name: "Next prompt" }).click();
+    await session.frames();
+  }
+  assert.deepEqual(await session.overflow(), [], "text is cut off");
+  await session.toggleTotals();
+  const totals = page.locator(".bf-totals");
+  await totals.waitFor();
+  assert.match(await totals.innerText(), new RegExp(`Images\\s+3\\s+\\d+[^]*${sum} of 150`));
+  await session.shot(SHOTS, "7_list");
+  await session.toggleTotals();
+  await totals.waitFor({ state: "detached" });
+});
+
+test("settings: quality of new nodes, the band, and a queue that stops at a fallback", { skip }, async () => {
+  await session.setting("BudgetFusion.DefaultQuality", 0.75);
+  const quality = await page.evaluate(() => {
+    const node = window.LiteGraph.createNode("BudgetFusion_AdaptiveKSampler");
+    return node.widgets.find((w) => w.name === "quality").value;
+  });
+  assert.equal(quality, 0.75);
+  await session.setting("BudgetFusion.ShowBand", false);
+  await session.frames();
+  assert.equal(await page.locator(".bf-panel svg .bf-band").count(), 0);
+  await session.setting("BudgetFusion.ShowBand", true);
+  await session.frames();
+  assert.ok((await page.locator(".bf-panel svg .bf-band").count()) > 0);
+  await session.show("adaptive_ksampler");
+  assert.equal(await session.widget("BudgetFusion_AdaptiveKSampler", "quality"), 0.9, "a saved node keeps its own");
+  await session.setting("BudgetFusion.OnFallback", "stop");
+  await session.setWidget("BudgetFusion_AdaptiveKSampler", "sampler_name", "euler_ancestral");
+  await session.setWidget("BudgetFusion_AdaptiveKSampler", "max_steps", 6);
+  for (const seed of [1, 2, 3]) {
+    await session.setWidget("BudgetFusion_AdaptiveKSampler", "seed", seed);
+    await session.queue();
+  }
+  await page.locator(".p-toast-message", { hasText: "The queue was stopped" }).first().waitFor({ timeout: SLOW });
+  await page.waitForTimeout(2000);
+  const left = await page.evaluate(async () => (await (await fetch("/api/queue")).json()).queue_pending.length);
+  assert.equal(left, 0);
+  assert.match(await page.locator(`${PANEL} .bf-reason`).innerText(), /euler_ancestral adds fresh noise/);
+  await session.setting("BudgetFusion.OnFallback", "once");
+});
+
+test("the page speaks French where it is set to", { skip }, async () => {
+  await session.setting("Comfy.Locale", "fr");
+  await page.reload();
+  await session.ready();
+  await session.show("adaptive_ksampler");
+  const words = read("locales", "fr", "main.json").budgetfusion;
+  await page.locator(PANEL, { hasText: words.promise_sampler }).waitFor();
+  const names = await page.evaluate(() => {
+    const node = window.app.graph.nodes.find((n) => n.comfyClass === "BudgetFusion_AdaptiveKSampler");
+    return node.widgets.map((w) => w.label ?? w.name);
+  });
+  const inputs = read("locales", "fr", "nodeDefs.json").BudgetFusion_AdaptiveKSampler.inputs;
+  assert.ok(names.includes(inputs.quality.name), `${names}`);
+  await session.shot(SHOTS, "8_french");
+  await session.setting("Comfy.Locale", "en");
+  await page.reload();
+  await session.ready();
+});
+
 test("a light theme and Nodes 2.0 show the same", { skip }, async () => {
+  await session.show("step_sweep_and_probe");
+  await session.setWidget("BudgetFusion_StepSweep", "step_counts", "2 4");
+  await session.queue();
+  await page.locator('.bf-panel[data-kind="probe"][data-state="result"]').waitFor({ timeout: SLOW });
   await session.setting("Comfy.ColorPalette", "light");
   await page.waitForTimeout(1500);
-  await session.shot(SHOTS, "7_light");
+  await session.shot(SHOTS, "9_light");
   await session.setting("Comfy.VueNodes.Enabled", true);
   await page.waitForTimeout(2500);
   const panel = page.locator('.bf-panel[data-kind="planner"]');
@@ -182,7 +349,7 @@ test("a light theme and Nodes 2.0 show the same", { skip }, async () => {
   const size = await panel.locator("svg").boundingBox();
   assert.ok(size.width > 100 && size.height > 60, JSON.stringify(size));
   assert.deepEqual(await session.overflow(), [], "text is cut off");
-  await session.shot(SHOTS, "8_vue_light");
+  await session.shot(SHOTS, "10_vue_light");
 });
 
 test("no console error of this pack and no request to any other host", { skip }, (t) => {

@@ -106,6 +106,10 @@ test("a fallback shows badge and reason, and follows max_steps", () => {
   );
 });
 
+test("a sentence begins with a capital, unless it begins with the name of an input, and ends with a stop", () => {
+  assert.deepEqual(["no plan", " sampler_name: x. ", "ja。", "Why?"].map(pv.sentence), ["No plan.", "sampler_name: x.", "Ja。", "Why?"]);
+});
+
 test("an overruled plan stays overruled however the slider moves, its curve on show", () => {
   const over = { ...plan, fallback: "euler_ancestral adds noise.", steps: 50 };
   assert.equal(pv.outlook(over, { quality: 0.5 }).steps, 50);
