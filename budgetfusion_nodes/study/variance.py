@@ -12,6 +12,8 @@ from .dataset import SweepDataset, true_quality
 from .oracles import needed
 
 OVERALL = "all metrics"
+ROUNDING = 1e-12
+"""A variance of logarithms below this is none."""
 
 
 def variance_share(values: FloatArray) -> float | None:
@@ -28,7 +30,7 @@ def variance_share(values: FloatArray) -> float | None:
     within = float(sum(((g - g.mean()) ** 2).sum() for g in groups) / (total - len(groups)))
     typical = (total - (sizes**2).sum() / total) / (len(groups) - 1)
     spread = between + (typical - 1.0) * within
-    return float((between - within) / spread) if spread > 0 else None
+    return float((between - within) / spread) if spread > ROUNDING else None
 
 
 def crossed_shares(values: FloatArray) -> dict[str, float] | None:
@@ -45,7 +47,7 @@ def crossed_shares(values: FloatArray) -> dict[str, float] | None:
     seed = (prompts * float(((by_seed - grand) ** 2).sum()) / (seeds - 1) - rest) / prompts
     parts = {"prompt": max(prompt, 0.0), "seed": max(seed, 0.0), "rest": rest}
     total = sum(parts.values())
-    return {key: part / total for key, part in parts.items()} if total > 0 else None
+    return {key: part / total for key, part in parts.items()} if total > ROUNDING else None
 
 
 def is_crossed(seeds: FloatArray | Any) -> bool:

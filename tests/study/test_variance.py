@@ -19,6 +19,7 @@ def test_one_way_recovers_a_known_share(share):
 
 def test_one_way_of_constants_and_single_seeds_is_unknown():
     assert variance_share(np.ones((5, 2))) is None
+    assert variance_share(np.full((30, 7), np.log(13.0))) is None
     assert variance_share(np.array([[1.0, np.nan], [2.0, np.nan]])) is None
 
 
@@ -42,6 +43,7 @@ def test_two_way_by_hand():
     assert crossed_shares(values.T) == pytest.approx({"prompt": 0.0, "seed": 1.0, "rest": 0.0})
     assert crossed_shares(np.ones((3, 2))) is None
     assert crossed_shares(np.ones((3, 1))) is None
+    assert crossed_shares(np.full((30, 8), np.log(13.0))) is None  # rounding is no variance
 
 
 def test_crossed_means_the_same_seeds_in_the_same_places():
