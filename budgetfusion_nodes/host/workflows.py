@@ -502,10 +502,12 @@ def blueprint_nodes() -> tuple[Node, ...]:
     def given(name: str) -> list[Any]:
         return link(BOUNDARY_IN, BLUEPRINT_INPUTS.index(name))
 
-    shared = {name: given(name) for name in ("model", "positive", "latent_image", "quality", "max_steps")}
+    shared: dict[str, Any] = {
+        name: given(name) for name in ("model", "positive", "latent_image", "quality", "max_steps")
+    }
     return (
         _planner(0, **shared),
-        _adaptive(1, plan=link(5), negative=given("negative"), seed=given("seed"), **shared),
+        _adaptive(1, 6, plan=link(5), negative=given("negative"), seed=given("seed"), **shared),
         Node(8, "VAEDecode", {"samples": link(6), "vae": given("vae")}, 2, width=200),
     )
 
