@@ -110,6 +110,8 @@ def risk(part: Mapping[str, Any]) -> Figure:
 
 
 def peers(part: Mapping[str, Any]) -> Figure:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = _figure(9, 4.4)
     axes = figure.subplots(1, 2, sharey=True)
     families: dict[str, list[Mapping[str, Any]]] = {}
@@ -122,6 +124,9 @@ def peers(part: Mapping[str, Any]) -> Figure:
             axis.plot(*zip(*points, strict=True), "o-" if bold else ".--", lw=1.8 if bold else 0.9, label=family)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("1 - MS-SSIM to the limit image")

@@ -530,15 +530,16 @@ def _gallery(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         if kind in part["pictures"]:
             text.append(f"![Ten worst: {kind}](images/benchmark/{part['pictures'][kind]})")
         metrics = ", ".join(f"{metric} in {n}" for metric, n in reason["by_metric"].items())
+        seeds = (
+            f" In {reason['of_the_seed']} of the {reason['with_several_seeds']} with several seeds, another seed of "
+            "the same prompt was served by the plan: no rule that sees the prompt alone could have got both right."
+            if reason["with_several_seeds"]
+            else ""
+        )
         text.append(
-            f"**{kind.capitalize()}** ({reason['count']} shown). In {reason['of_the_seed']} of the "
-            f"{reason['with_several_seeds']} with several seeds, another seed of the same prompt was served by the "
-            "plan: no "
-            f"rule that sees the prompt alone could have got both right. {reason['unlike_calibration']} lie outside "
-            "the "
-            f"calibration set by the node's own distance. The worst metric at the planned count: {metrics}. The "
-            "scenes have "
-            f"{reason['mean_groups']:.1f} groups of objects on average."
+            f"**{kind.capitalize()}** ({reason['count']} shown).{seeds} {reason['unlike_calibration']} lie outside the "
+            f"calibration set by the node's own distance. The worst metric at the planned count: {metrics}. The scenes "
+            f"have {reason['mean_groups']:.1f} groups of objects on average."
         )
     return "\n\n".join(text)
 

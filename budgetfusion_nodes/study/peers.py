@@ -215,7 +215,7 @@ class Bench:
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
     """The host's own bars would drown the benchmark's."""
-    utils = importlib.import_module("comfy.utils")
+    utils: Any = importlib.import_module("comfy.utils")
     before = utils.PROGRESS_BAR_ENABLED
     utils.PROGRESS_BAR_ENABLED = False
     try:

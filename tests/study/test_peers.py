@@ -95,7 +95,20 @@ def test_goals_of_the_known_world(summary):
     peers = found["time at equal judged quality, each peer"]
     assert peers.reached is False and peers.found.startswith("2 of 3")  # 50 is out of reach, 60 is no peer of the issue
     assert "stock KSampler 50, not reached" in peers.note
+    assert found["ours with EasyCache against either alone"].found == (
+        "0.80 of ours alone, EasyCache alone never comes that near"
+    )
     assert found["ours with EasyCache against either alone"].reached is True
+
+
+def test_a_goal_needs_seconds_and_evaluations(summary):
+    """The machine was busy while EasyCache alone ran: evaluations say what seconds hide."""
+    rows = [dict(row) for row in summary["at_our_quality"]]
+    for row in rows:
+        if row["cost"] == "nfe" and row["ours"] == OURS_CACHED and row["peer"] == OURS:
+            row["ratio"] = 1.1
+    found = {goal.name: goal for goal in goals(None, {**summary, "at_our_quality": rows}, 0.1)}
+    assert found["ours with EasyCache against either alone"].reached is False
 
 
 @pytest.mark.parametrize("better", [True, False])
