@@ -110,7 +110,10 @@ app.registerExtension({
     addPanel(node, kind);
   },
 
-  afterConfigureGraph: restoreAll,
+  afterConfigureGraph() {
+    restoreAll();
+    useLanguage(); // newer pages know their settings only after the set-up of extensions
+  },
 
   onNodeOutputsUpdated() {
     queueMicrotask(restoreAll); // the queue's own Load fills the table only after it has announced it
@@ -122,13 +125,16 @@ function settingOf(id) {
   return app.extensionManager?.setting?.get(id);
 }
 
+let language = "en";
+
 /** The page's language, from the same files that name the nodes. */
 async function useLanguage() {
-  const language = settingOf("Comfy.Locale") ?? "en";
-  if (language === "en") return;
+  const wanted = settingOf("Comfy.Locale") ?? "en";
+  if (wanted === language) return;
+  language = wanted;
   try {
-    const all = await (await api.fetchApi("/i18n")).json();
-    setMessages((all[language] ?? all[language.split("-")[0]])?.budgetfusion);
+    const all = wanted === "en" ? {} : await (await api.fetchApi("/i18n")).json();
+    setMessages((all[wanted] ?? all[wanted.split("-")[0]])?.budgetfusion);
     for (const panel of panels.values()) panel.relabel();
   } catch (error) {
     console.warn("BudgetFusion: the page's language could not be read, so its panels speak English.", error);
