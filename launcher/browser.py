@@ -7,19 +7,23 @@ there is none the page tests are skipped with the reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from .comfyui import Host
 from .console import Step
 from .errors import LaunchError
 from .layout import ROOT, Layout
+from .lock import set_up_lock
 from .packages import new_log, run_pip
 
 OLDEST_NODE = (20, 0)
@@ -60,6 +64,22 @@ def find_chromium() -> str | None:
     return found or next((place for place in _CHROMIUM_PLACES if Path(place).is_file()), None)
 
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+def _alone(fetch: Callable[Concatenate[Layout, Given], Found]) -> Callable[Concatenate[Layout, Given], Found]:
+    """Under the lock of the set-up: two commands that fetch at once would delete each other's drafts."""
+
+    @functools.wraps(fetch)
+    def locked(layout: Layout, *args: Given.args, **kwargs: Given.kwargs) -> Found:
+        with set_up_lock(layout):
+            return fetch(layout, *args, **kwargs)
+
+    return locked
+
+
+@_alone
 def ensure_node(layout: Layout) -> Node:
     """The system's Node.js and npm if they are new enough, else those of a wheel under the run folder."""
     program, npm = shutil.which("node"), shutil.which("npm")
@@ -87,6 +107,7 @@ def node_version(program: str) -> tuple[int, ...]:
     return (0, 0)
 
 
+@_alone
 def ensure_npm_packages(layout: Layout, node: Node) -> Path:
     """The folder whose node_modules holds NPM_PACKAGES."""
     folder = layout.run_dir / "npm"
@@ -139,6 +160,7 @@ def frontend_version(host: Host) -> str:
     )
 
 
+@_alone
 def ensure_frontend(layout: Layout, host: Host) -> Path:
     """The page's files in the version that the host names; they are no part of the virtual environment."""
     version = frontend_version(host)

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
     )
     commands = parser.add_subparsers(
-        required=True, metavar="demo | test | serve | startup-cost | screenshots | page-speed"
+        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed"
     )
 
     demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")

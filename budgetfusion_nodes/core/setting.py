@@ -17,7 +17,7 @@ class Setting:
     """Model, sampler and image size of a render, as far as they change how many steps it needs."""
 
     model: str
-    """Fingerprint from host/identity.py: equal for the same weights. A LoRA does not change it; the node warns of it."""
+    """Fingerprint from host/identity.py: equal for the same weights. A LoRA leaves it alone; the node warns."""
     sampler_name: str
     scheduler: str
     cfg: float

@@ -23,15 +23,18 @@ def watt_hours(device: torch.device) -> float | None:
     """The device's counter; a difference of two is what was used between them. None where there is none."""
     if device.type != "cuda":
         return None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    counter = _counter(index)
-    if counter is None:
+    try:
+        counter = _counter(torch.cuda.current_device() if device.index is None else device.index)
+        if counter is None:
+            return None
+        library, handle = counter
+        found = ctypes.c_ulonglong()
+        if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(found)) != 0:
+            return None
+        return found.value / MILLIJOULES_PER_WATT_HOUR
+    except (OSError, AttributeError, RuntimeError) as error:  # a line of the receipt must never stop a render
+        log.debug("No energy reading: %s", error)
         return None
-    library, handle = counter
-    found = ctypes.c_ulonglong()
-    if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(found)) != 0:
-        return None
-    return found.value / MILLIJOULES_PER_WATT_HOUR
 
 
 @functools.cache

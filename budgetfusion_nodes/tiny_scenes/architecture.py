@@ -22,13 +22,17 @@ TRANSFORMER_DEPTH = (0, 1, 1)
 NUM_HEADS = 4
 PIXEL_SCALE = 1.0
 """Pixels in [-1, 1] have a standard deviation near .6; v-prediction is at home near 1 and needs no exact value."""
+HINTS = 9
+"""Channels a pixel that the UNet gives the pixel head beside its drawing."""
+HEAD_CHANNELS = 16
+"""Width of the pixel head: three 3 x 3 convolutions at full resolution, which set the edges inside the patches."""
 MARKER_KEY = "model.diffusion_model.tiny_scenes_version"
-VERSION = 1
+VERSION = 2
 
 UNET_CONFIG = {
     "image_size": IMAGE_SIZE // PATCH,
     "in_channels": PATCH_CHANNELS,
-    "out_channels": PATCH_CHANNELS,
+    "out_channels": (3 + HINTS) * PATCH * PATCH,
     "model_channels": MODEL_CHANNELS,
     "num_res_blocks": [1] * len(CHANNEL_MULT),
     "channel_mult": CHANNEL_MULT,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import captions
-from .renderer import SIZE, render
+from .renderer import SIZE, VERSION, render
 from .scenes import COLOURS, FILLS, PATTERN_SCALES, PATTERNS, SHAPES, SIZES, Scene, is_held_out, sample_scene
 from .tokenizer import WordTokenizer
 
@@ -77,6 +77,7 @@ def rendered_scenes(folder: Path, count: int, seed: int, workers: int = 2, chunk
         "chunk": chunk,
         "phrasings": PHRASINGS,
         "attributes": len(attribute_names()),
+        "renderer": VERSION,
     }
     stamp = folder / "scenes.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != description:

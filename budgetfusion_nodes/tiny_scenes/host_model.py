@@ -7,6 +7,7 @@ This module needs the host on `sys.path`; nothing here runs at import.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 from . import architecture as arch
@@ -34,11 +35,17 @@ def patch_unet_class() -> type:
             super().__init__(*args, **kwargs)
             # One group keeps the channels' ratios, and with them the colour of a picture that is flat all over.
             self.out[0].num_groups = 1
+            operations, made = kwargs["operations"], {"dtype": kwargs.get("dtype"), "device": kwargs.get("device")}
+            widths = (3 + arch.HINTS + 3 + 1, arch.HEAD_CHANNELS, arch.HEAD_CHANNELS, 3)
+            self.pixel_head = torch.nn.ModuleList(
+                operations.Conv2d(before, after, 3, padding=1, **made) for before, after in itertools.pairwise(widths)
+            )
             self.register_buffer("sigmas", arch.discrete_sigmas(), persistent=False)
             # Only its presence matters: it is the key by which the host knows the file.
             self.tiny_scenes_version = torch.nn.Parameter(torch.tensor(float(arch.VERSION)), requires_grad=False)
 
-        def forward(self, x: torch.Tensor, timesteps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Not `forward`: around that one the host puts its wrappers, such as EasyCache's, which expect whole pictures.
+        def _forward(self, x: torch.Tensor, timesteps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             height, width = x.shape[-2:]
             multiple = arch.PATCH * 2 ** (len(arch.CHANNEL_MULT) - 1)
             if height % multiple or width % multiple:
@@ -47,11 +54,20 @@ def patch_unet_class() -> type:
                     "Set 64 x 64 in Empty Latent Image."
                 )
             folded = torch.nn.functional.pixel_unshuffle(x, arch.PATCH)
-            drawn = torch.nn.functional.pixel_shuffle(super().forward(folded, timesteps, *args, **kwargs), arch.PATCH)
+            wide = torch.nn.functional.pixel_shuffle(super()._forward(folded, timesteps, *args, **kwargs), arch.PATCH)
             sigma = self.sigmas.to(x.device)[timesteps.round().long().clamp(0, len(self.sigmas) - 1)].view(-1, 1, 1, 1)
             alpha = (1 + sigma**2).rsqrt()
+            drawn = wide[:, :3] + self.correction(wide, x, alpha)
             # x = alpha x0 + sigma alpha eps and v = alpha eps - sigma alpha x0 give v = (alpha x - x0) / (sigma alpha).
             return ((alpha * x.float() - drawn.float()) / (sigma * alpha)).to(x.dtype)
+
+        def correction(self, wide: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+            """[B, 3, H, W] that the pixel head adds to the drawing: 64 channels a patch blur the edges inside it."""
+            level = alpha.to(x.dtype).expand(-1, 1, *x.shape[-2:])
+            hidden = torch.cat([wide, x, level], 1).contiguous(memory_format=torch.channels_last)  # twice as fast
+            for convolution in self.pixel_head[:-1]:
+                hidden = torch.nn.functional.silu(convolution(hidden))
+            return self.pixel_head[-1](hidden)
 
     return PatchUNet
 
@@ -154,6 +170,12 @@ def family_class() -> type:
             return comfy.model_base.ModelType.V_PREDICTION
 
         def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> Any:
+            version = int(state_dict[f"{prefix}tiny_scenes_version"])
+            if version != arch.VERSION:
+                raise ValueError(
+                    f"This Tiny Scenes checkpoint is of version {version}; this BudgetFusion reads version "
+                    f"{arch.VERSION}. Use the file in its weights/checkpoints folder."
+                )
             return TinyScenesModel(self, self.model_type(state_dict, prefix), device=device, unet_model=unet)
 
         def clip_target(self, state_dict: Any = None) -> Any:

@@ -17,7 +17,11 @@ LEAST_SIDE = 32
 
 
 def _is_muons(name: str, parameter: Tensor) -> bool:
-    if not name.startswith("unet.") or parameter.ndim < 2 or name.startswith(("unet.input_blocks.0.", "unet.out.")):
+    if (
+        not name.startswith("unet.")
+        or parameter.ndim < 2
+        or name.startswith(("unet.input_blocks.0.", "unet.out.", "unet.pixel_head."))
+    ):
         return False
     return min(parameter.shape[0], parameter[0].numel()) >= LEAST_SIDE
 
@@ -25,7 +29,10 @@ def _is_muons(name: str, parameter: Tensor) -> bool:
 class GeneratorOptimiser:
     """`step(learning_rate)` after the gradients are averaged. `rank` of `world` updates its part of the matrices."""
 
-    def __init__(self, model: nn.Module, weight_decay: float, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, weight_decay: float, rank: int = 0, world: int = 1, muon_factor: float = 1.0
+    ) -> None:
+        self.muon_factor = muon_factor
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         muons = [p for name, p in named if _is_muons(name, p)]
         others = [p for name, p in named if not _is_muons(name, p)]
@@ -48,11 +55,11 @@ class GeneratorOptimiser:
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self, learning_rate: float) -> None:
-        for optimiser in (self.muon, self.adamw):
+        for optimiser, factor in ((self.muon, self.muon_factor), (self.adamw, 1.0)):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = factor * learning_rate
         for view, parameter in zip(self.views, self.parts[self.rank], strict=True):
-            view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
+            view.grad = None if parameter.grad is None else parameter.grad.reshape(view.shape)
         self.muon.step()
         self.adamw.step()
         self._exchange()

@@ -1,4 +1,8 @@
-"""Draws scenes with signed distances and one-pixel antialiasing. A scene and a generator state give one picture."""
+"""Draws scenes with signed distances and one-pixel antialiasing. A scene and a generator state give one picture.
+
+Objects and patterns sit on a grid of 4 x 4 pixels, and sizes are exact. The generator folds the same 4 x 4 pixels into
+one place of its UNet, so it meets few different patches; with free positions it learned them many times more slowly.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from numpy.typing import NDArray
 from .scenes import COLOURS, PATTERN_SCALES, PLACES, SIZES, Background, Group, Scene
 
 SIZE = 64
+VERSION = 2
+"""Of the drawing: rendered data of another version is not used again."""
+GRID = 4
+"""Pixels of a 64-pixel image between the places where objects and patterns may begin."""
 Image = NDArray[np.floating]
 RGB = {name: np.asarray(value, np.float32) / 255.0 for name, value in COLOURS.items()}
 
@@ -89,14 +97,15 @@ def _stripe(position: Image, period: float, width: float) -> Image:
 
 
 def draw_background(background: Background, rng: np.random.Generator, size: int = SIZE) -> Image:
-    """[H, W, 3] in [0, 1]. Phase and period vary by the generator; gradients run from top to bottom."""
+    """[H, W, 3] in [0, 1]. The generator chooses the phase, in steps of GRID; gradients run from top to bottom."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
     base = np.broadcast_to(RGB[background.colour], (size, size, 3))
     if background.second is None:
         return base.copy()
     unit = size / SIZE
-    period = PATTERN_SCALES[background.scale or "wide"] * float(rng.uniform(0.95, 1.05)) * unit
-    phase_x, phase_y = rng.uniform(0, period, 2)
+    places = int(PATTERN_SCALES[background.scale or "wide"]) // GRID
+    period = places * GRID * unit
+    phase_x, phase_y = GRID * unit * rng.integers(0, 2 * places, 2)
     x, y = x + np.float32(phase_x), y + np.float32(phase_y)
     match background.pattern:
         case "gradient":
@@ -106,7 +115,8 @@ def draw_background(background: Background, rng: np.random.Generator, size: int 
         case "vertical stripes":
             mask = _stripe(x, period, 0.38 * period)
         case "diagonal stripes":
-            mask = _stripe((x + y) / np.sqrt(2), period, 0.38 * period)
+            # 1.5 periods along each axis are about one across the stripes, and whole places of the grid
+            mask = _stripe((x + y) / np.sqrt(2), 1.5 * period / np.sqrt(2), 0.38 * period)
         case "dots":
             dx = (x + period / 2) % period - period / 2
             dy = (y + period / 2) % period - period / 2
@@ -114,10 +124,11 @@ def draw_background(background: Background, rng: np.random.Generator, size: int 
         case "checks":
             mask = np.abs(_stripe(x, 2 * period, period) - _stripe(y, 2 * period, period))
         case _:
-            row = np.floor(y / (0.62 * period))
+            joint = period / 8  # whole pixels, from where the row and the brick begin
+            row = np.floor(y / (0.5 * period))
             mask = np.maximum(
-                _stripe(y, 0.62 * period, 0.16 * period),
-                _stripe(x + (row % 2) * 0.5 * 1.4 * period, 1.4 * period, 0.16 * period),
+                _stripe(y - joint / 2, 0.5 * period, joint),
+                _stripe(x - joint / 2 + (row % 2) * 0.5 * period, period, joint),
             )
     return base + mask[..., None] * (RGB[background.second] - base)
 
@@ -129,12 +140,15 @@ def place_objects(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> l
     for group in sorted(scene.groups, key=lambda g: -SIZES[g.size]):
         left, top, right, bottom = PLACES.get(group.place or "", (0.0, 0.0, 1.0, 1.0))
         for _ in range(group.count):
-            radius = SIZES[group.size] * float(rng.uniform(0.94, 1.06)) * unit
-            low, high = radius * 1.1 + unit, size - radius * 1.1 - unit
+            radius = SIZES[group.size] * unit
+            step = GRID * unit
+            margin = float(np.ceil((1.1 * radius + unit) / step)) * step
             best, best_gap = (size / 2, size / 2), -np.inf
             for _ in range(40):
-                x = float(np.clip(rng.uniform(left, right) * size, low, high))
-                y = float(np.clip(rng.uniform(top, bottom) * size, low, high))
+                x, y = (
+                    float(np.clip(np.round(rng.uniform(*ends) * size / step) * step, margin, size - margin))
+                    for ends in ((left, right), (top, bottom))
+                )
                 gap = min(
                     (np.hypot(x - ox, y - oy) - 1.15 * (radius + other) for _, ox, oy, other in placed), default=np.inf
                 )

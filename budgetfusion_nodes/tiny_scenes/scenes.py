@@ -37,7 +37,7 @@ PATTERNS = (
     "checks",
     "bricks",
 )
-PATTERN_SCALES: dict[str, float] = {"fine": 7.0, "wide": 16.0}
+PATTERN_SCALES: dict[str, float] = {"fine": 8.0, "wide": 16.0}
 """Period of a background pattern in pixels of a 64-pixel image."""
 PLACES: dict[str, tuple[float, float, float, float]] = {
     "in the centre": (0.36, 0.36, 0.64, 0.64),

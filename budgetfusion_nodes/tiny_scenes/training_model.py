@@ -41,7 +41,7 @@ def build_unet() -> nn.Module:
     )
     unet.apply(_initialise)
     for name, parameter in unet.named_parameters():
-        if name.startswith("out.2.") or ".out_layers.3." in name or ".proj_out." in name:
+        if name.startswith(("out.2.", "pixel_head.2.")) or ".out_layers.3." in name or ".proj_out." in name:
             nn.init.zeros_(parameter)
     return unet
 

@@ -6,7 +6,10 @@
  */
 
 const KEY = "BudgetFusion.results";
-const MOST_WORKFLOWS = 12; // a result is about 10 kB, and storage is 5 MB for the whole page
+const MOST_WORKFLOWS = 12;
+// In characters. Storage is 5 MB for the whole page, and the page's own drafts need most of it.
+const MOST_OF_A_RESULT = 100_000;
+const MOST_IN_ALL = 500_000;
 
 /**
  * @typedef {Record<string, {at: number, nodes: Record<string, {type: string, output: any}>}>} Kept
@@ -31,14 +34,20 @@ function read(store) {
 export function keep(store, workflow, node, type, output, now) {
   if (!workflow) return;
   const { budget_plan, receipt, probe } = output;
+  const result = { type, output: { budget_plan, receipt, probe } };
+  if (JSON.stringify(result).length > MOST_OF_A_RESULT) return; // a very long list of prompts
   const kept = read(store);
-  const nodes = { ...kept[workflow]?.nodes, [node]: { type, output: { budget_plan, receipt, probe } } };
-  kept[workflow] = { at: now, nodes };
+  kept[workflow] = { at: now, nodes: { ...kept[workflow]?.nodes, [node]: result } };
   const newest = Object.entries(kept).sort(([, a], [, b]) => b.at - a.at);
-  try {
-    store.setItem(KEY, JSON.stringify(Object.fromEntries(newest.slice(0, MOST_WORKFLOWS))));
-  } catch {
-    // full or forbidden: a reloaded page then shows what it would show before the first run
+  for (let count = Math.min(MOST_WORKFLOWS, newest.length); count > 0; count--) {
+    const text = JSON.stringify(Object.fromEntries(newest.slice(0, count)));
+    if (text.length > MOST_IN_ALL) continue;
+    try {
+      store.setItem(KEY, text);
+      return;
+    } catch {
+      // full: once more without the oldest; or forbidden: a reloaded page then shows what it shows before the first run
+    }
   }
 }
 

@@ -65,7 +65,7 @@ def test_a_plan_renders_the_planners_count(bench: Bench, prompts: Any) -> None:
 
 def test_caches_save_evaluations_where_they_run(bench: Bench, prompts: Any) -> None:
     kept, reasons = bench.usable(CHOSEN)
-    assert "LazyCache" not in reasons
+    assert not reasons
     (positive,) = bench.renderer.encode([prompts[0].text])
     for variant in kept:
         if variant.cache is not None:
@@ -103,7 +103,6 @@ def test_the_profile_adds_up(bench: Bench, prompts: Any) -> None:
     found = end_to_end(bench, prompts[:1], 0.9, 0.1)
     assert sum(found["share"].values()) == pytest.approx(1.0) and set(found["share"]) == set(STAGES[:-1])
     assert found["seconds_of_an_image"] == pytest.approx(sum(found["seconds"][stage] for stage in STAGES[:-1]))
-    assert found["seconds"]["planning"] < found["seconds"]["sampling"]
 
 
 def test_metric_times_stop_where_they_get_slow() -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from budgetfusion_nodes.tiny_scenes.renderer import POLYGONS, RGB, coverage, place_objects, render, shape_distance
+from budgetfusion_nodes.tiny_scenes.renderer import GRID, POLYGONS, RGB, coverage, place_objects, render, shape_distance
 from budgetfusion_nodes.tiny_scenes.scenes import (
     COLOURS,
     PATTERN_SCALES,
     PATTERNS,
     SHAPES,
+    SIZES,
     Background,
     Scene,
     sample_scenes,
@@ -40,7 +41,26 @@ def test_same_seed_same_picture() -> None:
         first, second = (render(scene, np.random.default_rng(9)) for _ in range(2))
         assert np.array_equal(first, second)
         if scene.groups:
-            assert not np.array_equal(first, render(scene, np.random.default_rng(10)))
+            assert any(not np.array_equal(first, render(scene, np.random.default_rng(seed))) for seed in (10, 11, 12))
+
+
+def test_everything_sits_on_the_grid() -> None:
+    """Whole patches repeat: a pattern shifted by its period is itself, and centres are whole places of the grid."""
+    for index, scene in enumerate(sample_scenes(100, 4, held_out=False)):
+        for _, x, y, radius in place_objects(scene, np.random.default_rng(index)):
+            assert (x % GRID, y % GRID) == (0, 0)
+            assert radius in SIZES.values()
+    for pattern in PATTERNS:
+        if pattern in ("plain", "gradient"):
+            continue
+        for scale, period in PATTERN_SCALES.items():
+            image = render(Scene(Background(pattern, "red", "blue", scale), ()), np.random.default_rng(3))
+            period = int(period) * {"checks": 2, "diagonal stripes": 1.5}.get(pattern, 1)
+            shift = int(period)
+            assert np.abs(image[shift:].astype(int) - image[:-shift]).max() <= 1, (pattern, scale)
+            assert np.abs(image[:, shift:].astype(int) - image[:, :-shift]).max() <= 1, (pattern, scale)
+            patches = image.reshape(16, GRID, 16, GRID, 3).swapaxes(1, 2).reshape(256, -1)
+            assert len(np.unique(patches, axis=0)) <= (shift // GRID) ** 2, (pattern, scale)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

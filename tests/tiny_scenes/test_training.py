@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from budgetfusion_nodes.tiny_scenes.train import (
     noise_level_weights,
     read_settings,
 )
+from budgetfusion_nodes.tiny_scenes.training_model import TinyScenesTrainingModel
 
 SETTINGS = TrainSettings(steps=4, batch=2, warmup=1, decay=2, scenes=64, text_steps=2, text_batch=4)
 
@@ -71,7 +73,9 @@ def test_noise_levels_are_probabilities_that_leave_none_out() -> None:
     assert float(weights.min()) >= 0.15 / 1000
     log_sigma = sigmas.log()
     mean = float((weights * log_sigma).sum())
-    assert -1.5 < mean < 0.5
+    assert 0 < mean < 1
+    decided = float(weights[(sigmas > 1.5) & (sigmas < 12)].sum())
+    assert decided == pytest.approx(0.53, abs=0.05)
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
@@ -151,6 +155,64 @@ def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
         expected, found = getattr(whole, kind).state_dict(), getattr(resumed, kind).state_dict()
         for key, value in expected.items():
             assert torch.allclose(value, found[key], atol=1e-6, rtol=0), (kind, key)
+
+
+def test_other_settings_do_not_resume_but_a_longer_run_does(comfy: Path, scenes_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(scenes_folder, folder)
+    Trainer(folder, replace(SETTINGS, steps=1)).run()
+    with pytest.raises(ValueError, match=r"batch 2 there, 3 now"):
+        Trainer(folder, replace(SETTINGS, batch=3)).run()
+    longer = Trainer(folder, replace(SETTINGS, steps=2, decay=1))
+    longer.run()
+    assert longer.step == 2
+
+
+def test_lone_share_is_the_share_of_pictures_with_one_large_enough_object(comfy: Path, scenes_folder: Path) -> None:
+    lone_pictures = {
+        picture.tobytes()
+        for picture, row in zip(*lone_and_attributes(scenes_folder), strict=True)
+        if is_lone(dict(zip(attribute_names(), row.tolist(), strict=True)))
+    }
+    assert 5 < len(lone_pictures) < 40
+    shares = []
+    for share in (0.0, 1.0):
+        trainer = Trainer(scenes_folder, replace(SETTINGS, lone_share=share, batch=64))
+        images = trainer.batch(0)[0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        shares.append(np.mean([image.tobytes() in lone_pictures for image in images]))
+    assert shares[1] == 1.0
+    assert shares[0] < 0.7
+
+
+def lone_and_attributes(folder: Path) -> tuple[Any, Any]:
+    data = rendered_scenes(folder / "scenes-64-1", 64, 1)
+    return data.images, data.attributes
+
+
+def is_lone(said: dict[str, int]) -> bool:
+    """One shape in one colour and one size, medium or large, and once. Written apart from `classifier.labels`."""
+    true = [name for name, on in said.items() if on and name.split()[0] not in ("pattern", "base", "second", "scale")]
+    return (
+        len(true) == 4
+        and {n.split()[0] for n in true} & {"medium", "large"} != set()
+        and any(n.split()[0] == "1" for n in true)
+    )
+
+
+def test_unet_answers_with_v_of_what_it_draws(comfy: Path) -> None:
+    """Fresh weights draw nothing; the pixel head's bias then draws one colour. v = (alpha x - x0) / (sigma alpha)."""
+    torch.manual_seed(0)
+    unet: Any = TinyScenesTrainingModel().unet.eval()
+    x, pooled, context = torch.randn(2, 3, 64, 64), torch.randn(2, 128), torch.randn(2, 48, 128)
+    timestep = torch.tensor([100.0, 700.0])
+    sigma = discrete_sigmas()[timestep.long()].view(-1, 1, 1, 1)
+    alpha = (1 + sigma**2).rsqrt()
+    for colour in ((0.0, 0.0, 0.0), (0.5, -0.25, 1.0)):
+        with torch.no_grad():
+            unet.pixel_head[-1].bias.copy_(torch.tensor(colour))
+            found = unet(x, timestep, context=context, y=pooled)
+        expected = (alpha * x - torch.tensor(colour).view(1, 3, 1, 1)) / (sigma * alpha)
+        assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_schedule_is_the_hosts(comfy: Path) -> None:

@@ -61,5 +61,5 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
             return print, ("ran",)
 
     torch.save({"settings": Evil()}, tmp_path / "state.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         load_training_state(tmp_path / "state.pt", parts(0), Settings())

@@ -123,6 +123,7 @@ export class Session {
 
   static async open(host, browser, options = {}) {
     const context = await browser.newContext({ viewport: { width: 1366, height: 900 }, ...options });
+    context.setDefaultTimeout(SLOW); // a loaded machine takes minutes for what takes a second elsewhere
     const session = new Session(host, browser, await context.newPage());
     session.watch();
     await session.load();

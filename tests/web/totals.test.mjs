@@ -123,6 +123,21 @@ test("only the newest workflows are kept, and a full or spoilt store breaks noth
   keep(spoilt, "w", "6", "S", { probe: [1] }, 1);
 });
 
+test("results stay small: the oldest go first, and one that is too long is not kept", () => {
+  const kept = store();
+  for (let i = 0; i < 9; i++) keep(kept, `w${i}`, "6", "S", { probe: ["x".repeat(90_000)] }, i);
+  assert.equal(recall(kept, "w3", "6", "S"), null, "five of them are below half a million characters");
+  assert.notEqual(recall(kept, "w4", "6", "S"), null);
+  assert.notEqual(recall(kept, "w8", "6", "S"), null);
+  keep(kept, "long", "6", "S", { probe: ["x".repeat(110_000)] }, 10);
+  assert.equal(recall(kept, "long", "6", "S"), null);
+  assert.notEqual(recall(kept, "w8", "6", "S"), null);
+  const tight = store(1000); // a store that others have nearly filled
+  for (let i = 0; i < 3; i++) keep(tight, `w${i}`, "6", "S", { probe: ["x".repeat(600)] }, i);
+  assert.equal(recall(tight, "w1", "6", "S"), null);
+  assert.notEqual(recall(tight, "w2", "6", "S"), null);
+});
+
 // ----------------------------------------------------------------------------------------------------- messages
 
 test("a language replaces the words, what it lacks stays English, and names are filled in", () => {
