@@ -24,7 +24,17 @@ from .allocation import (
     uniform_at_violation,
 )
 from .baselines import baseline_curves
-from .bootstrap import bootstrap, interval, mean_difference, ratio_of_means, worst_tenth, worst_tenth_ratio
+from .bootstrap import (
+    LEVELS,
+    bootstrap,
+    draws,
+    interval,
+    mean,
+    mean_difference,
+    ratio_of_means,
+    worst_tenth,
+    worst_tenth_ratio,
+)
 from .evidence import Evidence
 from .fit import FitOptions
 from .oracles import (
@@ -76,8 +86,8 @@ def at_equal_cost(evidence: Evidence, scores: Scores, q: float, alpha: float, se
     mixtures["PERMUTED"] = permuted(held, ours[0][1])
     mixtures["oracle A"] = oracle_a_at_mean(held, mean_steps)
     mixtures["oracle B"] = oracle_b_at_mean(held, mean_steps)
-    mixtures["oracle B, fewest misses"] = ((1.0, oracle_b_fewest_violations(held, q, mean_steps)),)
-    mixtures["oracle C"] = ((1.0, oracle_c(held, mean_steps)),)
+    mixtures["oracle B, fewest misses"] = oracle_b_fewest_violations(held, q, mean_steps)
+    mixtures["oracle C"] = oracle_c(held, mean_steps)
     results = {name: outcome(held, mixture, q) for name, mixture in mixtures.items()}
     judged = {name: _judged(evidence, mixture) for name, mixture in mixtures.items()}
     return {
@@ -164,6 +174,7 @@ def gains(evidence: Evidence, q: float, alpha: float, seed: int) -> dict[str, An
     b_steps = float(oracle_b_at_violation(held, q, missed)["steps"].mean())
     uniform_steps = uniform_at_violation(held, q, missed)
     return {
+        "prompts": len(held.test),
         "mean_steps": bootstrap(ours["steps"], seed),
         "target": int(held.counts[-1]),
         "saved": interval(lambda steps: 1.0 - steps.mean(axis=-1) / held.counts[-1], seed, ours["steps"]),
@@ -188,7 +199,7 @@ def gains(evidence: Evidence, q: float, alpha: float, seed: int) -> dict[str, An
         },
         "gap_to_oracle_b": {
             "steps_at_our_violation": _share(uniform_steps - mean_steps, uniform_steps - b_steps),
-            **_gap_at_cost(held, ours, alike, q, mean_steps),
+            **_gap_at_cost(held, ours, alike, q, mean_steps, seed),
         },
         "worst_tenth": {
             "ours": float(worst_tenth(ours["shortfall"])),
@@ -207,8 +218,6 @@ def gains(evidence: Evidence, q: float, alpha: float, seed: int) -> dict[str, An
 
 def fewer_than_fixed(held: HeldOut, index: Any, q: float, seed: int, times: int = 200) -> dict[str, float]:
     """1 - our mean steps / the best single count at our violation, with both found again in each resample."""
-    from .bootstrap import LEVELS, draws
-
     ours = per_prompt(held, index, q)
     zeros = np.zeros(len(held.test), np.int64)
     misses = np.stack([per_prompt(held, zeros + i, q)["violation_controlled"] for i in range(len(held.counts))])
@@ -223,20 +232,38 @@ def fewer_than_fixed(held: HeldOut, index: Any, q: float, seed: int, times: int 
 
 
 def _gap_at_cost(
-    held: HeldOut, ours: Mapping[str, FloatArray], alike: Mapping[str, FloatArray], q: float, mean_steps: float
-) -> dict[str, float | None]:
-    fewest = per_prompt(held, oracle_b_fewest_violations(held, q, mean_steps), q)
+    held: HeldOut,
+    ours: Mapping[str, FloatArray],
+    alike: Mapping[str, FloatArray],
+    q: float,
+    mean_steps: float,
+    seed: int,
+) -> dict[str, dict[str, float] | None]:
+    fewest = outcome(held, oracle_b_fewest_violations(held, q, mean_steps), q)
     even = outcome(held, oracle_b_at_mean(held, mean_steps), q)
-    best = per_prompt(held, oracle_c(held, mean_steps), q)
+    best = outcome(held, oracle_c(held, mean_steps), q)
 
-    def closed(key: str, limit: Mapping[str, FloatArray], of: Any = np.mean) -> float | None:
-        return _share(float(of(alike[key]) - of(ours[key])), float(of(alike[key]) - of(limit[key])))
+    def closed(key: str, limit: Mapping[str, FloatArray], of: Any = mean) -> dict[str, float] | None:
+        return _closed(of, seed, ours[key], alike[key], limit[key])
 
     return {
         "misses_at_our_cost": closed("violation_controlled", fewest),
         "worst_tenth_at_our_cost": closed("shortfall", even, worst_tenth),
         "shortfall_to_oracle_c": closed("shortfall", best),
     }
+
+
+def _closed(of: Any, seed: int, ours: FloatArray, alike: FloatArray, limit: FloatArray) -> dict[str, float] | None:
+    """Share of the gap between `alike` and `limit` that `ours` closes, with its interval over the draws of prompts that
+    have a gap (the allocations stay). None where there is no gap to close."""
+    value = _share(float(of(alike) - of(ours)), float(of(alike) - of(limit)))
+    if value is None:
+        return None
+    rows = draws(len(ours), seed)
+    gained, gap = of(alike[rows]) - of(ours[rows]), of(alike[rows]) - of(limit[rows])
+    some = gap > 1e-9
+    low, high = np.quantile(gained[some] / gap[some], LEVELS) if some.any() else (value, value)
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def _share(gained: float, gap: float) -> float | None:

@@ -24,7 +24,7 @@ class Reached:
 def cost_at_distance(cost: FloatArray, distance: FloatArray, wanted: float) -> Reached:
     """cost, distance: [V], one for each setting of a family. Between two settings of the lower envelope, distance is a
     straight line in log cost and log distance, because distances fall about as a power of the steps."""
-    order = np.argsort(cost, kind="stable")
+    order, wanted = np.argsort(cost, kind="stable"), max(wanted, TINY)
     costs, distances = cost[order], np.maximum(distance[order], TINY)
     best = np.minimum.accumulate(distances)
     kept = np.concatenate([[True], best[1:] < best[:-1]])
@@ -35,5 +35,5 @@ def cost_at_distance(cost: FloatArray, distance: FloatArray, wanted: float) -> R
         return Reached(None, "never")
     after = int((best <= wanted).argmax())
     low, high = np.log(best[after - 1]), np.log(best[after])
-    share = (low - np.log(max(wanted, TINY))) / (low - high)
+    share = (low - np.log(wanted)) / (low - high)
     return Reached(float(np.exp((1 - share) * np.log(costs[after - 1]) + share * np.log(costs[after]))), "at")

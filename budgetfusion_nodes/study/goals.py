@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ FIXED_PEERS = frozenset(f"{FIXED} {steps}" for steps in (20, 30, 50))
 """Counts that artists commonly set; the other counts of a run are there to draw its curve."""
 
 
+ENOUGH_PROMPTS, ENOUGH_PEER_PROMPTS = 100, 20
+"""Fewer leave a verdict to chance; the figure is shown without one."""
+
+
 @dataclass(frozen=True)
 class Goal:
     """One row of the table."""
@@ -25,7 +29,7 @@ class Goal:
     wanted: str
     found: str
     reached: bool | None
-    """None: not measured in this run."""
+    """None: not measured in this run, or on too few prompts."""
     note: str = ""
 
     @property
@@ -49,54 +53,71 @@ def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
     saved, missed = gains["saved"], gains["violation_controlled"]
     gain, fixed, gap, tail = (gains[key] for key in ("gain_per_step", "fixed", "gap_to_oracle_b", "worst_tenth"))
     closed = gap["misses_at_our_cost"]
-    return [
+    found = [
         Goal(
             "mean evaluations below the target's",
             f"at least {SAVED_BY_THE_PAPER:.1%}",
             _percent(saved),
-            saved["value"] >= SAVED_BY_THE_PAPER,
+            _at_least(saved["value"], SAVED_BY_THE_PAPER),
             f"{gains['mean_steps']['value']:.1f} of {gains['target']} steps",
         ),
         Goal(
             "renders that miss the quality",
             f"at most {alpha:.0%}, up to sampling error",
             _percent(missed),
-            missed["low"] <= alpha,
+            _at_most(missed["low"], alpha),
         ),
         Goal(
             "quality gain per step over UNIFORM at equal cost",
             "at least 10 % more",
             _percent(gain["of_means"]),
-            gain["of_means"]["value"] >= 0.10,
-            f"full quality for every prompt at this cost would be {gain['ceiling_of_means']:+.1%}; as the mean over "
-            f"prompts of gain / steps it is {gain['mean_of_ratios']['value']:+.1%}, and "
-            f"{gain['mean_of_ratios_permuted']['value']:+.1%} for the same steps dealt to random prompts",
+            _at_least(gain["of_means"]["value"], 0.10),
+            f"full quality for every prompt at this cost would be {_number(gain['ceiling_of_means'], '+.1%')}; as the "
+            f"mean over prompts of gain / steps it is {_number(gain['mean_of_ratios']['value'], '+.1%')}, and "
+            f"{_number(gain['mean_of_ratios_permuted']['value'], '+.1%')} for the same steps dealt to random prompts",
         ),
         Goal(
             "fewer mean steps than the best fixed count with as many misses",
             "at least 25 % fewer",
             _percent(fixed["fewer_steps_interval"]),
-            fixed["fewer_steps"] >= 0.25,
+            _at_least(fixed["fewer_steps"], 0.25),
             f"the best fixed count is {fixed['count_at_our_violation']}",
         ),
         Goal(
             "share of the gap UNIFORM to oracle B that is closed",
             "at least 60 %",
-            "no gap" if closed is None else f"{closed:.0%}",
-            None if closed is None else closed >= 0.60,
+            _maybe(closed),
+            None if closed is None else _at_least(closed["value"], 0.60),
             "in misses at equal cost; in steps at equal misses "
-            + _maybe(gap["steps_at_our_violation"])
+            + ("no gap" if (share := gap["steps_at_our_violation"]) is None else f"{share:.0%}")
             + ", in the worst tenth's shortfall "
             + _maybe(gap["worst_tenth_at_our_cost"]),
         ),
         Goal(
             "shortfall of the worst tenth over UNIFORM's at equal cost",
             "at most half",
-            f"{tail['ratio']['value']:.2f} ({tail['ratio']['low']:.2f} to {tail['ratio']['high']:.2f})",
-            tail["ratio"]["value"] <= 0.5,
-            f"oracle B reaches {tail['ratio_oracle_b']:.2f}",
+            _interval(tail["ratio"], ".2f"),
+            _at_most(tail["ratio"]["value"], 0.5),
+            f"oracle B reaches {_number(tail['ratio_oracle_b'], '.2f')}",
         ),
     ]
+    return _judged(found, gains["prompts"], ENOUGH_PROMPTS)
+
+
+def _judged(found: list[Goal], prompts: int, enough: int) -> list[Goal]:
+    """Without a verdict where there are too few prompts for one."""
+    if prompts >= enough:
+        return found
+    few = f"{prompts} prompts are too few for a verdict"
+    return [replace(goal, reached=None, note="; ".join(filter(None, (goal.note, few)))) for goal in found]
+
+
+def _at_least(value: float | None, wanted: float) -> bool | None:
+    return None if value is None else value >= wanted
+
+
+def _at_most(value: float | None, wanted: float) -> bool | None:
+    return None if value is None else value <= wanted
 
 
 def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
@@ -112,7 +133,7 @@ def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
     within = {peer: ratio for peer, ratio in ratios.items() if ratio is not None and ratio <= 0.8}
     hardest = max(ratios, key=lambda peer: _or_never(ratios[peer]), default="")
     combined = _worse_cost(combined_ratios, peers["at_our_quality"])
-    return [
+    found = [
         Goal(
             names[0],
             wanted[0],
@@ -124,9 +145,17 @@ def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
             names[1],
             wanted[1],
             ", ".join(_against(peer, ratio) for peer, ratio in combined.items()) or "not measured",
-            all(ratio is not None and ratio < 1.0 for ratio in combined.values()) if combined else None,
+            _below_one(combined.values()),
         ),
     ]
+    return _judged(found, peers["prompts"], ENOUGH_PEER_PROMPTS)
+
+
+def _below_one(ratios: Collection[float | None]) -> bool | None:
+    """None where one of them is not known and no other one decides."""
+    if any(ratio is not None and ratio >= 1.0 for ratio in ratios):
+        return False
+    return True if ratios and None not in ratios else None
 
 
 def _worse_cost(ratios: Callable[..., dict[str, float | None]], rows: Any) -> dict[str, float | None]:
@@ -144,7 +173,9 @@ def _larger(a: float | None, b: float | None) -> float | None:
 
 
 def _against(peer: str, ratio: float | None) -> str:
-    return f"{peer} alone never comes that near" if ratio == 0.0 else f"{_ratio(ratio)} of {peer} alone"
+    if ratio is None:
+        return f"{peer} alone is nearer already at its crudest setting"
+    return f"{peer} alone never comes that near" if ratio == 0.0 else f"{ratio:.2f} of {peer} alone"
 
 
 def slowest_ratios(rows: Any, ours: str = "ours", cost: str = "seconds") -> dict[str, float | None]:
@@ -159,20 +190,32 @@ def slowest_ratios(rows: Any, ours: str = "ours", cost: str = "seconds") -> dict
 
 def combined_ratios(rows: Any, cost: str = "seconds") -> dict[str, float | None]:
     """Family alone -> the median over judges of the time of ours with EasyCache over the family's at that quality. A
-    family that never comes that near counts as 0."""
+    family that never comes that near counts as 0. None where its crudest setting is nearer already: our ratio is then
+    larger than the one that was read, by an unknown factor."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["ours"] != "ours" and row["cost"] == cost:
-            found.setdefault(row["peer"], []).append(0.0 if row["ratio"] is None else row["ratio"])
-    return {peer: float(np.median(values)) for peer, values in found.items()}
+            unknown = row["bound"] == "at most"
+            found.setdefault(row["peer"], []).append(np.inf if unknown else row["ratio"] or 0.0)
+    medians = {peer: float(np.median(values)) for peer, values in found.items()}
+    return {peer: value if np.isfinite(value) else None for peer, value in medians.items()}
 
 
-def _percent(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+def _percent(interval: Mapping[str, float | None]) -> str:
+    return _interval(interval, ".1%")
 
 
-def _maybe(share: float | None) -> str:
-    return "no gap" if share is None else f"{share:.0%}"
+def _interval(interval: Mapping[str, float | None], form: str) -> str:
+    value, low, high = (_number(interval[key], form) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else f"{value:{form}}"
+
+
+def _maybe(share: Mapping[str, float | None] | None) -> str:
+    return "no gap" if share is None else _interval(share, ".0%")
 
 
 def _ratio(ratio: float | None) -> str:

@@ -117,7 +117,7 @@ def _mixture_figures(
 def _oracles(held: HeldOut, ours: Mapping[str, FloatArray], q: float) -> dict[str, Any]:
     b = per_prompt(held, oracle_b(held, q), q)
     matched = oracle_b_at_violation(held, q, float(ours["violation_controlled"].mean()))
-    c = per_prompt(held, oracle_c(held, float(ours["steps"].mean())), q)
+    c = outcome(held, oracle_c(held, float(ours["steps"].mean())), q)
     alike = outcome(held, uniform(held, float(ours["steps"].mean())), q)
     gap = float(alike["shortfall"].mean() - c["shortfall"].mean())
     gained = float(alike["shortfall"].mean() - ours["shortfall"].mean())

@@ -1,7 +1,8 @@
 """Limits that know the truth. A: hindsight for each prompt and seed. B: for each prompt, its seeds averaged; the
 ceiling of any rule that sees the prompt alone. C: by prompt, with the least mean shortfall at a given cost.
 
-All of them are judged on the seeds they were chosen with, so B and C are optimistic where there are few seeds.
+All of them are judged on the seeds they were chosen with, so B and C are optimistic where there are few seeds. Where
+no whole allocation has exactly the wanted cost or misses, two are mixed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..core.curves import FloatArray, tail_min
-from .allocation import HeldOut, IndexArray, Mixture, per_prompt, planned_at_mean
+from .allocation import HeldOut, IndexArray, Mixture, outcome, planned_at_mean
 
 
 def needed_steps(held: HeldOut, q: float) -> FloatArray:
@@ -40,14 +41,15 @@ def oracle_b_at_mean(held: HeldOut, mean_steps: float) -> Mixture:
     return planned_at_mean(held.counts, np.nanmean(held.test, axis=1), mean_steps)
 
 
-def oracle_b_fewest_violations(held: HeldOut, q: float, mean_steps: float) -> IndexArray:
-    """The allocation by prompt with the fewest controlled violations whose mean steps do not exceed `mean_steps`."""
+def oracle_b_fewest_violations(held: HeldOut, q: float, mean_steps: float) -> Mixture:
+    """The allocations by prompt with the fewest controlled violations at `mean_steps` on average. Steps that it
+    does not need for that are spent at the target count, so that it costs what the others cost."""
     loss = _loss(held, q)
 
     def choose(price: float) -> IndexArray:
         return (price * held.counts + loss).argmin(axis=1)
 
-    return _bisect(choose, lambda index: bool(held.counts[index].mean() <= mean_steps + 1e-9))
+    return _spent(held, _at_price(choose, lambda index: float(held.counts[index].mean()), mean_steps), mean_steps)
 
 
 def oracle_b_at_violation(held: HeldOut, q: float, violation: float) -> dict[str, FloatArray]:
@@ -58,17 +60,17 @@ def oracle_b_at_violation(held: HeldOut, q: float, violation: float) -> dict[str
     def choose(price: float) -> IndexArray:
         return (held.counts + price * loss).argmin(axis=1)
 
-    return per_prompt(held, _bisect(choose, lambda i: _mean_at(loss, i) <= violation + 1e-12), q)
+    return outcome(held, _at_price(choose, lambda index: _mean_at(loss, index), violation), q)
 
 
-def oracle_c(held: HeldOut, mean_steps: float) -> IndexArray:
-    """The allocation by prompt with the least mean shortfall whose mean steps do not exceed `mean_steps`."""
+def oracle_c(held: HeldOut, mean_steps: float) -> Mixture:
+    """The allocations by prompt with the least mean shortfall at `mean_steps` on average."""
     shortfall = np.nanmean(held.test, axis=1)  # [N, C]
 
     def choose(price: float) -> IndexArray:
         return (price * held.counts + shortfall).argmin(axis=1)
 
-    return _bisect(choose, lambda index: bool(held.counts[index].mean() <= mean_steps + 1e-9))
+    return _spent(held, _at_price(choose, lambda index: float(held.counts[index].mean()), mean_steps), mean_steps)
 
 
 def _loss(held: HeldOut, q: float) -> FloatArray:
@@ -77,19 +79,38 @@ def _loss(held: HeldOut, q: float) -> FloatArray:
     return np.nanmean(np.where(np.isnan(tail), np.nan, tail < q), axis=1)
 
 
-def _bisect(
-    choose: Callable[[float], IndexArray], good: Callable[[IndexArray], bool], low: float = 1e-9, high: float = 1e9
-) -> IndexArray:
-    """The allocation of the smallest multiplier, on a log scale, that is good; good at `high`."""
-    best = choose(high)
+def _at_price(
+    choose: Callable[[float], IndexArray],
+    value: Callable[[IndexArray], float],
+    wanted: float,
+    low: float = 1e-9,
+    high: float = 1e9,
+) -> Mixture:
+    """The allocations whose value, which falls with the price, is `wanted`: both ends of the price where it jumps over
+    it are optimal there, and so is each mix of them. One of `low` or `high` alone where no price comes that far."""
+    dear, cheap = choose(low), choose(high)
+    if value(dear) <= wanted:
+        return ((1.0, dear),)
     for _ in range(60):
         middle = float(np.sqrt(low * high))
         found = choose(middle)
-        if good(found):
-            best, high = found, middle
+        if value(found) <= wanted + 1e-12:
+            cheap, high = found, middle
         else:
-            low = middle
-    return best
+            dear, low = found, middle
+    above, below = value(dear), value(cheap)
+    share = float(np.clip((wanted - below) / (above - below), 0.0, 1.0)) if above > below else 0.0
+    return ((share, dear), (1.0 - share, cheap))
+
+
+def _spent(held: HeldOut, mixture: Mixture, mean_steps: float) -> Mixture:
+    """With what is left of the budget at the target count, where every curve ends at 0."""
+    steps = sum(share * float(held.counts[index].mean()) for share, index in mixture)
+    if mean_steps - steps <= 1e-9:
+        return mixture
+    share = min(1.0, (mean_steps - steps) / (float(held.counts[-1]) - steps))
+    last = np.full(len(held.test), len(held.counts) - 1)
+    return (*(((1.0 - share) * part, index) for part, index in mixture), (share, last))
 
 
 def _mean_at(values: FloatArray, index: IndexArray) -> float:

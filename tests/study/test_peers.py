@@ -30,6 +30,8 @@ def test_ends_and_detours_of_a_family():
     assert cost_at_distance(cost, distance, 0.1).cost == pytest.approx(30.0)
     between = cost_at_distance(cost, distance, 0.2).cost
     assert between is not None and 10 < between < 30  # the worse and dearer setting of 20 is passed over
+    assert cost_at_distance(cost[:2], np.array([0.1, 0.0]), 0.0).cost == pytest.approx(20.0)
+    assert cost_at_distance(cost[:2], np.array([0.1, 0.05]), 0.0).bound == "never"
     assert between == pytest.approx(cost_at_distance(cost[[0, 2]], distance[[0, 2]], 0.2).cost)
 
 
@@ -111,12 +113,31 @@ def test_a_goal_needs_seconds_and_evaluations(summary):
     assert found["ours with EasyCache against either alone"].reached is False
 
 
+def test_a_bound_shows_nothing_about_the_combination(summary):
+    """The crudest setting of ours alone is nearer already: the ratio that was read is only a lower bound."""
+    rows = [
+        {**row, "bound": "at most"} if (row["ours"], row["peer"]) == (OURS_CACHED, OURS) else row
+        for row in summary["at_our_quality"]
+    ]
+    assert combined_ratios(rows)[OURS] is None
+    goal = goals(None, {**summary, "at_our_quality": rows}, 0.1)[-1]
+    assert goal.reached is None and "ours alone is nearer already" in goal.found
+
+
+def test_few_prompts_have_a_figure_and_no_verdict(summary):
+    found = goals(None, {**summary, "prompts": 5}, 0.1)[1:]
+    assert [goal.verdict for goal in found] == ["not measured"] * 2
+    assert found[0].found.startswith("2 of 3") and "5 prompts are too few" in found[0].note
+
+
+@pytest.mark.parametrize("prompts", [300, 40])
 @pytest.mark.parametrize("better", [True, False])
-def test_each_goal_of_the_held_out_figures(better):
+def test_each_goal_of_the_held_out_figures(better, prompts):
     def around(value):
         return {"value": value, "low": value - 0.02, "high": value + 0.02}
 
     gains = {
+        "prompts": prompts,
         "mean_steps": around(15.0),
         "target": 50,
         "saved": around(0.70 if better else 0.60),
@@ -133,16 +154,21 @@ def test_each_goal_of_the_held_out_figures(better):
             "count_at_our_violation": 21,
         },
         "gap_to_oracle_b": {
-            "misses_at_our_cost": 0.7 if better else 0.5,
+            "misses_at_our_cost": around(0.7 if better else 0.5),
             "steps_at_our_violation": None,
-            "worst_tenth_at_our_cost": 0.4,
+            "worst_tenth_at_our_cost": around(0.4),
         },
         "worst_tenth": {"ratio": around(0.45 if better else 0.6), "ratio_oracle_b": 0.3},
     }
     found = goals(gains, None, 0.1)
-    assert [goal.reached for goal in found] == [better] * 6 + [None, None]
-    assert found[1].verdict == ("reached" if better else "missed")
-    assert "no gap" in found[4].note
+    enough = prompts == 300
+    assert [goal.reached for goal in found] == [better if enough else None] * 6 + [None, None]
+    assert found[1].verdict == ("not measured" if not enough else "reached" if better else "missed")
+    assert "no gap" in found[4].note and ("40 prompts are too few" in found[4].note) == (not enough)
+    assert found[4].found == ("70% (68% to 72%)" if better else "50% (48% to 52%)")
+    gains["worst_tenth"]["ratio"] = {"value": None, "low": 0.1, "high": None}  # not finite: JSON has no such number
+    unknown = goals(gains, None, 0.1)[5]
+    assert unknown.reached is None and unknown.found == "n/a (0.10 to n/a)"
     json.dumps([goal.to_dict() for goal in found], allow_nan=False)
 
 
