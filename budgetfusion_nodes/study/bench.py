@@ -7,10 +7,13 @@ Needs a sweep (one that lies there, or its own) and the planner under test. `rep
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import math
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -57,11 +60,12 @@ QUALITIES = (0.80, 0.90, 0.95)
 ALPHAS = (0.05, 0.10, 0.20)
 QUALITY, ALPHA = 0.90, 0.10
 PARTS = ("variance", "rules", "risk", "shift", "ablations", "peers", "profile", "gallery")
-VERSION = 1
+HOST_PARTS = ("peers", "profile")
+VERSION = 2
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
     {"train": 90, "calibration": 40, "test": 40},
-    {"train": 1, "calibration": 1, "test": 2},
+    {"train": 1, "calibration": 1, "test": 4},
 )
 CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
 OWN_SWEEP_SEED = 20  # not 1, which the shipped planner's prompts are drawn with
@@ -122,7 +126,7 @@ class BenchRun:
 
     @cached_property
     def evidence(self) -> Evidence:
-        dataset = SweepDataset.load(self.sweep_folder / DATASET_FILE)
+        dataset = _dataset(self.sweep_folder)
         judges = self._judges(dataset)
         return gather(dataset, self.planner, judges)
 
@@ -140,24 +144,26 @@ class BenchRun:
 
     def _wrong_answers(self, dataset: SweepDataset, rows: Any) -> Any:
         """[n, S, K], kept in a file; None where the sweep kept no picture of some test prompt."""
-        path = self.options.work / f"scene_wrong-{self._data_digest()[:12]}.npy"
-        if path.is_file():
-            found = np.load(path, allow_pickle=False)
-        elif not CLASSIFIER.is_file():
+        if not CLASSIFIER.is_file():
             return None
-        else:
-            self.progress("scene classifier", 0, 1)
-            try:
-                found = wrong_answers(dataset, rows, self.prompts, self.sweep_folder, load_classifier(CLASSIFIER))
-            except InputError as error:  # a prompt list of one's own
-                log.warning("%s", error)
-                return None
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, found, allow_pickle=False)
+        path = self.options.work / f"scene_wrong-{self._data_digest()[:12]}-{file_digest(CLASSIFIER)[:12]}.npy"
+        found = _read_array(path, (len(rows), dataset.seeds.shape[1], len(dataset.grid)))
+        if found is not None:
+            return found
+        self.progress("scene classifier", 0, 1)
+        try:
+            found = wrong_answers(dataset, rows, self.prompts, self.sweep_folder, load_classifier(CLASSIFIER))
+        except InputError as error:  # a prompt list of one's own
+            log.warning("%s", error)
+            return None
         seen = ~np.isnan(found[..., 0])
         if not len(rows) or not seen.any(axis=1).all():
             log.warning("The sweep kept no pictures of some test prompts, so the scene classifier does not judge it.")
             return None
+        if (seen == dataset.present[rows]).all():  # pictures that come later are looked at
+            content = io.BytesIO()
+            np.save(content, found, allow_pickle=False)
+            _write(path, content.getvalue())
         return found
 
     @cached_property
@@ -174,8 +180,7 @@ class BenchRun:
         counts, seeds = (COUNTS, SEEDS) if full else (QUICK_COUNTS, QUICK_SEEDS)
         prompts = tiny_scenes_prompts(OWN_SWEEP_SEED, counts, seeds)
         folder = self.options.work / ("sweep-full" if full else "sweep-quick")
-        self._render("own sweep", folder, prompts, self._sampling(), len(prompts.pairs))
-        return folder
+        return self._render("own sweep", folder, prompts, self._sampling(), len(prompts.pairs))
 
     def _sampling(self) -> Sampling:
         s = self.planner.setting
@@ -183,9 +188,11 @@ class BenchRun:
 
     def _render(
         self, what: str, folder: Path, prompts: PromptList, sampling: Sampling, keep: int, batch: int = 16
-    ) -> SweepDataset:
-        """Renders what is missing and gives the data; everything lies in `folder` afterwards."""
+    ) -> Path:
+        """Renders what is missing. Gives the folder with the data: `folder` and a digest of all that decides them, so
+        that a sweep of another model, seed or grid lies beside it."""
         spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch)
+        folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}")
         job = SweepJob(
             folder,
             self.options.host,
@@ -208,7 +215,7 @@ class BenchRun:
             run_workers(job, missing, self.options.workers, advance)
         if missing or not (folder / DATASET_FILE).is_file():
             save_merged(merge(job), folder)
-        return SweepDataset.load(folder / DATASET_FILE)
+        return folder
 
     def side_sampling(self) -> Sampling:
         """Of further sweeps: the main sweep's own, so that they can be compared with it."""
@@ -232,32 +239,32 @@ class BenchRun:
                 self.progress(name, 0, 1)
                 content = getattr(self, f"part_{name}")()
                 if content is not None:
-                    content = {**content, "minutes": round((time.monotonic() - started) / 60, 1)}
+                    content = finite({**content, "minutes": round((time.monotonic() - started) / 60, 1)})
                     self._keep(name, content)
             if content is not None:
                 found[name] = content
         return found
 
-    def key(self) -> str:
+    def key(self, *further: Any) -> str:
         """Says which inputs a part was computed from."""
         parts = [file_digest(self.options.planner), self._data_digest(), self.options.seed, self.options.full, VERSION]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([*parts, *further]).encode()).hexdigest()[:16]
+
+    def _host_inputs(self) -> tuple[str | None, str | None]:
+        """What else decides the parts that render: the host's version and the model. None for what is not there."""
+        checkpoint = self.options.checkpoint
+        return host_version(self.options.host), file_digest(checkpoint) if checkpoint.is_file() else None
 
     def _path(self, name: str) -> Path:
-        return self.options.work / "parts" / f"{name}-{self.key()}.json"
+        further = (*self._host_inputs(), self._peer_count()) if name in HOST_PARTS else ()
+        return self.options.work / "parts" / f"{name}-{self.key(*further)}.json"
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        return _read(self._path(name))
 
     def _keep(self, name: str, content: Mapping[str, Any]) -> None:
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+        _write(self._path(name), text.encode())
 
     def part_variance(self) -> dict[str, Any]:
         evidence = self.evidence
@@ -275,10 +282,15 @@ class BenchRun:
         seeds = tuple(int(s) for s in rng.choice(2**32, CROSSED_SEEDS, replace=False))
         prompts = PromptList(tuple(replace(p, seeds=seeds) for p in chosen), {"made": "crossed seeds"})
         folder = self.options.work / f"crossed-{self._data_digest()[:12]}"
-        return self._render("crossed seeds", folder, prompts, self.side_sampling(), 0)
+        return _dataset(self._render("crossed seeds", folder, prompts, self.side_sampling(), 0))
 
     def part_rules(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"training_prompts": len(self.evidence.rows["train"]), "by_quality": {}}
+        found: dict[str, Any] = {
+            "training_prompts": len(self.evidence.rows["train"]),
+            "calibration_prompts": len(self.evidence.rows["calibration"]),
+            "planner": planner_counts(self.planner),
+            "by_quality": {},
+        }
         shared = comparison.rival_scores(self.evidence, self.options.seed, self.fit_options)
         for place, q in enumerate(QUALITIES):
             self.progress("rules", place, len(QUALITIES))
@@ -305,16 +317,14 @@ class BenchRun:
         count, seeds = (100, 2) if self.options.full else (24, 1)
         prompts = busier_prompts(count, seeds, self.options.seed)
         folder = self.options.work / f"busier-{count}-{self._data_digest()[:12]}"
-        dataset = self._render("busier scenes", folder, prompts, self.side_sampling(), count * seeds)
-        shifted = gather(dataset, self.planner)
+        rendered = self._render("busier scenes", folder, prompts, self.side_sampling(), count * seeds)
+        shifted = gather(_dataset(rendered), self.planner)
         return risk_check.shifted_figures(self.evidence, shifted, ALPHAS, QUALITIES, self.options.seed)
 
     def part_ablations(self) -> dict[str, Any]:
         """Each variant's figures are kept as soon as they are there."""
         path = self._path("ablations").with_suffix(".partial.json")
-        found: dict[str, Any] = {}
-        if path.is_file() and "ablations" not in self.options.again:
-            found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = ({} if "ablations" in self.options.again else _read(path)) or {}
         listed = list(ablations.jobs(self.evidence, self.options.seed, self.fit_options))
         if not self.options.full:
             listed = [job for job in listed if job[0] in ("metrics", "quantile level")]
@@ -322,8 +332,8 @@ class BenchRun:
             self.progress("ablations", place, len(listed))
             if name not in found.get(group, {}):
                 found.setdefault(group, {})[name] = ablations.figures(self.evidence, scores(), QUALITY, ALPHA)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+                found = finite(found)
+                _write(path, json.dumps(found, allow_nan=False).encode())
         return {
             "grid_counts": len(self.planner.grid),
             "groups": found,
@@ -338,6 +348,7 @@ class BenchRun:
         from .peers import Bench
         from .rendering import identify, load_model
 
+        backends = self._peer_backends()
         self._base = tempfile.TemporaryDirectory(prefix="budgetfusion-bench-", ignore_cleanup_errors=True)
         torch.set_num_threads(min(self.options.workers, os.cpu_count() or 1))  # as a user's host uses the machine
         loaded = load_model(self.options.host, Path(self._base.name), self.options.checkpoint)
@@ -347,7 +358,6 @@ class BenchRun:
                 f"--checkpoint: the planner is for {self.planner.setting.describe()} and this is another model. Name "
                 "the planner that belongs to it."
             )
-        backends = Backends.from_values("haarpsi", "shipped")
         return Bench(
             loaded,
             self._sampling(),
@@ -357,9 +367,22 @@ class BenchRun:
             limit_steps=200 if self.options.full else 100,
         )
 
+    def _peer_backends(self) -> Backends:
+        """Those that sweeps are measured with. The planner's scale holds for its own only."""
+        backends = Backends.from_values("haarpsi", "shipped")
+        if backends.names() != dict(self.planner.backends):
+            raise InputError(
+                f"--planner: {self.options.planner.name} was made with {dict(self.planner.backends)} and peers are "
+                f"measured with {backends.names()}. Name a planner of these, or leave out the parts "
+                f"{' and '.join(HOST_PARTS)}."
+            )
+        return backends
+
     def peer_prompts(self) -> list[StudyPrompt]:
-        count = self.options.peer_prompts or (40 if self.options.full else 5)
-        return [prompt for prompt in self.prompts.prompts if prompt.split == "test"][:count]
+        return [prompt for prompt in self.prompts.prompts if prompt.split == "test"][: self._peer_count()]
+
+    def _peer_count(self) -> int:
+        return self.options.peer_prompts or (40 if self.options.full else 5)
 
     def part_peers(self) -> dict[str, Any]:
         from .peers import run_prompts, summarise, variants
@@ -374,7 +397,10 @@ class BenchRun:
             done += count
             self.progress("peers", done, len(prompts))
 
-        folder = self.options.work / f"peers-{self.key()}"
+        folder = self.options.work / f"peers-{self.key(*self._host_inputs())}"  # other counts share their prompts
+        if "peers" in self.options.again:
+            for path in folder.glob("*.json"):
+                path.unlink()
         results = run_prompts(bed, chosen, prompts, folder, self.options.seed, advance)
         return {
             **summarise(results, chosen, self.options.seed, QUALITY),
@@ -449,3 +475,59 @@ class BenchRun:
             "torch": torch.__version__,
             "machine": {"system": platform.system(), "python": platform.python_version()},
         }
+
+
+def planner_counts(planner: Planner) -> dict[str, int | None]:
+    """Training and calibration prompts that the planner itself was made from, by its own file."""
+    data = planner.provenance.get("data")
+    made = data if isinstance(data, Mapping) else {}
+    return {split: made.get(split) for split in ("train", "calibration")}
+
+
+def host_version(folder: Path) -> str | None:
+    """Of a ComfyUI folder, without importing it."""
+    try:
+        text = (folder / "comfyui_version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"""__version__\s*=\s*["']([^"']+)""", text)
+    return found[1] if found else None
+
+
+def finite(content: Any) -> Any:
+    """The same with None for every number that JSON cannot hold."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _dataset(folder: Path) -> SweepDataset:
+    return SweepDataset.load(folder / DATASET_FILE)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """In one piece: a stopped run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> Any:
+    """None where there is no such file, or a damaged one."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if isinstance(found, np.ndarray) and found.shape == shape else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,16 +94,17 @@ def _picture(plots: Mapping[str, str], name: str, text: str) -> str:
     return f"![{text}](images/benchmark/{plots[name]})\n\n" if name in plots else ""
 
 
-def number(interval: Mapping[str, float] | float | None, form: str = ".3f") -> str:
+def number(interval: Mapping[str, float | None] | float | None, form: str = ".3f") -> str:
     """A value with its interval, or what there is of it."""
-    if interval is None:
-        return "n/a"
-    if not isinstance(interval, Mapping):
-        return f"{interval:{form}}"
-    return f"{interval['value']:{form}} ({interval['low']:{form}} to {interval['high']:{form}})"
+    if isinstance(interval, Mapping):
+        if interval["value"] is None:
+            return "n/a"
+        value, low, high = (number(interval[key], form) for key in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+    return "n/a" if interval is None or not math.isfinite(interval) else f"{interval:{form}}"
 
 
-def share(value: Mapping[str, float] | float | None) -> str:
+def share(value: Mapping[str, float | None] | float | None) -> str:
     return number(value, ".1%")
 
 
@@ -211,8 +213,9 @@ def _rules(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
     text = ["## Rules at equal mean cost", _picture(plots, "rules", "Misses of each rule at equal mean cost").strip()]
     text.append(
         "Held-out prompts; every rule is put at the mean steps of our plans. Rules that learn saw "
-        f"{part['training_prompts']} "
-        "training prompts of the same sweep. Oracles know the truth of the very renders they are judged on. Judges "
+        f"{part['training_prompts']} training prompts of this sweep and are calibrated on its "
+        f"{part['calibration_prompts']}; the planner itself was made from {_made_from(part['planner'])}. Oracles "
+        "know the truth of the very renders they are judged on. Judges "
         "took "
         "no part in any choice."
     )
@@ -256,6 +259,13 @@ def _rules(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         )
         text.append(_gains(figures["gains"]))
     return "\n\n".join(piece for piece in text if piece)
+
+
+def _made_from(counts: Mapping[str, int | None]) -> str:
+    train, calibration = counts["train"], counts["calibration"]
+    if train is None or calibration is None:
+        return "prompts that its file does not count"
+    return f"{train} training and {calibration} calibration prompts"
 
 
 def _gains(gains: Mapping[str, Any]) -> str:

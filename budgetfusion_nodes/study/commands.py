@@ -476,6 +476,9 @@ def _command_line() -> str:
 
 
 def _without_root(argument: str) -> str:
+    name, separator, value = argument.partition("=")
+    if separator and name.startswith("--"):
+        return f"{name}={_without_root(value)}"
     path = Path(argument)
     if not path.is_absolute():
         return argument

@@ -5,13 +5,14 @@ The weights are random: time and energy do not depend on their values. The host 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..host.energy import watt_hours
 
 SD21_PARAMETERS = 865_910_724
 """Of the UNet in the published checkpoint (stabilityai/stable-diffusion-2-1)."""
@@ -53,8 +54,7 @@ def sd21_profile(target: int, planned: int) -> dict[str, Any]:
     network = sd21_unet("cuda", torch.float16).eval().requires_grad_(False)
     _fill(network)
     context = torch.randn(2, TOKENS, CONTEXT, device="cuda", dtype=torch.float16)
-    energy = EnergyMeter()
-    runs = {name: _measured(network, context, steps, energy) for name, steps in (("all", target), ("planned", planned))}
+    runs = {name: _measured(network, context, steps) for name, steps in (("all", target), ("planned", planned))}
     return {
         "measured": True,
         "device": torch.cuda.get_device_name(),
@@ -73,7 +73,7 @@ def _fill(network: torch.nn.Module) -> None:
 
 
 @torch.inference_mode()
-def _measured(network: torch.nn.Module, context: Tensor, steps: int, energy: EnergyMeter) -> dict[str, float | None]:
+def _measured(network: torch.nn.Module, context: Tensor, steps: int) -> dict[str, float | None]:
     """Median seconds and mean joules of one image's sampling, cond and uncond in one batch as the host runs them."""
     sampling = importlib.import_module("comfy.k_diffusion.sampling")
     sigmas = sampling.get_sigmas_karras(steps, *SIGMAS, device="cuda")
@@ -87,35 +87,19 @@ def _measured(network: torch.nn.Module, context: Tensor, steps: int, energy: Ene
 
     sampling.sample_dpmpp_2m(denoise, noise, sigmas[:4], disable=True)
     laps = []
-    before = energy.joules()
+    before = joules()
     for _ in range(REPEATS):
         torch.cuda.synchronize()
         started = time.perf_counter()
         sampling.sample_dpmpp_2m(denoise, noise, sigmas, disable=True)
         torch.cuda.synchronize()
         laps.append(time.perf_counter() - started)
-    after = energy.joules()
-    joules = None if before is None or after is None else (after - before) / REPEATS
-    return {"seconds": sorted(laps)[REPEATS // 2], "joules": joules}
+    after = joules()
+    used = None if before is None or after is None else (after - before) / REPEATS
+    return {"seconds": sorted(laps)[REPEATS // 2], "joules": used}
 
 
-class EnergyMeter:
-    """Energy since the driver was loaded, by NVML; None where the driver does not tell."""
-
-    def __init__(self) -> None:
-        self.library: Any = None
-        self.handle = ctypes.c_void_p()
-        try:
-            library = ctypes.CDLL("libnvidia-ml.so.1")
-            if library.nvmlInit_v2() == 0 and library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.handle)) == 0:
-                self.library = library
-        except OSError:
-            pass
-
-    def joules(self) -> float | None:
-        found = ctypes.c_ulonglong()
-        if self.library is None:
-            return None
-        if self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle, ctypes.byref(found)) != 0:
-            return None
-        return found.value / 1000.0
+def joules() -> float | None:
+    """The GPU's own counter; None where it has none."""
+    found = watt_hours(torch.device("cuda"))
+    return None if found is None else found * 3600.0

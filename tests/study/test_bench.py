@@ -14,8 +14,11 @@ import pytest
 from budgetfusion_nodes import cli
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.planner_file import save_planner
+from budgetfusion_nodes.metrics.measure import Backends
 from budgetfusion_nodes.study import bench as bench_module
-from budgetfusion_nodes.study.bench import BenchOptions, BenchRun
+from budgetfusion_nodes.study import commands, gpu_profile
+from budgetfusion_nodes.study import peers as peers_module
+from budgetfusion_nodes.study.bench import BenchOptions, BenchRun, host_version
 from budgetfusion_nodes.study.bench_report import markdown, number, seed_warning, share, write
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
 from budgetfusion_nodes.study.goals import goals
@@ -92,6 +95,145 @@ def test_other_inputs_are_another_run(run: BenchRun, folder: Path) -> None:
     assert BenchRun(options_for(folder)).key() == run.key()
 
 
+def test_parts_of_the_host_depend_on_it(folder: Path, tmp_path: Path) -> None:
+    """Peers and profile are of one host, one model and so many prompts; the other parts are not."""
+
+    def paths(**changes: Any) -> list[Path]:
+        return [BenchRun(options_for(folder, **changes))._path(name) for name in ("peers", "profile", "rules")]
+
+    first = paths(peer_prompts=5, host=tmp_path)
+    assert first == paths(host=tmp_path)  # 5 is what the quick run takes
+    (tmp_path / "comfyui_version.py").write_text('# made\n__version__ = "1.2"\n')
+    assert host_version(tmp_path) == "1.2" and host_version(folder) is None
+    second = paths(host=tmp_path)
+    for other in (
+        paths(peer_prompts=6, host=tmp_path),
+        paths(host=folder),
+        paths(host=tmp_path, checkpoint=folder / "planner.safetensors"),
+    ):
+        assert other[0] != second[0] and other[1] != second[1] and other[2] == second[2]
+
+
+def test_peers_are_rendered_again_where_that_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    seen: list[list[str]] = []
+
+    def run_prompts(bed: Any, chosen: Any, prompts: Any, kept: Path, *_: Any) -> list[Any]:
+        seen.append(sorted(path.name for path in kept.glob("*")))
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / "0000.json").write_text("{}")
+        return []
+
+    monkeypatch.setattr(peers_module, "run_prompts", run_prompts)
+    monkeypatch.setattr(peers_module, "summarise", lambda *_: {})
+    for again in ((), (), ("peers",)):
+        made = BenchRun(options_for(folder, parts=("peers",), again=again))
+        made.bed = SimpleNamespace(usable=lambda listed: (listed, {}), limit_steps=100)  # type: ignore[assignment]
+        made.part_peers()
+    assert seen == [[], ["0000.json"], []]
+
+
+def test_peers_need_the_planners_backends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner's scale is in the units of its own backends. Refused before a host is started."""
+    from types import SimpleNamespace
+
+    made = BenchRun(options_for(folder))
+    names = dict(made.planner.backends)
+    monkeypatch.setattr(Backends, "from_values", lambda *_: SimpleNamespace(names=lambda: names))
+    assert made._peer_backends().names() == names
+    names = {**names, "d_sim": "another"}
+    with pytest.raises(InputError, match="Name a planner of these"):
+        _ = made.bed
+
+
+def test_a_number_that_json_cannot_hold_stops_no_run(folder: Path) -> None:
+    made = BenchRun(options_for(folder, parts=("risk",), again=("risk",), work=folder / "other work"))
+    ratio = {"value": np.inf, "low": np.float64("nan"), "high": 1.0}
+    setattr(made, "part_risk", lambda: {"rows": [{"ratio": ratio}]})  # noqa: B010
+    expected = [{"ratio": {"value": None, "low": None, "high": 1.0}}]
+    assert made.run()["risk"]["rows"] == expected
+    kept = made.finished("risk")
+    assert kept is not None and kept["rows"] == expected
+    assert number(expected[0]["ratio"]) == "n/a" and share(float("nan")) == "n/a"
+    assert number({"value": 0.5, "low": None, "high": 1.0}, ".1f") == "0.5 (n/a to 1.0)"
+
+
+def test_a_damaged_partial_ablation_is_computed_again(
+    run: BenchRun, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = run._path("ablations").with_suffix(".partial.json")
+    whole = kept.read_text()
+    kept.write_text(whole[: len(whole) // 2])
+    monkeypatch.setattr(bench_module.ablations, "jobs", lambda *_: [("metrics", "one", lambda: None)])
+    monkeypatch.setattr(bench_module.ablations, "figures", lambda *_: {"missed": np.nan})
+    monkeypatch.setattr(bench_module.ablations, "promise_by_metric", lambda *_: {})
+    assert run.part_ablations()["groups"] == {"metrics": {"one": {"missed": None}}}
+    assert json.loads(kept.read_text()) == {"metrics": {"one": {"missed": None}}}
+    kept.write_text(whole)
+
+
+def test_the_scene_classifiers_answers_are_kept_whole(
+    run: BenchRun, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, made = run.evidence.dataset, BenchRun(options_for(folder, work=tmp_path))
+    rows = dataset.rows("test")
+    whole = np.where(dataset.present[rows][..., None], 0.25, np.nan) * np.ones(len(dataset.grid))
+    missing = whole.copy()
+    missing[0, 1] = np.nan  # one picture of the first prompt
+    answers = [missing, whole, whole]
+    monkeypatch.setattr(bench_module, "wrong_answers", lambda *_: answers.pop(0))
+    monkeypatch.setattr(bench_module, "load_classifier", lambda _: None)
+    np.testing.assert_array_equal(made._wrong_answers(dataset, rows), missing)
+    assert not list(tmp_path.iterdir())  # its picture may come later
+    np.testing.assert_array_equal(made._wrong_answers(dataset, rows), whole)
+    (kept,) = tmp_path.iterdir()
+    assert file_digest(bench_module.CLASSIFIER)[:12] in kept.name
+    np.testing.assert_array_equal(made._wrong_answers(dataset, rows), whole)
+    assert len(answers) == 1
+    kept.write_bytes(kept.read_bytes()[:200])
+    np.testing.assert_array_equal(made._wrong_answers(dataset, rows), whole)
+    assert not answers and np.load(kept).shape == whole.shape
+
+
+def test_own_sweeps_of_other_models_lie_side_by_side(
+    run: BenchRun, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new checkpoint is not refused with "holds a sweep with other settings"; the old one is still known."""
+    dataset = run.evidence.dataset
+    monkeypatch.setattr(
+        bench_module, "run_workers", lambda job, missing, workers, told: write_shards(job, missing, dataset, told)
+    )
+    monkeypatch.setattr(bench_module, "QUICK_COUNTS", {"train": 2, "calibration": 2, "test": 2})
+    other = tmp_path / "model.safetensors"
+    other.write_bytes(b"another model")
+    first = BenchRun(options_for(folder, sweep=None, work=tmp_path)).sweep_folder
+    second = BenchRun(options_for(folder, sweep=None, work=tmp_path, checkpoint=other)).sweep_folder
+    assert first != second and first.name.startswith("sweep-quick-")
+    for found in (first, second):
+        assert (found / "dataset.safetensors").is_file() and (found / "sweep.json").is_file()
+    monkeypatch.setattr(bench_module, "run_workers", lambda *_: pytest.fail("rendered again"))
+    assert BenchRun(options_for(folder, sweep=None, work=tmp_path)).sweep_folder == first
+
+
+def test_quick_sweeps_show_four_seeds_of_each_test_prompt() -> None:
+    assert bench_module.QUICK_SEEDS["test"] == 4
+
+
+def test_the_recorded_command_has_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["x", "study", "bench", "--sweep=/home/someone/mine", f"--work={commands.ROOT / 'w'}", "--parts=a,b"]
+    monkeypatch.setattr("sys.argv", [*given, "--out", "/home/someone/docs"])
+    told = "python -m budgetfusion_nodes study bench --sweep=mine --work=w --parts=a,b --out docs"
+    assert commands._command_line() == told
+
+
+def test_joules_are_the_hosts_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_profile, "watt_hours", lambda device: 0.5 if device.type == "cuda" else None)
+    assert gpu_profile.joules() == 1800.0
+    monkeypatch.setattr(gpu_profile, "watt_hours", lambda _: None)
+    assert gpu_profile.joules() is None
+
+
 def test_a_stopped_ablation_goes_on(run: BenchRun, parts: dict[str, Any], folder: Path, monkeypatch: Any) -> None:
     kept = run._path("ablations").with_suffix(".partial.json")
     assert json.loads(kept.read_text()) == parts["ablations"]["groups"]
@@ -111,6 +253,7 @@ def test_the_report_says_what_the_parts_say(run: BenchRun, parts: dict[str, Any]
     assert "Tiny Scenes" in text and str(folder) not in text and str(folder) not in json.dumps(content)
     ours = parts["rules"]["by_quality"]["0.90"]["equal_cost"]["rules"]["ours"]
     assert share(ours["violation_controlled"]) in text and number(ours["judges"]["mdsi"], ".4f") in text
+    assert "the planner itself was made from 40 training and 30 calibration prompts" in text
     assert text.index("## Goals") < text.index("Three were tried.") < text.index("## Risk")
     for row in parts["risk"]["rows"]:
         assert share(row["missed"]) in text
