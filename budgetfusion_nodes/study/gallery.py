@@ -172,4 +172,4 @@ def _draw_curves(axis: Any, evidence: Evidence, failure: Failure) -> None:
     axis.set_ylim(0, 1.02)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6, loc="lower right")
-    axis.set_title(failure.prompt[:78], fontsize=7)
+    axis.set_title(failure.prompt[:78].replace("$", r"\$"), fontsize=7)  # no formulas

@@ -67,6 +67,9 @@ def test_the_pictures_are_drawn_with_and_without_kept_images(known, tmp_path: Pa
 
     evidence, prompts, *_ = known
     failures = worst_failures(evidence, prompts, 0.9, 0.1, 2)
+    dollars = replace(failures[0], prompt="a $\\frac{red$ star")  # no formula of matplotlib's
+    named = PromptList((replace(prompts.prompts[0], text=dollars.prompt),), {})
+    assert draw(evidence, [dollars], tmp_path, named, tmp_path / "dollars.png")
     (tmp_path / "images").mkdir()
     places = {p.text: i for i, p in enumerate(prompts.prompts)}
     first = failures[0]
