@@ -205,8 +205,11 @@ def gains(evidence: Evidence, q: float, alpha: float, seed: int) -> dict[str, An
             "ours": float(worst_tenth(ours["shortfall"])),
             "uniform": float(worst_tenth(alike["shortfall"])),
             "ratio": interval(worst_tenth_ratio, seed, ours["shortfall"], alike["shortfall"]),
-            "ratio_oracle_b": float(
-                worst_tenth_ratio(outcome(held, oracle_b_at_mean(held, mean_steps), q)["shortfall"], alike["shortfall"])
+            "ratio_oracle_b": interval(
+                worst_tenth_ratio,
+                seed,
+                outcome(held, oracle_b_at_mean(held, mean_steps), q)["shortfall"],
+                alike["shortfall"],
             ),
         },
         "oracle_mean_steps": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ FIXED_PEERS = frozenset(f"{FIXED} {steps}" for steps in (20, 30, 50))
 
 ENOUGH_PROMPTS, ENOUGH_PEER_PROMPTS = 100, 20
 """Fewer leave a verdict to chance; the figure is shown without one."""
+
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
             "at most half",
             _interval(tail["ratio"], ".2f"),
             _at_most(tail["ratio"]["value"], 0.5),
-            f"oracle B reaches {_number(tail['ratio_oracle_b'], '.2f')}",
+            f"oracle B reaches {_interval(tail['ratio_oracle_b'], '.2f')}",
         ),
     ]
     return _judged(found, gains["prompts"], ENOUGH_PROMPTS)
@@ -125,6 +128,8 @@ def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
     wanted = ("at most 0.80 of theirs, in seconds and in evaluations", "below 1, in seconds and in evaluations")
     if peers is None:
         return [Goal(name, want, "not measured", None) for name, want in zip(names, wanted, strict=True)]
+    theirs = [row for row in peers["at_their_quality"] if row["ours"] == "ours"]
+    together = [row for row in peers["at_our_quality"] if row["ours"] != "ours"]
     ratios = {
         peer: ratio
         for peer, ratio in _worse_cost(slowest_ratios, peers["at_their_quality"]).items()
@@ -139,12 +144,12 @@ def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
             wanted[0],
             f"{len(within)} of {len(ratios)} settings of peers",
             len(within) == len(ratios) if ratios else None,
-            f"hardest: {hardest}, {_ratio(ratios[hardest])}" if ratios else "",
+            f"hardest: {hardest}, {_ratio(ratios[hardest], theirs, hardest)}" if ratios else "",
         ),
         Goal(
             names[1],
             wanted[1],
-            ", ".join(_against(peer, ratio) for peer, ratio in combined.items()) or "not measured",
+            ", ".join(_against(peer, ratio, together) for peer, ratio in combined.items()) or "not measured",
             _below_one(combined.values()),
         ),
     ]
@@ -172,10 +177,10 @@ def _larger(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else max(a, b)
 
 
-def _against(peer: str, ratio: float | None) -> str:
+def _against(peer: str, ratio: float | None, rows: Rows) -> str:
     if ratio is None:
         return f"{peer} alone is nearer already at its crudest setting"
-    return f"{peer} alone never comes that near" if ratio == 0.0 else f"{ratio:.2f} of {peer} alone"
+    return f"{peer} alone never comes that near" if ratio == 0.0 else f"{_ratio(ratio, rows, peer)} of {peer} alone"
 
 
 def slowest_ratios(rows: Any, ours: str = "ours", cost: str = "seconds") -> dict[str, float | None]:
@@ -218,5 +223,12 @@ def _maybe(share: Mapping[str, float | None] | None) -> str:
     return "no gap" if share is None else _interval(share, ".0%")
 
 
-def _ratio(ratio: float | None) -> str:
-    return "not reached" if ratio is None else f"{ratio:.2f}"
+def _ratio(ratio: float | None, rows: Rows, peer: str) -> str:
+    """With the interval of the judge that it is the ratio of; a median of an even number of judges has none."""
+    if ratio is None:
+        return "not reached"
+    spans = [row for row in rows if row["peer"] == peer and row["ratio"] == ratio and row["low"] is not None]
+    if not spans:
+        return f"{ratio:.2f}"
+    high = spans[0]["high"]
+    return f"{ratio:.2f} ({spans[0]['low']:.2f} to {'not reached' if high is None else f'{high:.2f}'})"

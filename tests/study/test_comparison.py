@@ -117,6 +117,8 @@ def test_gains_by_another_route(evidence):
     assert 0 < found["gap_to_oracle_b"]["steps_at_our_violation"] < 1
     closed = found["gap_to_oracle_b"]["misses_at_our_cost"]
     assert 0 < closed["value"] <= 1 and closed["low"] < closed["value"] < closed["high"]
+    b = found["worst_tenth"]["ratio_oracle_b"]
+    assert b["low"] <= b["value"] <= b["high"] and b["value"] < found["worst_tenth"]["ratio"]["value"]
     assert found["prompts"] == len(held.test)
     assert found["worst_tenth"]["ratio"]["value"] == pytest.approx(
         found["worst_tenth"]["ours"] / found["worst_tenth"]["uniform"]

@@ -97,8 +97,9 @@ def test_goals_of_the_known_world(summary):
     peers = found["time at equal judged quality, each peer"]
     assert peers.reached is False and peers.found.startswith("2 of 3")  # 50 is out of reach, 60 is no peer of the issue
     assert "stock KSampler 50, not reached" in peers.note
-    assert found["ours with EasyCache against either alone"].found == (
-        "0.80 of ours alone, EasyCache alone never comes that near"
+    combined = found["ours with EasyCache against either alone"].found
+    assert combined.startswith("0.80 (") and combined.endswith(
+        "to 0.80) of ours alone, EasyCache alone never comes that near"
     )
     assert found["ours with EasyCache against either alone"].reached is True
 
@@ -122,6 +123,15 @@ def test_a_bound_shows_nothing_about_the_combination(summary):
     assert combined_ratios(rows)[OURS] is None
     goal = goals(None, {**summary, "at_our_quality": rows}, 0.1)[-1]
     assert goal.reached is None and "ours alone is nearer already" in goal.found
+
+
+def test_the_hardest_peer_is_named_with_its_interval(summary):
+    rows = [
+        {**row, "ratio": 0.7, "low": 0.6, "high": None} if row["ratio"] is None else row
+        for row in summary["at_their_quality"]
+    ]
+    goal = goals(None, {**summary, "at_their_quality": rows}, 0.1)[1]
+    assert goal.reached is True and goal.note.endswith("0.70 (0.60 to not reached)")
 
 
 def test_few_prompts_have_a_figure_and_no_verdict(summary):
@@ -158,12 +168,13 @@ def test_each_goal_of_the_held_out_figures(better, prompts):
             "steps_at_our_violation": None,
             "worst_tenth_at_our_cost": around(0.4),
         },
-        "worst_tenth": {"ratio": around(0.45 if better else 0.6), "ratio_oracle_b": 0.3},
+        "worst_tenth": {"ratio": around(0.45 if better else 0.6), "ratio_oracle_b": around(0.3)},
     }
     found = goals(gains, None, 0.1)
     enough = prompts == 300
     assert [goal.reached for goal in found] == [better if enough else None] * 6 + [None, None]
     assert found[1].verdict == ("not measured" if not enough else "reached" if better else "missed")
+    assert "oracle B reaches 0.30 (0.28 to 0.32)" in found[5].note
     assert "no gap" in found[4].note and ("40 prompts are too few" in found[4].note) == (not enough)
     assert found[4].found == ("70% (68% to 72%)" if better else "50% (48% to 52%)")
     gains["worst_tenth"]["ratio"] = {"value": None, "low": 0.1, "high": None}  # not finite: JSON has no such number
