@@ -14,7 +14,7 @@ import torch
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch
 from budgetfusion_nodes.metrics.measure import Backends, measure
-from budgetfusion_nodes.study.convergence import compare_schedulers
+from budgetfusion_nodes.study.convergence import COLUMNS, compare_schedulers
 from budgetfusion_nodes.study.dataset import SweepDataset
 from budgetfusion_nodes.study.prompts import PromptList, tiny_scenes_prompts
 from budgetfusion_nodes.study.rendering import LoadedModel, Renderer, Sampling, with_first_evaluation_reused
@@ -164,7 +164,7 @@ def test_convergence_compares_each_scheduler_with_its_own_limit(loaded: Any, ses
     found = compare_schedulers(model, SAMPLING, backends, prompts, ("karras", "normal"), (2, 4), target=8)
     assert set(found.distance) == {"karras", "normal"} and found.grid == (2, 4)
     for value in found.distance.values():
-        assert value.shape == (2, 5) and (value[0, 3] > value[1, 3] > 0)  # four steps are nearer than two
+        assert value.shape == (2, len(COLUMNS)) and (value[0, 3] > value[1, 3] > 0)  # four steps are nearer than two
     scores = found.scores()
     assert scores[found.best()] <= 1.0 <= max(scores.values())
     assert found.limits_apart["karras"] == 0.0 < found.limits_apart["normal"]
