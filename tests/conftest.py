@@ -16,7 +16,8 @@ def find_host() -> Path | None:
     for variable in ("BUDGETFUSION_TEST_HOST", "COMFYUI_PATH"):
         if os.environ.get(variable):
             return Path(os.environ[variable])
-    fetched = sorted((ROOT / ".run" / "host").glob("*/nodes.py"), key=lambda p: p.parent.name != PREFERRED)
+    run_dir = Path(os.environ.get("BUDGETFUSION_RUN_DIR") or ROOT / ".run")
+    fetched = sorted((run_dir / "host").glob("*/nodes.py"), key=lambda p: p.parent.name != PREFERRED)
     return fetched[0].parent if fetched else None
 
 
