@@ -359,14 +359,19 @@ def _sweep_into_probe() -> Graph:
     )
 
 
-def _sigmas_into_custom() -> Graph:
-    sampler = {
+def _custom_sampler() -> Node:
+    """SamplerCustomAdvanced under the planner's sigmas."""
+    inputs = {
         "noise": link(12),
         "guider": link(14),
         "sampler": link(13),
         "sigmas": link(5, 2),
         "latent_image": link(4),
     }
+    return Node(6, "SamplerCustomAdvanced", inputs, 4)
+
+
+def _sigmas_into_custom() -> Graph:
     guider = {"cfg": SETTING["cfg"], "model": link(1), "positive": link(2), "negative": link(3)}
     return Graph(
         "planner_sigmas_sampler_custom_advanced",
@@ -378,7 +383,7 @@ def _sigmas_into_custom() -> Graph:
             Node(12, "RandomNoise", {"noise_seed": SEED}, 3),
             Node(13, "KSamplerSelect", {"sampler_name": SETTING["sampler_name"]}, 3),
             Node(14, "CFGGuider", guider, 3),
-            Node(6, "SamplerCustomAdvanced", sampler, 4),
+            _custom_sampler(),
             *_decode_and_save(6, 5),
         ),
     )
@@ -457,13 +462,6 @@ def _flux_through_sigmas() -> Graph:
     clip = {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp8_e4m3fn.safetensors", "type": "flux"}
     clip["device"] = "default"
     own = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "max_steps": 28}
-    sampler = {
-        "noise": link(12),
-        "guider": link(14),
-        "sampler": link(13),
-        "sigmas": link(5, 2),
-        "latent_image": link(4),
-    }
     return Graph(
         "flux_through_sigmas",
         "Flux without a KSampler: the planner's **sigmas** go into SamplerCustomAdvanced. Choose your files in the "
@@ -481,7 +479,7 @@ def _flux_through_sigmas() -> Graph:
             Node(12, "RandomNoise", {"noise_seed": SEED}, 3),
             Node(13, "KSamplerSelect", {"sampler_name": own["sampler_name"]}, 3),
             Node(14, "BasicGuider", {"model": link(1), "conditioning": link(2)}, 3),
-            Node(6, "SamplerCustomAdvanced", sampler, 4),
+            _custom_sampler(),
             *_decode_and_save(6, 5, vae=link(16)),
         ),
     )

@@ -89,7 +89,7 @@ def test_links_fit_and_notes_name_no_machine(host: Any, name: str) -> None:
         assert taken["link"] == number
         assert output["type"] == taken["type"] == kind
         assert info[nodes[source]["type"]]["output"][slot] in (kind, MATCHED)
-    assert not re.search(r"(/home/|/work/|/tmp/|[A-Z]:\\)", json.dumps(page))
+    assert not re.search(r"(/(home|work|tmp)/|[A-Z]:\\)", json.dumps(page))
 
 
 def test_graphs_do_not_overlap() -> None:
