@@ -185,9 +185,12 @@ def _unpack_wheel(layout: Layout, requirement: str, folder: Path, title: str) ->
     draft.rename(folder)
 
 
-def page_environment(layout: Layout, host: Host, chromium: str, npm: Path) -> dict[str, str]:
-    """What tests/web/page.mjs and the commands beside it read."""
-    return {
+def page_tools(layout: Layout, host: Host, chromium: str) -> tuple[Node, dict[str, str]]:
+    """Node.js, and what tests/web/page.mjs and the commands beside it read from the environment. Fetches what is not
+    there yet."""
+    node = ensure_node(layout)
+    npm = ensure_npm_packages(layout, node)
+    return node, {
         "COMFYUI_PATH": str(host.path),
         "BUDGETFUSION_PYTHON": str(host.python if not host.pinned else layout.python),
         "BUDGETFUSION_CHROMIUM": chromium,

@@ -127,13 +127,13 @@ def _run_page(layout: Layout, host: Host, report: Path, environment: dict[str, s
     if chromium is None:
         return _absent(name, f"no Chromium was found: {browser.advice()}")
     try:
-        node = browser.ensure_node(layout)
-        npm = browser.ensure_npm_packages(layout, node)
-        wanted = {**environment, **browser.page_environment(layout, host, chromium, npm)}
+        node, needed = browser.page_tools(layout, host, chromium)
     except LaunchError as error:
         return _absent(name, str(error))
     _heading(f"{name}, frontend {browser.frontend_version(host)}")
-    return tap_outcome(name, report, runner(_node_test(node, report, [str(browser.PAGE_TEST)]), wanted))
+    return tap_outcome(
+        name, report, runner(_node_test(node, report, [str(browser.PAGE_TEST)]), {**environment, **needed})
+    )
 
 
 def _absent(name: str, reason: str, tests: int = 1) -> Outcome:

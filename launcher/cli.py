@@ -293,9 +293,8 @@ def _page(options: argparse.Namespace) -> int:
     if chromium is None:
         raise LaunchError("This command needs Chromium, and none was found.", f"{browser.advice().capitalize()}.")
     set_up(layout, [host], _runtime_groups())
-    node = browser.ensure_node(layout)
-    npm = browser.ensure_npm_packages(layout, node)
-    environment = {**os.environ, **browser.page_environment(layout, host, chromium, npm)}
+    node, needed = browser.page_tools(layout, host, chromium)
+    environment = {**os.environ, **needed}
     environment.setdefault("OMP_NUM_THREADS", str(default_threads()))
     return run_child([str(node.program), str(browser.PAGE_TEST.with_name(options.program))], environment)
 
