@@ -21,6 +21,7 @@ from torch import Tensor
 from .curves import METRICS, validate_grid
 from .errors import BudgetFusionError, PlannerFileError
 from .features import MAX_WIDTH, Novelty, Projection
+from .files import in_one_piece
 from .planner import Planner
 from .predictor import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
 from .risk import RiskTable
@@ -95,10 +96,8 @@ def save_planner(path: str | os.PathLike[str], planner: Planner, provenance: Map
     """Writes `path` in one piece (a killed run leaves no half file). provenance replaces the planner's own."""
     description = _describe(planner, planner.provenance if provenance is None else provenance)
     metadata = {"format": FORMAT, "version": VERSION, "planner": json.dumps(description, allow_nan=False)}
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    partial.write_bytes(save(_tensors(planner), metadata))
-    partial.replace(target)
+    with in_one_piece(Path(path)) as partial:
+        partial.write_bytes(save(_tensors(planner), metadata))
 
 
 def load_planner(path: str | os.PathLike[str]) -> Planner:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
+from ..core.files import in_one_piece
 from ..core.planner import Planner
 from ..core.planner_file import load_planner
 from ..metrics.measure import Backends
@@ -508,11 +509,9 @@ def _dataset(folder: Path) -> SweepDataset:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """In one piece: a stopped run leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with in_one_piece(path) as partial:
+        partial.write_bytes(content)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from . import bench_plots
 from .goals import Goal, goals, slowest_ratios
+from .wording import number, share
 
 SEED_DOMINATES = 0.5
 JUDGE_WORDS = {
@@ -92,20 +92,6 @@ def _count(number: int, noun: str) -> str:
 
 def _picture(plots: Mapping[str, str], name: str, text: str) -> str:
     return f"![{text}](images/benchmark/{plots[name]})\n\n" if name in plots else ""
-
-
-def number(interval: Mapping[str, float | None] | float | None, form: str = ".3f") -> str:
-    """A value with its interval, or what there is of it."""
-    if isinstance(interval, Mapping):
-        if interval["value"] is None:
-            return "n/a"
-        value, low, high = (number(interval[key], form) for key in ("value", "low", "high"))
-        return f"{value} ({low} to {high})"
-    return "n/a" if interval is None or not math.isfinite(interval) else f"{interval:{form}}"
-
-
-def share(value: Mapping[str, float | None] | float | None) -> str:
-    return number(value, ".1%")
 
 
 # ----------------------------------------------------------------------------------------------------------- sections

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from ..core.curves import METRICS, FloatArray, all_counts, interpolate_log_n, validate_grid, worst
 from ..core.errors import InputError
+from ..core.files import in_one_piece
 from ..core.setting import Setting
 
 FORMAT = "budgetfusion.sweep"
@@ -109,8 +110,6 @@ class SweepDataset:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file, written in one piece."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
         description = {
             "prompts": self.prompts,
@@ -121,8 +120,8 @@ class SweepDataset:
             "backends": dict(self.backends),
             "provenance": dict(self.provenance),
         }
-        save_file(arrays, partial, {"format": FORMAT, "version": VERSION, "sweep": json.dumps(description)})
-        partial.replace(target)
+        with in_one_piece(Path(path)) as partial:
+            save_file(arrays, partial, {"format": FORMAT, "version": VERSION, "sweep": json.dumps(description)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepDataset:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .wording import number, share
+
 SAVED_BY_THE_PAPER = 0.639
 """arXiv 2412.05780: 8.00 s -> 2.89 s an image."""
 
@@ -60,29 +62,29 @@ def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
         Goal(
             "mean evaluations below the target's",
             f"at least {SAVED_BY_THE_PAPER:.1%}",
-            _percent(saved),
+            share(saved),
             _at_least(saved["value"], SAVED_BY_THE_PAPER),
             f"{gains['mean_steps']['value']:.1f} of {gains['target']} steps",
         ),
         Goal(
             "renders that miss the quality",
             f"at most {alpha:.0%}, up to sampling error",
-            _percent(missed),
+            share(missed),
             _at_most(missed["low"], alpha),
         ),
         Goal(
             "quality gain per step over UNIFORM at equal cost",
             "at least 10 % more",
-            _percent(gain["of_means"]),
+            share(gain["of_means"]),
             _at_least(gain["of_means"]["value"], 0.10),
-            f"full quality for every prompt at this cost would be {_number(gain['ceiling_of_means'], '+.1%')}; as the "
-            f"mean over prompts of gain / steps it is {_number(gain['mean_of_ratios']['value'], '+.1%')}, and "
-            f"{_number(gain['mean_of_ratios_permuted']['value'], '+.1%')} for the same steps dealt to random prompts",
+            f"full quality for every prompt at this cost would be {number(gain['ceiling_of_means'], '+.1%')}; as the "
+            f"mean over prompts of gain / steps it is {number(gain['mean_of_ratios']['value'], '+.1%')}, and "
+            f"{number(gain['mean_of_ratios_permuted']['value'], '+.1%')} for the same steps dealt to random prompts",
         ),
         Goal(
             "fewer mean steps than the best fixed count with as many misses",
             "at least 25 % fewer",
-            _percent(fixed["fewer_steps_interval"]),
+            share(fixed["fewer_steps_interval"]),
             _at_least(fixed["fewer_steps"], 0.25),
             f"the best fixed count is {fixed['count_at_our_violation']}",
         ),
@@ -92,16 +94,16 @@ def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
             _maybe(closed),
             None if closed is None else _at_least(closed["value"], 0.60),
             "in misses at equal cost; in steps at equal misses "
-            + ("no gap" if (share := gap["steps_at_our_violation"]) is None else f"{share:.0%}")
+            + ("no gap" if (part := gap["steps_at_our_violation"]) is None else f"{part:.0%}")
             + ", in the worst tenth's shortfall "
             + _maybe(gap["worst_tenth_at_our_cost"]),
         ),
         Goal(
             "shortfall of the worst tenth over UNIFORM's at equal cost",
             "at most half",
-            _interval(tail["ratio"], ".2f"),
+            number(tail["ratio"], ".2f"),
             _at_most(tail["ratio"]["value"], 0.5),
-            f"oracle B reaches {_interval(tail['ratio_oracle_b'], '.2f')}",
+            f"oracle B reaches {number(tail['ratio_oracle_b'], '.2f')}",
         ),
     ]
     return _judged(found, gains["prompts"], ENOUGH_PROMPTS)
@@ -206,21 +208,8 @@ def combined_ratios(rows: Any, cost: str = "seconds") -> dict[str, float | None]
     return {peer: value if np.isfinite(value) else None for peer, value in medians.items()}
 
 
-def _percent(interval: Mapping[str, float | None]) -> str:
-    return _interval(interval, ".1%")
-
-
-def _interval(interval: Mapping[str, float | None], form: str) -> str:
-    value, low, high = (_number(interval[key], form) for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "n/a" if value is None else f"{value:{form}}"
-
-
-def _maybe(share: Mapping[str, float | None] | None) -> str:
-    return "no gap" if share is None else _interval(share, ".0%")
+def _maybe(part: Mapping[str, float | None] | None) -> str:
+    return "no gap" if part is None else number(part, ".0%")
 
 
 def _ratio(ratio: float | None, rows: Rows, peer: str) -> str:

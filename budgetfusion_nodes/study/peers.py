@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core.curves import FloatArray, worst
 from ..core.errors import InputError
+from ..core.files import in_one_piece
 from ..core.planner import Planner
 from ..host.conditioning import extract
 from ..host.sampling import get_sigmas
@@ -275,9 +276,8 @@ def run_prompts(
                 bench.render(chosen[0], bench.renderer.encode([prompt.text])[0], 0)  # the first call loads the model
                 warmed = True
             result = run_prompt(bench, chosen, prompt, np.random.default_rng([seed, place]))
-            partial = path.with_name(path.name + ".part")
-            partial.write_text(json.dumps(result), encoding="utf-8")
-            partial.replace(path)
+            with in_one_piece(path) as partial:
+                partial.write_text(json.dumps(result), encoding="utf-8")
         found.append(result)
         if progress is not None:
             progress(1)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.files import in_one_piece
 from ..tiny_scenes.captions import MAX_TOKENS, describe, words
 from ..tiny_scenes.scenes import Scene, sample_scenes
 from .dataset import SPLITS
@@ -66,16 +67,14 @@ class PromptList:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
         content = {
             "format": FORMAT,
             "version": VERSION,
             "source": dict(self.source),
             "prompts": [prompt.to_dict() for prompt in self.prompts],
         }
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
+        with in_one_piece(Path(path)) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PromptList:

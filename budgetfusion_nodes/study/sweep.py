@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..core.curves import DEFAULT_GRID, METRICS
 from ..core.errors import BudgetFusionError, InputError
+from ..core.files import in_one_piece
 from ..core.setting import Setting
 from ..host.conditioning import extract
 from ..host.sampling import nfe
@@ -221,12 +222,10 @@ def _save_strip(path: Path, images: Tensor) -> None:
 
 def write_shard(job: SweepJob, index: int, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
     """In one piece: a killed run leaves no half shard."""
-    path = job.shard_path(index)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     metadata = {"format": FORMAT, "version": VERSION, "spec": job.spec.digest(), "facts": json.dumps(dict(facts))}
     metadata["judges"] = json.dumps(JUDGES)  # shards of a version with other judges are rendered again
-    save_file({name: np.ascontiguousarray(arrays[name]) for name in SHARD_ARRAYS}, partial, metadata)
-    partial.replace(path)
+    with in_one_piece(job.shard_path(index)) as partial:
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in SHARD_ARRAYS}, partial, metadata)
 
 
 # ----------------------------------------------------------------------------------------------------------- workers
@@ -441,9 +440,8 @@ def _provenance(job: SweepJob, shards: Sequence[Shard], facts: Mapping[str, Any]
 def save_merged(merged: Merged, out: Path) -> tuple[Path, Path]:
     """Writes `dataset.safetensors` and `judges.safetensors`; gives their paths."""
     merged.dataset.save(out / DATASET_FILE)
-    partial = out / (JUDGES_FILE + ".part")
-    save_file({"judges": merged.judges}, partial, {"format": "budgetfusion.judges", "judges": json.dumps(JUDGES)})
-    partial.replace(out / JUDGES_FILE)
+    with in_one_piece(out / JUDGES_FILE) as partial:
+        save_file({"judges": merged.judges}, partial, {"format": "budgetfusion.judges", "judges": json.dumps(JUDGES)})
     return out / DATASET_FILE, out / JUDGES_FILE
 
 
@@ -483,6 +481,5 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with in_one_piece(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -19,12 +19,13 @@ from budgetfusion_nodes.study import bench as bench_module
 from budgetfusion_nodes.study import commands, gpu_profile
 from budgetfusion_nodes.study import peers as peers_module
 from budgetfusion_nodes.study.bench import BenchOptions, BenchRun, host_version
-from budgetfusion_nodes.study.bench_report import markdown, number, seed_warning, share, write
+from budgetfusion_nodes.study.bench_report import markdown, seed_warning, write
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
 from budgetfusion_nodes.study.goals import goals
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, busier_prompts
 from budgetfusion_nodes.study.rendering import JUDGES, Sampling, file_digest
 from budgetfusion_nodes.study.sweep import Merged, SweepSpec, save_merged, write_shard
+from budgetfusion_nodes.study.wording import number, share
 from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, words
 
 QUICK = FitOptions(networks=1, epochs=4, patience=3)
