@@ -131,10 +131,10 @@ let language = "en";
 async function useLanguage() {
   const wanted = settingOf("Comfy.Locale") ?? "en";
   if (wanted === language) return;
-  language = wanted;
   try {
     const all = wanted === "en" ? {} : await (await api.fetchApi("/i18n")).json();
-    setMessages((all[wanted] ?? all[wanted.split("-")[0]])?.budgetfusion);
+    setMessages(all[wanted]?.budgetfusion ?? all[wanted.split("-")[0]]?.budgetfusion);
+    language = wanted;
     for (const panel of panels.values()) panel.relabel();
   } catch (error) {
     console.warn("BudgetFusion: the page's language could not be read, so its panels speak English.", error);
@@ -150,7 +150,7 @@ function listen() {
     const nodes = (detail.nodes ?? []).map(String);
     totals.onCached(detail.prompt_id, nodes);
     for (const [node, panel] of panels) {
-      if (!nodes.includes(outputKey(node))) continue;
+      if (!executionIds(node).some((id) => nodes.includes(id))) continue;
       panel.cached = true; // said only where the node has nothing to show
       panel.refresh();
     }
@@ -291,9 +291,10 @@ function connectedPlans(node) {
 
 /** The results that the page keeps, after a workflow was loaded, switched to or taken from the queue. */
 function restoreAll() {
+  const kept = recall(localStorage, workflowId());
   for (const node of panels.keys()) {
     const key = outputKey(node);
-    show(node, app.nodeOutputs?.[key] ?? recall(localStorage, workflowId(), key, node.comfyClass ?? ""));
+    show(node, app.nodeOutputs?.[key] ?? kept(key, node.comfyClass ?? ""));
   }
 }
 
@@ -304,7 +305,12 @@ function keepResult(node, output) {
 
 /** @returns {string | undefined} */
 function workflowId() {
-  return (app.rootGraph ?? app.graph)?.id;
+  return rootGraph()?.id;
+}
+
+/** The workflow's outermost graph. */
+function rootGraph() {
+  return app.rootGraph ?? app.graph;
 }
 
 /** @param {GraphNode} node */
@@ -314,8 +320,19 @@ function isProbe(node) {
 
 /** The page's name for a node's output: inside a subgraph the graph's id goes first. @param {GraphNode} node */
 function outputKey(node) {
-  const inside = node.graph && node.graph !== (app.rootGraph ?? app.graph);
+  const inside = node.graph && node.graph !== rootGraph();
   return inside ? `${node.graph.id}:${node.id}` : String(node.id);
+}
+
+/**
+ * The host's names for a node: those of the subgraph nodes around it go first, and a subgraph may be used twice.
+ * @param {GraphNode} node
+ * @returns {string[]}
+ */
+function executionIds(node, graph = rootGraph(), before = "") {
+  if (node.graph === graph) return [`${before}${node.id}`];
+  const outer = (graph?.nodes ?? []).filter((/** @type {any} */ other) => other.subgraph);
+  return outer.flatMap((/** @type {any} */ other) => executionIds(node, other.subgraph, `${before}${other.id}:`));
 }
 
 /** @type {WeakMap<GraphNode, string>} the reason that was last announced, so that a long queue says it once */

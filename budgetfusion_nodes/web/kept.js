@@ -52,10 +52,11 @@ export function keep(store, workflow, node, type, output, now) {
 }
 
 /**
- * The `ui` dict of this node's last run, or null.
- * @param {Store} store @param {string | undefined} workflow @param {string} node @param {string} type
+ * What finds the `ui` dict of a node's last run, or null. The storage is read once, for all nodes of the workflow.
+ * @param {Store} store @param {string | undefined} workflow
+ * @returns {(node: string, type: string) => any}
  */
-export function recall(store, workflow, node, type) {
-  const found = workflow ? read(store)[workflow]?.nodes?.[node] : null;
-  return found?.type === type ? found.output : null;
+export function recall(store, workflow) {
+  const nodes = (workflow && read(store)[workflow]?.nodes) || {};
+  return (node, type) => (nodes[node]?.type === type ? nodes[node].output : null);
 }

@@ -197,6 +197,17 @@ export class Session {
     await this.page.evaluate((count) => window.app.queuePrompt(0, count), count);
   }
 
+  /** How many prompts run or wait. */
+  async waiting() {
+    const queue = await this.page.evaluate(async () => (await fetch("/api/queue")).json());
+    return queue.queue_pending.length + queue.queue_running.length;
+  }
+
+  /** How many prompts have ended. */
+  async history() {
+    return this.page.evaluate(async () => Object.keys(await (await fetch("/api/history")).json()).length);
+  }
+
   async setWidget(type, name, value) {
     await this.page.evaluate(([type, name, value]) => {
       const node = window.app.graph.nodes.find((n) => n.comfyClass === type);

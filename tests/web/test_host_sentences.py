@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from budgetfusion_nodes.core.errors import BudgetFusionError
 from budgetfusion_nodes.core.setting import Setting, differences
+from budgetfusion_nodes.host import planning
+from budgetfusion_nodes.host.identity import model_notes
 from budgetfusion_nodes.host.planning import _check_serves
 from budgetfusion_nodes.host.sampling import check_sampler
 
@@ -63,6 +66,18 @@ def refusals() -> Iterator[tuple[str, BudgetFusionError]]:
 def test_refusals_to_plan() -> None:
     for key, error in refusals():
         assert key in known(str(error)), str(error)
+
+
+def test_no_planner_for_this_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_readable_planners", lambda: ([], ()))
+    with pytest.raises(BudgetFusionError) as refused:
+        planning._automatic(replace(SETTING, model="x", model_name="sd15"))
+    assert known(str(refused.value)) == ["host_no_planner"], str(refused.value)
+
+
+def test_a_lora() -> None:
+    (lora,) = model_notes(SimpleNamespace(patches={"a": 1, "b": 2}))
+    assert known(lora) == ["host_lora"], lora
 
 
 def test_what_is_unknown_is_known_to_be() -> None:

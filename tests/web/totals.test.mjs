@@ -106,36 +106,36 @@ test("a kept result comes back for the same workflow, node and type alone", () =
   const kept = store();
   keep(kept, "w", "6", "Sampler", { receipt: [1], images: ["not kept"] }, 1);
   keep(kept, "w", "7", "Probe", { probe: [2] }, 2);
-  assert.deepEqual(recall(kept, "w", "6", "Sampler"), { receipt: [1] });
-  assert.equal(recall(kept, "w", "6", "Probe"), null);
-  assert.equal(recall(kept, "other", "6", "Sampler"), null);
-  assert.equal(recall(kept, undefined, "6", "Sampler"), null);
+  assert.deepEqual(recall(kept, "w")("6", "Sampler"), { receipt: [1] });
+  assert.equal(recall(kept, "w")("6", "Probe"), null);
+  assert.equal(recall(kept, "other")("6", "Sampler"), null);
+  assert.equal(recall(kept, undefined)("6", "Sampler"), null);
 });
 
 test("only the newest workflows are kept, and a full or spoilt store breaks nothing", () => {
   const kept = store();
   for (let i = 0; i < 20; i++) keep(kept, `w${i}`, "6", "S", { probe: [i] }, i);
-  assert.equal(recall(kept, "w0", "6", "S"), null);
-  assert.deepEqual(recall(kept, "w19", "6", "S"), { probe: [19] });
+  assert.equal(recall(kept, "w0")("6", "S"), null);
+  assert.deepEqual(recall(kept, "w19")("6", "S"), { probe: [19] });
   keep(store(10), "w", "6", "S", { probe: ["long enough to be refused"] }, 1);
   const spoilt = { ...store(), getItem: () => "{not json" };
-  assert.equal(recall(spoilt, "w", "6", "S"), null);
+  assert.equal(recall(spoilt, "w")("6", "S"), null);
   keep(spoilt, "w", "6", "S", { probe: [1] }, 1);
 });
 
 test("results stay small: the oldest go first, and one that is too long is not kept", () => {
   const kept = store();
   for (let i = 0; i < 9; i++) keep(kept, `w${i}`, "6", "S", { probe: ["x".repeat(90_000)] }, i);
-  assert.equal(recall(kept, "w3", "6", "S"), null, "five of them are below half a million characters");
-  assert.notEqual(recall(kept, "w4", "6", "S"), null);
-  assert.notEqual(recall(kept, "w8", "6", "S"), null);
+  assert.equal(recall(kept, "w3")("6", "S"), null, "five of them are below half a million characters");
+  assert.notEqual(recall(kept, "w4")("6", "S"), null);
+  assert.notEqual(recall(kept, "w8")("6", "S"), null);
   keep(kept, "long", "6", "S", { probe: ["x".repeat(110_000)] }, 10);
-  assert.equal(recall(kept, "long", "6", "S"), null);
-  assert.notEqual(recall(kept, "w8", "6", "S"), null);
+  assert.equal(recall(kept, "long")("6", "S"), null);
+  assert.notEqual(recall(kept, "w8")("6", "S"), null);
   const tight = store(1000); // a store that others have nearly filled
   for (let i = 0; i < 3; i++) keep(tight, `w${i}`, "6", "S", { probe: ["x".repeat(600)] }, i);
-  assert.equal(recall(tight, "w1", "6", "S"), null);
-  assert.notEqual(recall(tight, "w2", "6", "S"), null);
+  assert.equal(recall(tight, "w1")("6", "S"), null);
+  assert.notEqual(recall(tight, "w2")("6", "S"), null);
 });
 
 // ----------------------------------------------------------------------------------------------------- messages
