@@ -26,6 +26,15 @@ NOTES_FILE = "benchmark_notes.md"
 that a new run does not lose it."""
 
 
+def report_folder(out: Path, *, full: bool) -> Path:
+    """`out`, and for a quick run `quick` in it where a full run's report lies already: that one took hours."""
+    try:
+        mode = json.loads((out / "bench.json").read_text(encoding="utf-8"))["mode"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return out
+    return out / "quick" if mode == "full" and not full else out
+
+
 def write(parts: Mapping[str, Any], provenance: Mapping[str, Any], command: str, out: Path, images: Path) -> list[Goal]:
     """benchmark.md, bench.json and the plots. Gives the table of goals."""
     gains = parts["rules"]["by_quality"][QUALITY]["gains"] if "rules" in parts else None

@@ -405,14 +405,14 @@ def run_convergence(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     from .bench import PARTS, BenchOptions, BenchRun
-    from .bench_report import write
+    from .bench_report import report_folder, write
 
     options = BenchOptions(
         host=args.host.resolve(),
         checkpoint=args.checkpoint.resolve(),
         planner=args.planner.resolve(),
         work=args.work.resolve(),
-        out=args.out.resolve(),
+        out=report_folder(args.out.resolve(), full=args.full),
         sweep=args.sweep.resolve() if args.sweep else None,
         full=args.full,
         workers=args.workers,

@@ -19,7 +19,7 @@ from budgetfusion_nodes.study import bench as bench_module
 from budgetfusion_nodes.study import commands, gpu_profile
 from budgetfusion_nodes.study import peers as peers_module
 from budgetfusion_nodes.study.bench import BenchOptions, BenchRun, host_version
-from budgetfusion_nodes.study.bench_report import markdown, seed_warning, write
+from budgetfusion_nodes.study.bench_report import markdown, report_folder, seed_warning, write
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
 from budgetfusion_nodes.study.goals import goals
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, busier_prompts
@@ -378,3 +378,14 @@ def test_run_py_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
     options = cli.build_parser().parse_args(given)
     assert options.full and options.sweep == Path("mine").absolute() and options.parts == "risk,rules"
     assert options.peer_prompts == 3 and options.host == tmp_path and options.out.name == "docs"
+
+
+def test_a_quick_run_leaves_the_report_of_a_full_one(tmp_path: Path) -> None:
+    assert report_folder(tmp_path, full=False) == tmp_path  # nothing lies there
+    (tmp_path / "bench.json").write_text("[]")
+    assert report_folder(tmp_path, full=False) == tmp_path
+    (tmp_path / "bench.json").write_text('{"mode": "quick"}')
+    assert report_folder(tmp_path, full=False) == tmp_path
+    (tmp_path / "bench.json").write_text('{"mode": "full"}')
+    assert report_folder(tmp_path, full=False) == tmp_path / "quick"
+    assert report_folder(tmp_path, full=True) == tmp_path
