@@ -138,6 +138,18 @@ export const EN = {
   host_max_too_low:
     "Quality {quality} needs {n} steps, but max_steps is {max}: the quality may not be reached. Raise max_steps or lower quality.",
   host_prediction_error: "The plan's predicted quality is off by {error} on average.",
+  host_beyond_target:
+    "max_steps is {max}, but this planner knows nothing beyond {target} steps, its full-step image: plans end at {again}.",
+  host_min_decides: "min_steps {min} is above the planner's {target} steps: min_steps decides here.",
+  host_not_vouched:
+    "{n} calibration prompts cannot vouch for a risk of {risk}: all {target} steps are planned. Raise risk, or calibrate on more prompts.",
+  host_unlike:
+    "This prompt is unlike the prompts the planner was calibrated on (distance {distance}, 1 is the edge): the risk is not vouched for.",
+  host_no_pooled: "The conditioning has no pooled output, which the planner was calibrated with.",
+  host_area: "{input} has an area: the plan treats its text as if it filled the image.",
+  host_mask: "{input} has a mask: the plan treats its text as if it filled the image.",
+  host_range: "{input} is limited to a range of the sampling: the plan treats it as if it applied all along.",
+  host_controlnet: "{input} carries a ControlNet, which was not there at calibration.",
 };
 
 let shown = EN;

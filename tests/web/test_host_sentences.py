@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
 from budgetfusion_nodes.core.errors import BudgetFusionError
+from budgetfusion_nodes.core.plan import Decision
+from budgetfusion_nodes.core.planner import Planner, Prediction
 from budgetfusion_nodes.core.setting import Setting, differences
 from budgetfusion_nodes.host import planning
+from budgetfusion_nodes.host.conditioning import _extras_notes
 from budgetfusion_nodes.host.identity import model_notes
 from budgetfusion_nodes.host.planning import _check_serves
 from budgetfusion_nodes.host.sampling import check_sampler
@@ -78,6 +83,57 @@ def test_no_planner_for_this_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lora() -> None:
     (lora,) = model_notes(SimpleNamespace(patches={"a": 1, "b": 2}))
     assert known(lora) == ["host_lora"], lora
+
+
+@pytest.mark.parametrize(
+    ("extras", "key"),
+    [
+        ({"area": (8, 8, 0, 0)}, "host_area"),
+        ({"mask": torch.ones(1, 8, 8)}, "host_mask"),
+        ({"start_percent": 0.2}, "host_range"),
+        ({"control": object()}, "host_controlnet"),
+    ],
+)
+def test_notes_on_the_conditioning(extras: dict, key: str) -> None:
+    (note,) = _extras_notes(extras, "positive")
+    assert known(note) == [key], note
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"quality": 0.99, "max_steps": 3}, "host_max_too_low"),
+        ({"max_steps": 80}, "host_beyond_target"),
+        ({"min_steps": 60}, "host_min_decides"),
+        ({"risk": 0.001}, "host_not_vouched"),
+        ({"distance": 1.5}, "host_unlike"),
+        ({"pooled": None}, "host_no_pooled"),
+    ],
+)
+def test_warnings_of_the_planner(changes: dict, key: str) -> None:
+    wanted = {"quality": 0.9, "risk": 0.1, "min_steps": 2, "max_steps": 50, "distance": 0.5, "pooled": torch.zeros(4)}
+    wanted |= changes
+    planner = SimpleNamespace(
+        target_steps=50,
+        risk_table=SimpleNamespace(prompts=200, enough_prompts=lambda risk: risk >= 0.05),
+        projection=SimpleNamespace(pooled_mean=torch.zeros(4)),
+        setting=SETTING,
+    )
+    decision = Decision.from_curves(
+        (3, 10, 50), {"d_sim": (0.5, 0.2, 0.0)}, (0.6, 0.9, 1.0), [(0.5, 0.5), (0.99, 0.01)]
+    )
+    (warning,) = Planner._warnings(
+        cast(Planner, planner),
+        decision,
+        cast(Prediction, SimpleNamespace(distance=wanted["distance"])),
+        wanted["quality"],
+        wanted["risk"],
+        wanted["min_steps"],
+        wanted["max_steps"],
+        SETTING,
+        wanted["pooled"],
+    )
+    assert known(warning) == [key], warning
 
 
 def test_what_is_unknown_is_known_to_be() -> None:
