@@ -59,9 +59,7 @@ def plan_render(model: Any, positive: Any, request: Request, latent_image: Mappi
         plan = request.fallback(str(error))
     except Exception as error:  # an unforeseen fault of ours must not cost the artist a render
         log.exception("BudgetFusion could not plan and renders all %d steps", request.max_steps)
-        plan = request.fallback(
-            f"planning failed ({type(error).__name__}: {error}). The log has the details; please report it."
-        )
+        plan = request.fallback(_unforeseen(error))
     return replace(plan, seconds=time.perf_counter() - started)
 
 
@@ -71,13 +69,24 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
         known = _as_plan(plan)
     except BudgetFusionError as error:
         return request.fallback(str(error))
+    except Exception as error:
+        log.exception("BudgetFusion could not read the plan and renders all %d steps", request.max_steps)
+        return request.fallback(_unforeseen(error))
     try:
         check_sampler(request.sampler_name)
         found = _checked_differences(known, render_setting(model, request, latent_image))
+        found += () if known.fallback else model_notes(model)  # a LoRA may lie between the planner and this node
     except BudgetFusionError as error:
         return _all_steps(known, request, str(error))
+    except Exception as error:
+        log.exception("BudgetFusion could not check the plan and renders all %d steps", known.max_steps)
+        return _all_steps(known, request, _unforeseen(error))
     warnings = known.warnings + tuple(sentence for sentence in found if sentence not in known.warnings)
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"planning failed ({type(error).__name__}: {error}). The log has the details; please report it."
 
 
 def _checked_differences(plan: Plan, setting: Setting) -> tuple[str, ...]:

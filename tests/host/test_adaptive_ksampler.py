@@ -160,6 +160,23 @@ def test_unforeseen_fault_of_ours_does_not_stop_a_render(
     assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
 
 
+@pytest.mark.parametrize(("function", "count"), [("model_fingerprint", 7), ("_as_plan", 3)])
+def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
+    bench: Any, pack: Any, to: Any, monkeypatch: pytest.MonkeyPatch, function: str, count: int
+) -> None:
+    graph = {**bench.base(), "9": bench.planner(quality=0.6, max_steps=7)}
+    plan = bench.run(graph, show="9").outputs["9"][0]
+    assert plan.fallback is None
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pack("host.planning"), function, broken)
+    run = bench.run({**graph, "5": bench.adaptive(max_steps=3, seed=98, plan=to("9"))}, show="5")  # 9: from the cache
+    assert run.outputs["5"][1] == count
+    assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
+
+
 def test_cancel_stops_it(bench: Any) -> None:
     graph = {**bench.base(), "5": bench.adaptive(seed=77, quality=0.9, max_steps=50)}
     with interrupted_after(2) as seen, pytest.raises(HostInterrupted):

@@ -86,6 +86,16 @@ def test_lora_is_a_warning_of_the_plan(bench: Any, loaded: Any, make_node: Any, 
     assert any("LoRA" in warning for warning in plan.warnings)
 
 
+def test_lora_after_the_planner_is_a_warning_of_the_render(bench: Any, loaded: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenMODEL", key=bench.value(lora(loaded.model, 0.01)))
+    graph = {**bench.base(), "7": given, "9": bench.planner(), "5": bench.adaptive(model=to("7"), plan=to("9"))}
+    run = bench.run(graph, show="5")
+    assert not any("LoRA" in warning for warning in run.outputs["9"][0].warnings)
+    (receipt,) = run.ui["5"]["receipt"]
+    assert receipt["fallback"] is None
+    assert sum("LoRA" in warning for warning in receipt["warnings"]) == 1
+
+
 def test_another_noise_schedule_is_another_model(bench: Any, make_node: Any, to: Any) -> None:
     sampling = make_node("ModelSamplingDiscrete", model=to("1"), sampling="eps", zsnr=False)
     plan = bench.plan({**bench.base(), "7": sampling}, model=to("7"), max_steps=6)
