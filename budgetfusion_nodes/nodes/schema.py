@@ -80,13 +80,15 @@ def cfg_input() -> io.Input:
     )
 
 
-def sampler_input() -> io.Input:
+def sampler_input(
+    consequence: str = "can be planned: ancestral and SDE samplers and dpm_adaptive render all max_steps, and the node "
+    "says so.",
+) -> io.Input:
     return io.Combo.Input(
         "sampler_name",
         options=sampler_names(),
         default="dpmpp_2m",
-        tooltip="The sampling algorithm. Only deterministic samplers can be planned: ancestral and SDE samplers and "
-        "dpm_adaptive render all max_steps, and the node says so.",
+        tooltip=f"The sampling algorithm. Only deterministic samplers {consequence}",
     )
 
 

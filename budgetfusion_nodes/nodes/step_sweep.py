@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 
 from ..core.curves import DEFAULT_GRID, parse_grid
-from ..core.errors import InputError
-from ..host.sampling import check_latent, decode, sweep
+from ..core.errors import BudgetFusionError, InputError
+from ..host.sampling import check_latent, check_sampler, decode, sweep
 from . import schema as s
 
 
@@ -30,7 +30,7 @@ class StepSweep(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Decodes the finished latents."),
                 s.seed_input(),
                 s.cfg_input(),
-                s.sampler_input(),
+                s.sampler_input("settle with more steps: ancestral and SDE samplers and dpm_adaptive are refused."),
                 s.scheduler_input(),
                 io.String.Input(
                     "step_counts",
@@ -47,12 +47,14 @@ class StepSweep(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, step_counts: str | None = None) -> bool | str:
-        """Refuses a bad grid before anything is rendered. None: the text comes from another node."""
+    def validate_inputs(cls, step_counts: str | None = None, sampler_name: str | None = None) -> bool | str:
+        """Refuses a bad grid or sampler before anything is rendered. None: the value comes from another node."""
         try:
             if step_counts is not None:
                 parse_grid(step_counts)
-        except InputError as error:
+            if sampler_name is not None:
+                check_sampler(sampler_name)
+        except BudgetFusionError as error:
             return str(error)
         return True
 
@@ -71,6 +73,7 @@ class StepSweep(io.ComfyNode):
         step_counts: str,
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
+        check_sampler(sampler_name)
         if check_latent(latent_image).shape[0] != 1:
             raise InputError("latent_image holds several images, and a sweep renders one. Set its batch_size to 1.")
         renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)

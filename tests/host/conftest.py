@@ -43,7 +43,7 @@ def session(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostSes
     """The host with the pack loaded by its own loader."""
     torch.set_num_threads(1)
     session = start_host(host_dir, tmp_path_factory.mktemp("base"), [PACK_ROOT])
-    for kind in ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "BUDGET_PLAN", "CLIP_VISION"):
+    for kind in ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "BUDGET_PLAN", "CLIP_VISION", "STRING"):
         session.node_classes[f"Given{kind}"] = _given(kind)
     return session
 

@@ -127,9 +127,18 @@ def test_bad_grid_is_refused_before_anything_is_rendered(bench: Any, sweep: Any,
 
 
 def test_bad_grid_from_another_node_is_named_too(bench: Any, sweep: Any, make_node: Any, to: Any) -> None:
-    text = make_node("BudgetFusion_StepSweep", **sweep(step_counts="2 3")["inputs"])
-    graph = {**bench.base(), "6": text, "7": sweep(step_counts=to("6", 1))}
-    assert bench.run(graph, show="7").outputs["7"][2] == [2, 3]
+    def linked(text: str) -> dict[str, Any]:
+        return {**bench.base(), "6": make_node("GivenSTRING", key=bench.value(text)), "7": sweep(step_counts=to("6"))}
+
+    assert bench.run(linked("2 3"), show="7").outputs["7"][2] == [2, 3]
+    with pytest.raises(HostRunError, match="must increase, but 3 follows 5"):
+        bench.run(linked("5 3"), show="7")
+
+
+@pytest.mark.parametrize("sampler_name", ["dpm_adaptive", "euler_ancestral"])
+def test_sampler_whose_image_does_not_settle_is_refused(bench: Any, sweep: Any, sampler_name: str) -> None:
+    with pytest.raises(HostValidationError, match=f"{sampler_name}.*Choose dpmpp_2m"):
+        bench.run({**bench.base(), "7": sweep(sampler_name=sampler_name)}, show="7")
 
 
 def test_sweep_of_a_batch_is_refused(bench: Any, sweep: Any) -> None:
