@@ -42,22 +42,30 @@ def held_out(count: int, planners: Path = PLANNERS) -> tuple[str, ...]:
 
 
 def calibrated_scenes(planners: Path) -> frozenset[str]:
-    """Keys of the held-out scenes that the planners' margins were calibrated on, drawn again from their seeds."""
-    from ..study.prompts import tiny_scenes_prompts
+    """Keys of the held-out scenes that the planners' margins were calibrated on, drawn again from the seeds and
+    counts of their prompt lists: the counts decide which scene falls to which split."""
+    from ..study.prompts import COUNTS, tiny_scenes_prompts
 
-    seeds = {STUDY_SEED, *(seed for file in planners.glob("*.json") for seed in _study_seeds(file))}
+    lists = {
+        (STUDY_SEED, tuple(COUNTS.items())),
+        *(found for file in planners.glob("*.json") for found in _lists(file)),
+    }
     return frozenset(
-        prompt.key for seed in seeds for prompt in tiny_scenes_prompts(seed).prompts if prompt.split == "calibration"
+        prompt.key
+        for seed, counts in lists
+        for prompt in tiny_scenes_prompts(seed, {**COUNTS, **dict(counts)}).prompts
+        if prompt.split == "calibration"
     )
 
 
-def _study_seeds(file: Path) -> set[int]:
-    """The seeds of Tiny Scenes prompt lists that a provenance file names, wherever in it they stand."""
+def _lists(file: Path) -> set[tuple[int, tuple[tuple[str, int], ...]]]:
+    """Seed and counts of the Tiny Scenes prompt lists that a provenance file names, wherever in it they stand."""
 
-    def walk(value: Any) -> Iterator[int]:
+    def walk(value: Any) -> Iterator[tuple[int, tuple[tuple[str, int], ...]]]:
         if isinstance(value, dict):
             if value.get("grammar") == "tiny_scenes" and isinstance(value.get("seed"), int):
-                yield value["seed"]
+                counts = value.get("prompts")
+                yield value["seed"], tuple(counts.items()) if isinstance(counts, dict) else ()
             value = list(value.values())
         if isinstance(value, list):
             for item in value:

@@ -60,7 +60,9 @@ def test_held_out_captions_are_of_scenes_that_nothing_has_seen(monkeypatch: pyte
     drawn = sample_scenes(70, lists.HELD_OUT_SEED, held_out=True)
     seeds: list[int] = []
 
-    def prompts(seed: int) -> PromptList:  # As if the first scene drawn here were one that seed 5 was calibrated on.
+    def prompts(
+        seed: int, _: object
+    ) -> PromptList:  # As if the first scene drawn here were one that seed 5 was made on.
         seeds.append(seed)
         return PromptList((StudyPrompt("", "calibration", (1,), drawn[0].key),) if seed == 5 else (), {})
 
@@ -70,6 +72,17 @@ def test_held_out_captions_are_of_scenes_that_nothing_has_seen(monkeypatch: pyte
     wording = np.random.default_rng(lists.HELD_OUT_SEED)
     assert captions == tuple(describe(scene, wording) for scene in drawn[1:61])
     assert all(is_held_out(scene) for scene in drawn) and len(set(captions)) == 60
+
+
+def test_the_counts_of_a_planners_prompt_list_decide_its_calibration_scenes(tmp_path: Path) -> None:
+    counts = {"train": 3, "calibration": 7, "test": 11}
+    source = {"grammar": "tiny_scenes", "seed": 9, "prompts": counts}
+    (tmp_path / "planner.json").write_text(json.dumps({"data": {"source": source}}))
+    made = study_prompts.tiny_scenes_prompts(9, counts, {"train": 1, "calibration": 2, "test": 1}).prompts
+    own = {prompt.key for prompt in made if prompt.split == "calibration"}
+    usual = lists.calibrated_scenes(tmp_path / "none")
+    assert len(own) == 7
+    assert lists.calibrated_scenes(tmp_path) == own | usual
 
 
 def test_own_prompts_come_before_held_out_and_the_list() -> None:
