@@ -34,7 +34,7 @@ MAX_HEADER_BYTES = 2 * 1024 * 1024
 MAX_NETWORKS = 16
 DTYPES = {"F16", "F32"}
 LARGEST = 1e30
-REMEDY = "Choose another planner, or fit this one again with 'python -m budgetfusion_nodes study fit'."
+REMEDY = "Choose another planner, or fit this one again with 'python -m budgetfusion_nodes study train'."
 # the largest value of each size that is accepted: a foreign file must not make us allocate
 SIZE_LIMITS = {
     "token_in": 65536,

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..core.errors import InputError, UnsupportedError
 from .energy import watt_hours
 
-# Denoiser evaluations of a run of n >= 1 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
+# Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
 ONE = "one"
 TWO_LESS_ONE = "two, the last step one"
 THREE_LESS_THREE = "three, the last two steps two and one"
 _COST: Mapping[str, Callable[[int], int]] = MappingProxyType(
-    {ONE: lambda n: n, TWO_LESS_ONE: lambda n: 2 * n - 1, THREE_LESS_THREE: lambda n: max(3 * n - 3, n)}
+    {ONE: lambda n: n, TWO_LESS_ONE: lambda n: max(2 * n - 1, 0), THREE_LESS_THREE: lambda n: max(3 * n - 3, n)}
 )
 
 SUPPORTED: Mapping[str, str] = MappingProxyType(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 import struct
 import zipfile
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from budgetfusion_nodes.cli import build_parser
 from budgetfusion_nodes.core import planner_file
 from budgetfusion_nodes.core.errors import PlannerFileError
 from budgetfusion_nodes.core.planner_file import FORMAT, VERSION, load_planner, save_planner
@@ -44,6 +46,8 @@ def refused(path, said):
     message = str(caught.value)
     assert path.name in message  # which file
     assert "Choose another planner" in message  # what to do
+    (command,) = re.findall(r"'python -m budgetfusion_nodes ([^']+)'", message)
+    assert build_parser().parse_args(command.split()), "the command that is named exists"
     assert str(path.parent) not in message
 
 

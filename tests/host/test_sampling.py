@@ -147,7 +147,15 @@ def test_planner_sigmas_and_steps_give_the_same_picture_everywhere(bench: Any, m
 
 @pytest.mark.parametrize(
     ("sampler_name", "steps", "evaluations"),
-    [("dpmpp_2m", 10, 10), ("heun", 10, 19), ("dpm_2", 1, 1), ("heunpp2", 10, 27), ("heunpp2", 1, 1), ("ddim", 0, 0)],
+    [
+        ("dpmpp_2m", 10, 10),
+        ("heun", 10, 19),
+        ("dpm_2", 1, 1),
+        ("heunpp2", 10, 27),
+        ("heunpp2", 1, 1),
+        ("ddim", 0, 0),
+        ("heun", 0, 0),
+    ],
 )
 def test_nfe(sampler_name: str, steps: int, evaluations: int) -> None:
     assert nfe(sampler_name, steps) == evaluations
