@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import io
 import json
 import subprocess
@@ -83,6 +84,31 @@ def test_the_counts_of_a_planners_prompt_list_decide_its_calibration_scenes(tmp_
     usual = lists.calibrated_scenes(tmp_path / "none")
     assert len(own) == 7
     assert lists.calibrated_scenes(tmp_path) == own | usual
+
+
+def test_warm_up_has_a_seed_that_no_prompt_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else the host takes a prompt that equals the warm-up's from its cache, and no receipt is shown."""
+    seeds: list[int] = []
+
+    async def warm_up(_client: object, _base: object, seed: int, _quality: float) -> str:
+        seeds.append(seed)
+        raise DemoError("enough")
+
+    monkeypatch.setattr(demo, "_warm_up", warm_up)
+    command = [
+        "--server",
+        "http://127.0.0.1:1",
+        "--out",
+        str(tmp_path),
+        "--seed",
+        "5",
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+    ]
+    assert demo.main(command) == 1
+    assert len(seeds) == 1 and seeds[0] not in (5, 6)
 
 
 def test_own_prompts_come_before_held_out_and_the_list() -> None:

@@ -1,0 +1,31 @@
+"""The demo's own graph in the genuine host, with the shipped generator, image encoder and planner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from budgetfusion_nodes.demo import graph as graphs
+from budgetfusion_nodes.demo.__main__ import to_row
+from budgetfusion_nodes.demo.client import Finished
+from budgetfusion_nodes.host.boot import HostSession
+
+QUALITY = 0.8
+PROMPT = "a large red circle in the centre on a plain white background"
+
+
+def test_demo_graph_gives_a_whole_row(session: HostSession) -> None:
+    graph = graphs.build(graphs.load_base(), PROMPT, 1, QUALITY, "haarpsi")
+    run = session.execute(graph.nodes)
+    seconds: dict[str, Any] = dict.fromkeys((graph.planner, graph.adaptive, graph.full), 1.0)
+    row = to_row(graph, Finished(run.ui, seconds), PROMPT, 1)
+    (plan,) = run.ui[graph.planner]["budget_plan"]
+    assert plan["fallback"] is None, "the shipped planner is for the shipped generator"
+    assert plan["warnings"] == []
+    assert 2 <= row.steps == plan["steps"] < graph.target_steps, "a lone object on a plain background settles early"
+    assert row.set_by in ("l_snr", "d_sim", "i_clip")
+    assert row.quality_predicted is not None and QUALITY <= row.quality_predicted <= 1
+    assert row.quality_measured is not None and math.isfinite(row.quality_measured)
+    assert (row.seconds, row.seconds_target) == (2.0, 1.0)
+    for node in (graph.save_adaptive, graph.save_full):
+        assert len(run.ui[node]["images"]) == 1
