@@ -95,6 +95,7 @@ def test_warm_up_has_a_seed_that_no_prompt_has(monkeypatch: pytest.MonkeyPatch, 
         raise DemoError("enough")
 
     monkeypatch.setattr(demo, "_warm_up", warm_up)
+    monkeypatch.setattr(demo, "Client", lambda _: contextlib.nullcontext())
     command = [
         "--server",
         "http://127.0.0.1:1",
