@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..core.files import in_one_piece
+
 log = logging.getLogger(__name__)
 
 
@@ -19,10 +21,9 @@ def save_training_state(path: Path, parts: Mapping[str, Any], settings: Any, **p
     A kill during writing leaves the former file.
     """
     state = {name: part.state_dict() for name, part in parts.items()}
-    partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**state, "settings": asdict(settings), "progress": progress}, partial)
-    partial.replace(path)
+    with in_one_piece(path) as partial:
+        torch.save({**state, "settings": asdict(settings), "progress": progress}, partial)
 
 
 def load_training_state(

@@ -61,9 +61,8 @@ def test_held_out_captions_are_of_scenes_that_nothing_has_seen(monkeypatch: pyte
     drawn = sample_scenes(70, lists.HELD_OUT_SEED, held_out=True)
     seeds: list[int] = []
 
-    def prompts(
-        seed: int, _: object
-    ) -> PromptList:  # As if the first scene drawn here were one that seed 5 was made on.
+    def prompts(seed: int, _: object) -> PromptList:
+        """As if the first scene drawn here were one that seed 5 was calibrated on."""
         seeds.append(seed)
         return PromptList((StudyPrompt("", "calibration", (1,), drawn[0].key),) if seed == 5 else (), {})
 
@@ -96,18 +95,7 @@ def test_warm_up_has_a_seed_that_no_prompt_has(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(demo, "_warm_up", warm_up)
     monkeypatch.setattr(demo, "Client", lambda _: contextlib.nullcontext())
-    command = [
-        "--server",
-        "http://127.0.0.1:1",
-        "--out",
-        str(tmp_path),
-        "--seed",
-        "5",
-        "--prompt",
-        "a",
-        "--prompt",
-        "b",
-    ]
+    command = ["--server", "", "--out", str(tmp_path), "--seed", "5", "--prompt", "a", "--prompt", "b"]
     assert demo.main(command) == 1
     assert len(seeds) == 1 and seeds[0] not in (5, 6)
 
