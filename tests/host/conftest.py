@@ -25,6 +25,7 @@ from budgetfusion_nodes.host.boot import PACK_ROOT, HostRun, HostSession, start_
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
+HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
@@ -43,7 +44,7 @@ def session(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostSes
     """The host with the pack loaded by its own loader."""
     torch.set_num_threads(1)
     session = start_host(host_dir, tmp_path_factory.mktemp("base"), [PACK_ROOT])
-    for kind in ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "BUDGET_PLAN", "CLIP_VISION", "STRING"):
+    for kind in (*HOST_TYPES, "BUDGET_PLAN"):
         session.node_classes[f"Given{kind}"] = _given(kind)
     return session
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, interrupted_after
+from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, HostSession, interrupted_after
 
 
 def stock(make_node: Any, to: Any, adaptive: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +60,121 @@ def test_noise_mask_and_encoded_picture(bench: Any, make_node: Any, to: Any) -> 
     assert "noise_mask" in run.outputs["5"][0]
     assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["6"][0]["samples"])
     assert not torch.equal(run.outputs["5"][0]["samples"], run.outputs["10"][0]["samples"])
+
+
+def test_lora(bench: Any, loaded: Any, session: HostSession, make_node: Any, to: Any) -> None:
+    weights = loaded.model.model.diffusion_model.state_dict()
+    key = next(key for key in sorted(weights) if key.endswith("attn2.to_v.weight"))
+    rows, columns = weights[key].shape
+    made = torch.Generator().manual_seed(0)
+    lora = {
+        f"diffusion_model.{key.removesuffix('.weight')}.lora_up.weight": torch.randn(rows, 2, generator=made),
+        f"diffusion_model.{key.removesuffix('.weight')}.lora_down.weight": torch.randn(2, columns, generator=made),
+    }
+    folder = session.base_dir / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(lora, folder / "tiny.safetensors")
+    with_lora = make_node(
+        "LoraLoader",
+        model=to("1"),
+        clip=to("1", 1),
+        lora_name="tiny.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    adaptive = bench.adaptive(model=to("9"))
+    graph = {**bench.base(), "9": with_lora, "5": adaptive, "6": stock(make_node, to, adaptive)}
+    graph["10"] = bench.adaptive()
+    run = bench.run({**graph, "11": make_node("PreviewAny", source=to("10"))}, show="6")
+    ours, theirs, plain = (run.outputs[node][0]["samples"] for node in ("5", "6", "10"))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, plain), "the LoRA was not applied"
+    assert run.outputs["5"][1] == run.outputs["10"][1], "the plan is the checkpoint's own"
+    receipt, plain_receipt = (run.ui[node]["receipt"][0] for node in ("5", "10"))
+    assert receipt["fallback"] is None
+    assert any("LoRA" in sentence for sentence in receipt["warnings"])
+    assert not any("LoRA" in sentence for sentence in plain_receipt["warnings"])
+
+
+def control_net() -> Any:
+    """The host's own kind of ControlNet, whose answer is the hint's mean in the middle of the UNet."""
+    control = importlib.import_module("comfy.controlnet")
+
+    class MeanOfHint(control.ControlBase):
+        def copy(self) -> Any:
+            made = MeanOfHint()
+            self.copy_to(made)
+            return made
+
+        def get_control(self, x_noisy: Any, t: Any, cond: Any, batched_number: Any, transformer_options: Any) -> Any:
+            del t, cond, batched_number, transformer_options
+            value = self.cond_hint_original.mean() * self.strength
+            return {"middle": [value.expand(x_noisy.shape[0], 1, 1, 1)]}
+
+    return MeanOfHint()
+
+
+def test_controlnet(bench: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenCONTROL_NET", key=bench.value(control_net()))
+    applied = make_node(
+        "ControlNetApplyAdvanced",
+        positive=to("2"),
+        negative=to("3"),
+        control_net=to("9"),
+        image=to("8"),
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    adaptive = bench.adaptive(positive=to("10"), negative=to("10", 1))
+    graph = {
+        **bench.base(),
+        "8": make_node("EmptyImage", width=64, height=64, batch_size=1, color=0xFFFFFF),
+        "9": given,
+        "10": applied,
+        "5": adaptive,
+        "6": stock(make_node, to, adaptive),
+        "11": bench.adaptive(),
+        "12": make_node("PreviewAny", source=to("11")),
+    }
+    run = bench.run(graph, show="6")
+    ours, theirs, plain = (run.outputs[node][0]["samples"] for node in ("5", "6", "11"))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, plain), "the ControlNet was not applied"
+    assert any("ControlNet" in sentence for sentence in run.ui["5"]["receipt"][0]["warnings"])
+
+
+def test_flow_model(bench: Any, make_node: Any, to: Any) -> None:
+    """A checkpoint sampled as a flow is another model to a planner: all steps, the reason, and the stock latent."""
+    flow = make_node("ModelSamplingSD3", model=to("1"), shift=3.0)
+    adaptive = bench.adaptive(model=to("9"), sampler_name="euler", scheduler="simple", max_steps=4)
+    graph = {**bench.base(), "9": flow, "5": adaptive, "6": stock(make_node, to, adaptive)}
+    run = bench.run(graph, show="6")
+    ours = run.outputs["5"][0]["samples"]
+    assert torch.equal(ours, run.outputs["6"][0]["samples"])
+    assert torch.isfinite(ours).all()
+    assert run.outputs["5"][1] == 4
+    assert "no planner was calibrated" in run.ui["5"]["receipt"][0]["fallback"]
+
+
+def test_planner_for_a_flow_model(
+    bench: Any, loaded: Any, setting: Any, pack: Any, save_variant: Any, make_node: Any, to: Any
+) -> None:
+    """A planner that was calibrated on the flow plans it, by its own name and automatically."""
+    shifted = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingSD3().patch(loaded.model, 3.0)
+    fingerprint, name = pack("host.identity").model_fingerprint(shifted[0])
+    assert fingerprint != setting.model
+    own = dataclasses.replace(setting, model=fingerprint, model_name=name, sampler_name="euler", scheduler="simple")
+    save_variant("flow.safetensors", name="flow planner", setting=own)
+    flow = make_node("ModelSamplingSD3", model=to("1"), shift=3.0)
+    adaptive = bench.adaptive(model=to("9"), sampler_name="euler", scheduler="simple", max_steps=50, quality=0.5)
+    graph = {**bench.base(), "9": flow, "5": adaptive, "6": stock(make_node, to, adaptive)}
+    run = bench.run(graph, show="6")
+    assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["6"][0]["samples"])
+    (plan,) = run.ui["5"]["budget_plan"]
+    assert plan["fallback"] is None
+    assert plan["planner"] == "flow planner"
+    assert run.outputs["5"][1] == plan["steps"] < 50
 
 
 def test_plans_by_itself_and_writes_a_receipt(bench: Any) -> None:
@@ -196,3 +314,27 @@ def test_progress_and_previews_are_the_hosts(bench: Any) -> None:
     values = [data["value"] for event, data in run.messages if event == "progress" and data["node"] == "5"]
     assert (values[0], values[-1]) == (1, 4)  # newer hosts leave some out when steps are quick
     assert values == sorted(values)
+
+
+def test_previews_are_the_stock_ksamplers(
+    bench: Any, make_node: Any, to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent_preview = importlib.import_module("latent_preview")
+    args = importlib.import_module("comfy.cli_args")
+    monkeypatch.setattr(args.args, "preview_method", args.LatentPreviewMethod.Latent2RGB)
+    if hasattr(latent_preview, "default_preview_method"):  # newer hosts read it once
+        monkeypatch.setattr(latent_preview, "default_preview_method", args.LatentPreviewMethod.Latent2RGB)
+    utils = importlib.import_module("comfy.utils")
+    before, shown = utils.PROGRESS_BAR_HOOK, {}
+
+    def hook(value: int, total: int, preview: Any, **kwargs: Any) -> None:
+        context = importlib.import_module("comfy_execution.utils").get_executing_context()
+        if preview is not None:
+            shown.setdefault(context.node_id, []).append((value, preview[1].tobytes()))
+        before(value, total, preview, **kwargs)
+
+    monkeypatch.setattr(utils, "PROGRESS_BAR_HOOK", hook)
+    adaptive = bench.adaptive(max_steps=4, quality=0.99, seed=31)
+    bench.run({**bench.base(), "5": adaptive, "6": stock(make_node, to, adaptive)}, show="6")
+    assert len(shown["5"]) == 4
+    assert shown["5"] == shown["6"]

@@ -151,6 +151,43 @@ def test_a_lasting_base_directory_is_kept_and_used_again(layout: Layout, host: H
         assert (running.base / "user" / "mine.json").is_file()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
+def test_serve_says_where_the_page_is_and_ends_with_ctrl_c(layout: Layout, host: Host) -> None:
+    """Twice on one port: the second run finds what was saved in the first."""
+    (host.path / "comfy").mkdir()
+    (host.path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
+    port = server.free_port()
+    code = (
+        "import sys; from launcher import cli\n"
+        "cli.set_up = lambda *_: None\n"  # its packages are tested on their own
+        f"sys.exit(cli.main(['serve', '--no-browser', '--cpu', '--port', '{port}']))\n"
+    )
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path), "COMFYUI_PYTHON": sys.executable}
+    for _ in range(2):
+        command = [sys.executable, "-u", "-c", code]
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            assert launcher.stdout is not None and launcher.stderr is not None
+            said = [launcher.stdout.readline() for _ in range(3)]
+            url = f"http://127.0.0.1:{port}"
+            assert url in said[0] and "Browse Templates" in said[1] and "Ctrl-C" in said[1]
+            base = layout.base / f"page-{port}"
+            assert str(base / "output") in said[2]
+            assert answers(url)
+            assert (base / "custom_nodes" / server.PACK_FOLDER / "run.py").is_file()
+            assert "--front-end-root" not in (base / "arguments.json").read_text()
+            (base / "user").mkdir(exist_ok=True)
+            (base / "user" / "mine.json").open("a").write("saved\n")
+        finally:
+            launcher.send_signal(signal.SIGINT)
+            _, errors = launcher.communicate(timeout=15)
+        assert launcher.returncode == 130 and "Traceback" not in errors, errors
+        assert gone(url)
+    assert (base / "user" / "mine.json").read_text() == "saved\n" * 2
+
+
 def test_a_taken_port_is_said_and_a_free_one_is_found() -> None:
     with socket.socket() as other:
         other.bind((server.ADDRESS, 0))
