@@ -1,4 +1,4 @@
-"""`python -m budgetfusion_nodes study ...`: sweep, merge, train, report, convergence, bench."""
+"""`python -m budgetfusion_nodes study ...`: sweep, merge, remeasure, train, report, convergence, bench."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.curves import DEFAULT_GRID, parse_grid
+from ..core.curves import DEFAULT_GRID, METRICS, parse_grid
 from ..core.errors import InputError
 from ..options import ROOT, WEIGHTS, add_host_option, number, run_folder, whole
 
@@ -37,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     commands = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
     _add_sweep(commands)
     _add_merge(commands)
+    _add_remeasure(commands)
     _add_train(commands)
     _add_report(commands)
     _add_convergence(commands)
@@ -69,6 +70,15 @@ def _add_merge(commands: Any) -> None:
     parser = _command(commands, "merge", "write dataset.safetensors of a sweep's finished shards", run_merge)
     _add_out(parser)
     parser.add_argument("--partial", action="store_true", help="of an unfinished sweep too")
+
+
+def _add_remeasure(commands: Any) -> None:
+    text = "measure a finished sweep again from its kept pictures, after a change of a metric"
+    parser = _command(commands, "remeasure", text, run_remeasure)
+    parser.add_argument("--sweep", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="separated by commas (%(default)s)")
+    parser.add_argument("--d-sim", default="haarpsi", help="backend (%(default)s)")
+    parser.add_argument("--image-encoder", default="shipped", help="of i_clip: shipped, or a file (%(default)s)")
 
 
 def _add_train(commands: Any) -> None:
@@ -200,6 +210,23 @@ def _merge(job: SweepJob, partial: bool) -> int:
     return 0
 
 
+def run_remeasure(args: argparse.Namespace) -> int:
+    from ..metrics.measure import Backends
+    from .dataset import SweepDataset
+    from .remeasure import remeasure
+    from .sweep import DATASET_FILE
+
+    metrics = _listed(args.metrics)
+    job, path = _found_job(args.sweep), args.sweep / DATASET_FILE
+    dataset = SweepDataset.load(path)
+    backends = Backends.from_values(args.d_sim, args.image_encoder)
+    made = {"commit": _commit(), "command": _command_line()}
+    with _bar(args, int(dataset.present.sum()), 0, "render") as advance:
+        remeasure(dataset, job.prompts, args.sweep, backends, metrics, made, advance).save(path)
+    _say(f"{path}: {', '.join(metrics)} measured again. 'study train' fits a planner to it.")
+    return 0
+
+
 def _job(args: argparse.Namespace) -> SweepJob:
     from .prompts import PromptList, tiny_scenes_prompts
     from .sweep import SweepJob, make_spec
@@ -247,11 +274,11 @@ def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
 
 
 @contextlib.contextmanager
-def _bar(args: argparse.Namespace, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Evaluations done, the pace and the time left."""
+def _bar(args: argparse.Namespace, total: int, done: int, unit: str = "eval") -> Iterator[Callable[[int], None]]:
+    """Evaluations (or other units) done, the pace and the time left."""
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, unit="eval", unit_scale=True, smoothing=0.05, disable=args.quiet) as bar:
+    with tqdm(total=total, initial=done, unit=unit, unit_scale=True, smoothing=0.05, disable=args.quiet) as bar:
 
         def advance(evaluations: int) -> None:
             bar.update(evaluations)

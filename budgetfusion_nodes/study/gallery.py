@@ -14,7 +14,7 @@ from .allocation import at_index, planned_index
 from .evidence import Evidence
 from .oracles import needed_steps
 from .prompts import PromptList
-from .scene_judge import IMAGE_FOLDER, read_strip
+from .strips import read_strip, strip_path
 
 UNDER, OVER = "too few steps", "too many steps"
 
@@ -142,7 +142,7 @@ def draw(evidence: Evidence, failures: list[Failure], sweep: Path, prompts: Prom
     grid = evidence.dataset.grid
     for line, failure in zip(axes, failures, strict=True):
         k = _nearest(grid, failure.planned)
-        strip = sweep / IMAGE_FOLDER / f"{places[failure.prompt]:05d}-{failure.seed}.png"
+        strip = strip_path(sweep, places[failure.prompt], failure.seed)
         images = read_strip(strip, len(grid)) if strip.is_file() else None
         for axis, place, title in ((line[0], k, f"{grid[k]} steps"), (line[1], -1, f"{grid[-1]} steps")):
             axis.axis("off")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,8 +17,8 @@ from ..tiny_scenes.classifier import SceneClassifier, right_answers
 from ..tiny_scenes.scenes import Background, Group, Scene
 from .dataset import SweepDataset
 from .prompts import PromptList
+from .strips import read_strip, strip_path
 
-IMAGE_FOLDER = "images"
 WRONG = "scene_wrong"
 """Name of the judge: share of the classifier's questions about a picture that it answers against the caption."""
 
@@ -54,7 +53,7 @@ def wrong_answers(
         place = places[dataset.prompts[row]]
         scene = scene_from_key(prompts.prompts[place].key)
         for s in np.flatnonzero(dataset.present[row]):
-            strip = folder / IMAGE_FOLDER / f"{place:05d}-{dataset.seeds[row, s]}.png"
+            strip = strip_path(folder, place, int(dataset.seeds[row, s]))
             if strip.is_file():
                 found[i, s] = share_wrong(classifier, scene, read_strip(strip, counts))
     return found
@@ -67,15 +66,3 @@ def share_wrong(classifier: SceneClassifier, scene: Scene, images: Tensor) -> li
         float(np.mean([answer[question] not in accepted for question, accepted in right.items()]))
         for answer in classifier.answer(images)
     ]
-
-
-def read_strip(path: Path, counts: int) -> Tensor:
-    """[K, 3, H, W] in [0, 1] of a strip with all counts side by side."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
-    if pixels.shape[1] % counts:
-        raise InputError(f"{path.name} is {pixels.shape[1]} pixels wide, which {counts} pictures cannot fill.")
-    strip = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div(255)
-    return torch.stack(strip.chunk(counts, dim=2))

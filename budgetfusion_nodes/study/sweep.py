@@ -41,6 +41,7 @@ from ..metrics.measure import Backends
 from .dataset import ABSENT, SweepDataset
 from .prompts import PromptList, chunks
 from .rendering import JUDGES, Measured, Renderer, Report, Sampling, file_digest, identify, load_model
+from .strips import save_strip, strip_path
 
 log = logging.getLogger(__name__)
 
@@ -190,10 +191,8 @@ class ShardRenderer:
     def _keep(self, index: int, pairs: Sequence[tuple[int, int]], images: Tensor) -> None:
         first = index * self.job.spec.batch
         for row, (prompt, seed) in enumerate(pairs[: max(0, self.job.keep_images - first)]):
-            folder = self.job.out / "images"
-            folder.mkdir(exist_ok=True)
             noise = self.job.prompts.prompts[prompt].seeds[seed]
-            _save_strip(folder / f"{prompt:05d}-{noise}.png", images[row])
+            save_strip(strip_path(self.job.out, prompt, noise), images[row])
 
 
 def _conditioning_arrays(conditionings: Sequence[Any]) -> dict[str, NDArray[Any]]:
@@ -210,14 +209,6 @@ def _conditioning_arrays(conditionings: Sequence[Any]) -> dict[str, NDArray[Any]
 def _measured_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
     arrays = {"shortfall": measured.shortfall, "l_snr": measured.l_snr, "judges": measured.judges}
     return {name: value.float().numpy() for name, value in arrays.items()}
-
-
-def _save_strip(path: Path, images: Tensor) -> None:
-    """One picture of all counts side by side. images: [K, 3, H, W]."""
-    from PIL import Image
-
-    strip = torch.cat(list(images), dim=2).permute(1, 2, 0)
-    Image.fromarray(strip.mul(255.0).round().byte().numpy()).save(path)
 
 
 def write_shard(job: SweepJob, index: int, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:

@@ -316,9 +316,7 @@ def test_progress_and_previews_are_the_hosts(bench: Any) -> None:
     assert values == sorted(values)
 
 
-def test_previews_are_the_stock_ksamplers(
-    bench: Any, make_node: Any, to: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_previews_are_the_stock_ksamplers(bench: Any, make_node: Any, to: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     latent_preview = importlib.import_module("latent_preview")
     args = importlib.import_module("comfy.cli_args")
     monkeypatch.setattr(args.args, "preview_method", args.LatentPreviewMethod.Latent2RGB)

@@ -176,7 +176,7 @@ def test_sweep_into_probe(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any
 def test_probe_of_a_plan_measures_quality_on_its_scale(
     bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any
 ) -> None:
-    backends = {"l_snr": "l_snr:laplacian-v1", "d_sim": "haarpsi", "i_clip": "clip_vision:mean-colour-8"}
+    backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi", "i_clip": "clip_vision:mean-colour-8"}
     own = replace(setting, cfg=4.0)
     save_variant("measured.safetensors", name="measured", setting=own, backends=backends)
     graph = {

@@ -18,7 +18,7 @@ PICTURES = [
         ("scene", name)
         for name in ("disc", "small_disc", "gradient_disc", "stripes", "diagonal", "checks", "dots", "busy")
     ],
-    *[("photo64", name) for name in ("astronaut", "camera", "coffee", "rocket", "motorcycle_left")],
+    *[("photo64", name) for name in ("astronaut", "camera", "chelsea", "coffee", "rocket", "motorcycle_left")],
     *[("photo256", name) for name in ("astronaut", "camera", "coffee", "chelsea", "rocket")],
     *[("photo", name) for name in ("astronaut", "camera", "coffee")],
 ]
@@ -37,13 +37,6 @@ def db(x: torch.Tensor) -> float:
 def test_blur_lowers_it_step_by_step(picture, blurred) -> None:
     values = [db(picture), *(db(blurred(picture, s)) for s in (0.5, 1.0, 2.0))]
     assert all(after < before for before, after in pairwise(values)), values
-
-
-def test_the_known_exception_is_small(photo, blurred) -> None:
-    """A cat's fur at 64 x 64 is as fine as noise: the weakest blur raises it by 0.1 dB, the next lowers."""
-    fur = photo("chelsea", 64)
-    assert db(blurred(fur, 0.5)) == pytest.approx(db(fur), abs=0.2)
-    assert db(blurred(fur, 1.0)) < db(fur) - 2
 
 
 def test_noise_lowers_it_step_by_step(picture, noisy) -> None:
@@ -99,6 +92,16 @@ def test_sigma_of_white_noise_is_unbiased(size: tuple[int, int], tolerance: floa
     y = 0.5 + 0.03 * torch.randn(n, 1, *size, generator=torch.Generator().manual_seed(11))
     assert float(noise_sigma(y).mean()) == pytest.approx(0.03, rel=tolerance)
     assert float(laplacian_rms(y).mean()) == pytest.approx(0.03, rel=tolerance)  # unit noise gain
+
+
+def test_two_pictures_with_like_noise_are_near() -> None:
+    """The spread of the estimate at 64 x 64, over draws of the same noise: a plan may not hang on it."""
+    clean = torch.zeros(400, 1, 64, 64)
+    clean[:, :, 20:44, 20:44] = 0.5
+    y = clean + 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    sigma = noise_sigma(y)
+    assert float(sigma.mean()) == pytest.approx(0.01, rel=0.1)
+    assert float(sigma.std() / sigma.mean()) < 0.06
 
 
 @pytest.mark.parametrize("name", ["astronaut", "camera", "coffee"])

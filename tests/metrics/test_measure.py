@@ -83,10 +83,10 @@ def test_device(both: Backends, device: str, pictures) -> None:
 def test_names_of_everything_measured(both: Backends) -> None:
     names = backend_names(both)
     assert names == both.names()
-    assert names["l_snr"] == "l_snr:laplacian-v1"
+    assert names["l_snr"] == "l_snr:laplacian-v2"
     assert names["d_sim"] == "haarpsi"
     assert names["i_clip"].startswith("open_clip:tiny#")
-    assert backend_names(Backends(HaarPsiBackend(), None)) == {"l_snr": "l_snr:laplacian-v1", "d_sim": "haarpsi"}
+    assert backend_names(Backends(HaarPsiBackend(), None)) == {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi"}
 
 
 def test_without_an_encoder_i_clip_is_an_error_or_left_out_on_request(pictures) -> None:

@@ -13,7 +13,7 @@ from budgetfusion_nodes.study.evidence import gather
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
 from budgetfusion_nodes.study.gallery import OVER, UNDER, draw, reasons, to_dict, worst_failures
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt
-from budgetfusion_nodes.study.sweep import _save_strip
+from budgetfusion_nodes.study.strips import save_strip, strip_path
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_pictures_are_drawn_with_and_without_kept_images(known, tmp_path: Pa
     places = {p.text: i for i, p in enumerate(prompts.prompts)}
     first = failures[0]
     strip = torch.rand((len(evidence.dataset.grid), 3, 8, 8), generator=torch.Generator().manual_seed(0))
-    _save_strip(tmp_path / "images" / f"{places[first.prompt]:05d}-{first.seed}.png", strip)
+    save_strip(strip_path(tmp_path, places[first.prompt], first.seed), strip)
     assert draw(evidence, failures, tmp_path, prompts, tmp_path / "out" / "gallery.png")
     with Image.open(tmp_path / "out" / "gallery.png") as image:
         assert np.asarray(image).std() > 0 and image.size[1] > 300

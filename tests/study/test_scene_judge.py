@@ -6,8 +6,8 @@ import torch
 
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.options import WEIGHTS
-from budgetfusion_nodes.study.scene_judge import read_strip, scene_from_key, share_wrong, wrong_answers
-from budgetfusion_nodes.study.sweep import _save_strip
+from budgetfusion_nodes.study.scene_judge import scene_from_key, share_wrong, wrong_answers
+from budgetfusion_nodes.study.strips import read_strip, save_strip, strip_path
 from budgetfusion_nodes.tiny_scenes.classifier import load_classifier, to_tensor
 from budgetfusion_nodes.tiny_scenes.renderer import render
 from budgetfusion_nodes.tiny_scenes.scenes import sample_scenes
@@ -28,7 +28,7 @@ def test_other_keys_are_refused(key):
 
 def test_a_strip_gives_back_its_pictures(tmp_path):
     images = torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float() / 255
-    _save_strip(tmp_path / "strip.png", images)
+    save_strip(tmp_path / "strip.png", images)
     assert torch.equal(read_strip(tmp_path / "strip.png", 5), images)
     with pytest.raises(InputError, match="80 pixels wide"):
         read_strip(tmp_path / "strip.png", 3)
@@ -48,11 +48,10 @@ def test_right_pictures_are_right_and_others_are_wrong(make_dataset, tmp_path):
     prompts = PromptList(
         tuple(StudyPrompt(p, "test", (1,), s.key) for p, s in zip(data.prompts, scenes, strict=True)), {}
     )
-    (tmp_path / "images").mkdir()
     for i, scene in enumerate(scenes[:11]):
         other = scenes[(i + 1) % 12]
         pictures = to_tensor(np.stack([render(other, rng), render(scene, rng), render(scene, rng)]))
-        _save_strip(tmp_path / "images" / f"{i:05d}-{data.seeds[i, 0]}.png", pictures)
+        save_strip(strip_path(tmp_path, i, int(data.seeds[i, 0])), pictures)
     found = wrong_answers(data, range(12), prompts, tmp_path, classifier)
     assert found.shape == (12, 4, 3)
     assert np.isnan(found[11]).all() and np.isnan(found[:, 1:]).all()  # not kept
