@@ -16,6 +16,8 @@ TRIVIAL_TO_BUSY = (
     "a plain blue background",
     "a yellow to red gradient",
     "a large red circle in the centre on a plain white background",
+    "a medium striped cyan heart at the top on a plain green background",
+    "three small yellow circles on a green to blue gradient",
     "two medium green stars on a blue background with wide white dots",
     "a large striped purple heart on the left and three small yellow circles on the right on a plain black background",
     "five small outlined orange diamonds and two medium cyan rings on wide blue and white checks",
