@@ -21,7 +21,7 @@ from .report import Report, Row
 from .sheet import Pair, draw_sheet, save_sheet
 
 WARM_UP_PROMPT = "a medium white square on a plain black background"
-D_SIM_CHOICES = ("auto", "haarpsi", "lpips", "dreamsim")
+D_SIM_CHOICES = ("auto", "tiny_scenes", "haarpsi", "lpips", "dreamsim")
 """`auto` first; the others in case the planner was calibrated with another one than this machine would choose."""
 BAR = "{l_bar}{bar}| {n:.1f}/{total} renders [{elapsed}<{remaining}]"
 REDRAW_SECONDS = (0.1, 10.0)

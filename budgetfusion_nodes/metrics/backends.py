@@ -3,7 +3,7 @@
 Nothing here downloads. The libraries (piq, lpips, dreamsim, open_clip) are imported when a backend is loaded, and a
 backend whose package or weight files are missing raises BackendMissingError, which says what to install and where.
 
-Names: "haarpsi"; "lpips:alex", "lpips:vgg", "lpips:squeeze"; "dreamsim:ensemble" and the other `DREAMSIM_TYPES`;
+Names: "haarpsi"; "tiny_scenes:<file>#<digest>"; "lpips:alex", "lpips:vgg", "lpips:squeeze"; "dreamsim:ensemble" and the other `DREAMSIM_TYPES`;
 "open_clip:<file>#<first 8 hex digits of its SHA-256>"; "clip_vision:<model type>-<input size>". `load_d_sim(name)`
 of a D-SIM backend's own name loads the same one again.
 """
@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import inspect
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,7 +30,10 @@ from .open_clip_file import load_open_clip_checkpoint
 _log = logging.getLogger(__name__)
 
 D_SIM_ORDER = ("dreamsim", "lpips", "haarpsi")
-"""What "auto" tries, the one closest to human judgement first."""
+"""What "auto" tries, the one closest to human judgement first. "tiny_scenes" is not among them: it knows no other
+pictures."""
+D_SIM_CHOICES = ("auto", *D_SIM_ORDER, "tiny_scenes")
+"""What can be set on a node or in a command."""
 
 SHIPPED_ENCODER = Path(__file__).resolve().parents[2] / "weights" / "image_encoder" / "tiny_scenes_clip.safetensors"
 """The image encoder for the embedded Tiny Scenes model."""
@@ -272,6 +276,55 @@ def _load_dreamsim(kind: str | None) -> DreamSimBackend:
     return DreamSimBackend.from_folder(*found)
 
 
+# -------------------------------------------------------------------------------------------------------- Tiny Scenes
+
+
+class TinyScenesBackend:
+    """What DreamSim is to photographs, for pictures of the embedded model: cosine similarity of learned features.
+
+    The features are those of the middle block of the shipped image encoder, averaged over a grid of GRID x GRID cells.
+    So an object that moves by a few pixels costs little, one that moves to another cell, changes its shape or its
+    pattern costs more. A pixel-aligned index such as HaarPSI counts the first of these as much as the last.
+    """
+
+    GRID = 4
+    min_side = MIN_SIDE
+
+    def __init__(self, encoder: OpenClipImageEncoder, name: str) -> None:
+        """encoder: with open_clip's VisionTransformer, whose patches fill a square."""
+        self.encoder, self.name = encoder, name
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        cells = self._cells(torch.cat([x, y]))
+        return nn.functional.cosine_similarity(*cells.chunk(2), dim=-1)
+
+    def _cells(self, images: Tensor) -> Tensor:
+        """[B, GRID * GRID * width] of [B, 3, H, W]."""
+        blocks = self.encoder.model.visual.transformer.resblocks
+        seen: list[Tensor] = []
+        handle = blocks[len(blocks) // 2].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            self.encoder.encode(images)
+        finally:
+            handle.remove()
+        tokens = seen[0] if seen[0].shape[0] == images.shape[0] else seen[0].transpose(0, 1)  # older: [L, B, C]
+        side = math.isqrt(tokens.shape[1])
+        patches = tokens[:, -side * side :].float().transpose(1, 2)  # without the class token
+        grid = patches.reshape(*patches.shape[:2], side, side)
+        return nn.functional.adaptive_avg_pool2d(grid, self.GRID).flatten(1)
+
+
+def _load_tiny_scenes(name: str | None) -> TinyScenesBackend:
+    """name: with a digest, which the shipped encoder must have."""
+    backend = TinyScenesBackend(default_image_encoder(), _file_name("tiny_scenes", SHIPPED_ENCODER))
+    if name is not None and name != backend.name:
+        raise BackendMissingError(
+            f"d_sim: {name} is not the image encoder of this pack, which is {backend.name}. Use the pack's version "
+            "that these numbers were made with, or measure again."
+        )
+    return backend
+
+
 # ----------------------------------------------------------------------------------------------------- D-SIM choosing
 
 
@@ -312,7 +365,9 @@ def _load_named(name: str) -> DSimBackend:
         return _load_lpips(variant or None)
     if family == "dreamsim":
         return _load_dreamsim(variant or None)
-    raise InputError(f"d_sim: unknown backend {name!r}. Choose auto, {', '.join(D_SIM_ORDER)}.")
+    if family == "tiny_scenes":
+        return _load_tiny_scenes(name if variant else None)
+    raise InputError(f"d_sim: unknown backend {name!r}. Choose {', '.join(D_SIM_CHOICES)}.")
 
 
 # ----------------------------------------------------------------------------------------------------- image encoders

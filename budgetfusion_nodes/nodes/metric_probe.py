@@ -8,7 +8,8 @@ from comfy_api.latest import io, ui
 
 from . import schema as s
 
-D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi")
+D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi", "tiny_scenes")
+"""As in metrics/backends.py, which would import torch's neural networks at start."""
 
 
 class PerceptualMetricProbe(io.ComfyNode):
@@ -45,8 +46,9 @@ class PerceptualMetricProbe(io.ComfyNode):
                     "d_sim_backend",
                     options=list(D_SIM_CHOICES),
                     default=D_SIM_CHOICES[0],
-                    tooltip="What measures D-SIM. auto takes the first one that is installed with its weights; haarpsi "
-                    "needs none. Numbers of different backends cannot be compared.",
+                    tooltip="What measures D-SIM. auto takes the one that the connected plan was made with, else the first "
+                    "one that is installed with its weights; haarpsi needs none, tiny_scenes is for Tiny Scenes "
+                    "pictures only. Numbers of different backends cannot be compared.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

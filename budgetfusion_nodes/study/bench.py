@@ -192,7 +192,8 @@ class BenchRun:
     ) -> Path:
         """Renders what is missing. Gives the folder with the data: `folder` and a digest of all that decides them, so
         that a sweep of another model, seed or grid lies beside it."""
-        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch)
+        measured = {"d_sim": self.planner.backends["d_sim"]}
+        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch, **measured)
         folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}")
         job = SweepJob(
             folder,
@@ -369,8 +370,8 @@ class BenchRun:
         )
 
     def _peer_backends(self) -> Backends:
-        """Those that sweeps are measured with. The planner's scale holds for its own only."""
-        backends = Backends.from_values("haarpsi", "shipped")
+        """The planner's own, for which alone its scale holds."""
+        backends = Backends.from_values(self.planner.backends["d_sim"], "shipped")
         if backends.names() != dict(self.planner.backends):
             raise InputError(
                 f"--planner: {self.options.planner.name} was made with {dict(self.planner.backends)} and peers are "

@@ -77,7 +77,7 @@ def _add_remeasure(commands: Any) -> None:
     parser = _command(commands, "remeasure", text, run_remeasure)
     parser.add_argument("--sweep", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep")
     parser.add_argument("--metrics", default=",".join(METRICS), help="separated by commas (%(default)s)")
-    parser.add_argument("--d-sim", default="haarpsi", help="backend (%(default)s)")
+    parser.add_argument("--d-sim", default="tiny_scenes", help="backend (%(default)s)")
     parser.add_argument("--image-encoder", default="shipped", help="of i_clip: shipped, or a file (%(default)s)")
 
 
@@ -151,7 +151,9 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser (%(default)s)")
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
-    parser.add_argument("--d-sim", default="haarpsi", help="haarpsi, lpips, dreamsim or auto (%(default)s)")
+    parser.add_argument(
+        "--d-sim", default="tiny_scenes", help="tiny_scenes, haarpsi, lpips, dreamsim or auto (%(default)s)"
+    )
     parser.add_argument("--i-clip", default="shipped", help="image encoder: shipped, or a file (%(default)s)")
 
 

@@ -69,7 +69,7 @@ class SweepSpec:
     grid: tuple[int, ...] = DEFAULT_GRID
     batch: int = 32
     """Trajectories of a shard, rendered together. Part of the spec: rounding depends on it by some 1e-6."""
-    d_sim: str = "haarpsi"
+    d_sim: str = "tiny_scenes"
     i_clip: str = "shipped"
     """The image encoder: "shipped", or a file's name and the start of its SHA-256."""
 
