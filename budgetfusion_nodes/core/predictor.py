@@ -98,6 +98,12 @@ class CurvePredictor(nn.Module):
         return torch.where(self.falling, falling, steps).cumsum(-1)  # low <= median <= high
 
     @torch.no_grad()
+    def shrink(self, trust: float) -> None:
+        """Multiplies the raw outputs by `trust` in [0, 1]: 0 answers with the baseline, 1 changes nothing."""
+        for parameter in self.head[-1].parameters():
+            parameter.mul_(trust)
+
+    @torch.no_grad()
     def set_baseline(self, curves: Tensor, floor: float = 1e-3) -> None:
         """curves: [K, M, 3] quantiles over the training set. `floor` keeps every increment able to grow."""
         level = curves.clone()
