@@ -156,6 +156,7 @@ def to_row(graph: DemoGraph, finished: Finished, prompt: str, seed: int) -> Row:
         set_by=plan["set_by"],
         seconds=finished.seconds.get(graph.planner, 0.0) + finished.seconds[graph.adaptive],
         seconds_target=finished.seconds[graph.full],
+        notes=tuple(filter(None, (plan.get("fallback"), *plan.get("warnings", ())))),
     )
 
 

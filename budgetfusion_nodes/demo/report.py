@@ -26,6 +26,11 @@ class Row:
     """Budget Planner and Adaptive KSampler together."""
     seconds_target: float
     """KSampler at the target count."""
+    notes: tuple[str, ...] = ()
+    """What the node warned of, and why it fell back where it did. Printed, not in the report."""
+
+    def missed(self, quality: float) -> bool:
+        return self.quality_measured is not None and self.quality_measured < quality
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Report:
         return {
             "host_version": self.host_version,
             "target_steps": self.target_steps,
-            "prompts": [asdict(row) for row in self.rows],
+            "prompts": [{key: value for key, value in asdict(row).items() if key != "notes"} for row in self.rows],
             "mean_steps": self.mean_steps,
             "saved_steps_pct": self.saved_steps_pct,
             "saved_seconds_pct": self.saved_seconds_pct,
@@ -69,11 +74,14 @@ class Report:
     def summary(self, quality: float) -> str:
         """The lines that the demo ends with."""
         reached, measured = self.reached(quality)
-        lines = [
-            f"{_count(row.steps):>9}  quality {_number(row.quality_measured)} measured, "
-            f"{_number(row.quality_predicted)} predicted  {row.prompt}"
-            for row in self.rows
-        ]
+        lines: list[str] = []
+        for row in self.rows:
+            mark = "  (below the slider)" if row.missed(quality) else ""
+            lines.append(
+                f"{_count(row.steps):>9}  quality {_number(row.quality_measured)} measured, "
+                f"{_number(row.quality_predicted)} predicted  {row.prompt}{mark}"
+            )
+            lines.extend(f"{'':>11}{note}" for note in row.notes)
         lines.append(
             f"ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place of {self.target_steps} "
             f"({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the sampling time saved."

@@ -17,7 +17,7 @@ PROMPT_LINES = 3
 HEADER = 84
 PAIRS_ABREAST = ((6, 1), (16, 2), (10_000, 4))
 """(up to this many pairs, pairs in a row)."""
-INK, FAINT, PAPER = (28, 28, 32), (105, 105, 115), (250, 250, 248)
+INK, FAINT, WARNING, PAPER = (28, 28, 32), (105, 105, 115), (176, 58, 18), (250, 250, 248)
 PAIR_WIDTH = 2 * SIDE + GAP
 PAIR_HEIGHT = PROMPT_LINES * TEXT_HEIGHT + SIDE + 2 * TEXT_HEIGHT + 2 * GAP
 
@@ -38,21 +38,22 @@ def draw_sheet(pairs: Sequence[Pair], report: Report, quality: float) -> Image.I
     pen = ImageDraw.Draw(sheet)
     title, small = ImageFont.load_default(22), ImageFont.load_default(14)
     pen.text((2 * GAP, GAP), "Tiny Scenes: adaptive (left) beside full-step (right)", INK, title)
+    reached, measured = report.reached(quality)
     lead = (
         f"ComfyUI {report.host_version}, quality slider {quality:.2f}: {report.mean_steps:.1f} steps on average in "
-        f"place of {report.target_steps}"
+        f"place of {report.target_steps}; {reached} of {measured} reached {quality:.2f}"
     )
     pen.text((2 * GAP, GAP + 32), lead, FAINT, small)
     for number, pair in enumerate(pairs):
         x = 2 * GAP + (number % abreast) * (PAIR_WIDTH + 2 * GAP)
         y = HEADER + (number // abreast) * PAIR_HEIGHT
-        _draw_pair(sheet, pen, small, pair, report.target_steps, x, y)
+        _draw_pair(sheet, pen, small, pair, report.target_steps, quality, x, y)
     return sheet
 
 
 def _draw_pair(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, pair: Pair,
-    target: int, x: int, y: int,
+    target: int, quality: float, x: int, y: int,
 ) -> None:  # fmt: skip
     lines = wrap(pair.row.prompt, font, PAIR_WIDTH)
     if len(lines) > PROMPT_LINES:
@@ -62,15 +63,17 @@ def _draw_pair(
         pen.text((x, top + number * TEXT_HEIGHT), line, INK, font)
     y += PROMPT_LINES * TEXT_HEIGHT
     row = pair.row
+    missed = row.missed(quality)
+    below = f", below {quality:.2f}" if missed else ""
     captions = (
-        (pair.adaptive, f"{row.steps} steps (adaptive)", f"quality {_number(row.quality_measured)}"),
-        (pair.full, f"{target} steps (full)", "quality 1.00 (the reference)"),
+        (pair.adaptive, f"{row.steps} steps (adaptive)", f"quality {_number(row.quality_measured)}{below}", missed),
+        (pair.full, f"{target} steps (full)", "quality 1.00 (the reference)", False),
     )
-    for column, (picture, steps, measured) in enumerate(captions):
+    for column, (picture, steps, measured, warned) in enumerate(captions):
         left = x + column * (SIDE + GAP)
         sheet.paste(_fitted(picture), (left, y))
         pen.text((left, y + SIDE + 4), steps, INK, font)
-        pen.text((left, y + SIDE + 4 + TEXT_HEIGHT), measured, FAINT, font)
+        pen.text((left, y + SIDE + 4 + TEXT_HEIGHT), measured, WARNING if warned else FAINT, font)
 
 
 def _number(value: float | None) -> str:

@@ -3,9 +3,9 @@
 Nothing here downloads. The libraries (piq, lpips, dreamsim, open_clip) are imported when a backend is loaded, and a
 backend whose package or weight files are missing raises BackendMissingError, which says what to install and where.
 
-Names: "haarpsi"; "tiny_scenes:<file>#<digest>"; "lpips:alex", "lpips:vgg", "lpips:squeeze"; "dreamsim:ensemble" and the other `DREAMSIM_TYPES`;
-"open_clip:<file>#<first 8 hex digits of its SHA-256>"; "clip_vision:<model type>-<input size>". `load_d_sim(name)`
-of a D-SIM backend's own name loads the same one again.
+Names: "haarpsi"; "tiny_scenes:<file>#<digest>"; "lpips:alex", "lpips:vgg", "lpips:squeeze"; "dreamsim:ensemble" and
+the other `DREAMSIM_TYPES`; "open_clip:<file>#<first 8 hex digits of its SHA-256>"; "clip_vision:<model type>-<input
+size>". `load_d_sim(name)` of a D-SIM backend's own name loads the same one again.
 """
 
 from __future__ import annotations
@@ -284,7 +284,9 @@ class TinyScenesBackend:
 
     The features are those of the middle block of the shipped image encoder, averaged over a grid of GRID x GRID cells.
     So an object that moves by a few pixels costs little, one that moves to another cell, changes its shape or its
-    pattern costs more. A pixel-aligned index such as HaarPSI counts the first of these as much as the last.
+    pattern costs more. On a red disc of 28 pixels, as distances over the shipped planner's scale: moved by one pixel
+    .03, by three .09, by sixteen .66; a ring in its place .14; blue 3.7. HaarPSI, which compares pixel by pixel, finds
+    .37, .94, 1.4, .73 and .05. Known limit: a square of the same area costs .04 only.
     """
 
     GRID = 4
@@ -296,7 +298,7 @@ class TinyScenesBackend:
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         cells = self._cells(torch.cat([x, y]))
-        return nn.functional.cosine_similarity(*cells.chunk(2), dim=-1)
+        return nn.functional.cosine_similarity(*cells.chunk(2), dim=-1).to(x.dtype)
 
     def _cells(self, images: Tensor) -> Tensor:
         """[B, GRID * GRID * width] of [B, 3, H, W]."""

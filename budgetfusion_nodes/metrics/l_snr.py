@@ -40,10 +40,10 @@ the 50-step picture is below 2 % of its scale, so that nobody sees a difference,
 scale apart (ninth decile), which decided many a plan at quality .95; now 4.8, 4.5 and 4.7 %. Means over whole windows
 get 3.5 %, but then the detail of a busy scene without a flat window counts as noise.
 
-Floor. c is three 8-bit steps, not the quantisation noise 1/255/sqrt(12), which it contains: with that one, a blur lowers
-the noise estimate of a clean photograph faster than its detail. With the first version's estimate 11 of the 58 pictures
-failed with that floor, 2 with one step, and 1 with two steps. The third step, of 1 % of the range and hardly visible
-from pixel to pixel, brings the like renders above from 4.7 to 3.8 % of the scale.
+Floor. c is three 8-bit steps, not the quantisation noise 1/255/sqrt(12), which it contains: with that one, a blur
+lowers the noise estimate of a clean photograph faster than its detail. With the first version's estimate 11 of the 58
+pictures failed with that floor, 2 with one step, and 1 with two steps. The third step, of 1 % of the range and hardly
+visible from pixel to pixel, brings the like renders above from 4.7 to 3.8 % of the scale.
 """
 
 from __future__ import annotations

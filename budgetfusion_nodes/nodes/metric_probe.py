@@ -46,8 +46,8 @@ class PerceptualMetricProbe(io.ComfyNode):
                     "d_sim_backend",
                     options=list(D_SIM_CHOICES),
                     default=D_SIM_CHOICES[0],
-                    tooltip="What measures D-SIM. auto takes the one that the connected plan was made with, else the first "
-                    "one that is installed with its weights; haarpsi needs none, tiny_scenes is for Tiny Scenes "
+                    tooltip="What measures D-SIM. auto takes the one that the connected plan was made with, else the "
+                    "first one that is installed with its weights; haarpsi needs none, tiny_scenes is for Tiny Scenes "
                     "pictures only. Numbers of different backends cannot be compared.",
                 ),
                 io.ClipVision.Input(

@@ -57,9 +57,10 @@ class FitOptions:
     """Share of training prompts whose pooled output is hidden, so that a missing one is nothing new."""
     validation_share: float = 0.15
     trust: float = 0.5
-    """How far a trained network may leave the mean curve: its raw outputs are multiplied by this. Where the seed decides
-    most of what a render needs, the promise is kept with fewest steps by curves nearer to the mean than those with the
-    least quantile loss."""
+    """How far a trained network may leave the mean curve: its raw outputs are multiplied by this. Where the seed
+    decides most of what a render needs, the promise is kept with fewest steps by curves nearer to the mean than those
+    with the least quantile loss. Chosen on Tiny Scenes by five folds of the training prompts: mean steps at quality .9
+    and 10 % misses are 19.8, 18.8, 18.8, 20.2 and 21.4 for 0, .25, .5, .75 and 1."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, HostValidationError, interrupted_after
+from budgetfusion_nodes.metrics.backends import load_d_sim
 
 COUNTS = (2, 3, 5)
 
@@ -195,6 +196,25 @@ def test_probe_of_a_plan_measures_quality_on_its_scale(
         assert value == pytest.approx(min(1.0, max(0.0, 1.0 - worst)))
     assert "quality" in run.ui["8"]["text"][0]
     assert "predicted quality is off by" in run.ui["8"]["text"][0]
+
+
+def test_auto_measures_as_the_plan_was_made(
+    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any
+) -> None:
+    own = replace(setting, cfg=5.0)
+    for name, d_sim in (("shapes", load_d_sim("tiny_scenes").name), ("elsewhere", "lpips:not-here")):
+        backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": d_sim, "i_clip": "clip_vision:mean-colour-8"}
+        path = save_variant(f"{name}.safetensors", name=name, setting=own, backends=backends)
+        plan, counts = {"6": bench.planner(cfg=5.0, planner=path.name)}, to("7", 1)
+        chosen = {"images": to("7"), "step_counts": counts, "d_sim_backend": "auto", "clip_vision": to("9")}
+        graph = {**bench.base(), **plan, "7": sweep(), "9": eyes, "8": probe(**chosen, plan=to("6"))}
+        (shown,) = bench.run(graph).ui["8"]["probe"]
+        if name == "shapes":
+            assert shown["backends"]["d_sim"] == d_sim
+            assert len(shown["quality"]) == len(shown["steps"])
+        else:
+            assert shown["quality"] is None
+            assert "calibrated on d_sim with lpips:not-here" in " ".join(shown["notes"])
 
 
 def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,13 @@ from torch import nn
 
 from budgetfusion_nodes.core.errors import BackendMissingError, InputError
 from budgetfusion_nodes.metrics import backends
-from budgetfusion_nodes.metrics.backends import DreamSimBackend, HaarPsiBackend, LpipsBackend, load_d_sim
+from budgetfusion_nodes.metrics.backends import (
+    DreamSimBackend,
+    HaarPsiBackend,
+    LpipsBackend,
+    TinyScenesBackend,
+    load_d_sim,
+)
 from budgetfusion_nodes.metrics.d_sim import d_sim
 
 pytestmark = [
@@ -79,12 +86,14 @@ def write_dreamsim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned.save_pretrained(str(folder / "clip_vitb32_single_lora"))
 
 
-@pytest.fixture(params=["haarpsi", "lpips", "dreamsim"])
+@pytest.fixture(params=["haarpsi", "lpips", "dreamsim", "tiny_scenes"])
 def backend(request, lpips_model, tmp_path, monkeypatch) -> backends.DSimBackend:
     if request.param == "haarpsi":
         return HaarPsiBackend()
     if request.param == "lpips":
         return LpipsBackend(lpips_model, "alex")
+    if request.param == "tiny_scenes":
+        return load_d_sim("tiny_scenes")
     write_dreamsim(tmp_path / "weights", monkeypatch)
     return DreamSimBackend.from_folder(tmp_path / "weights", "clip_vitb32")
 
@@ -150,7 +159,12 @@ def test_device(backend, device: str, pictures) -> None:
 
 
 def test_name_and_no_gradient(backend, pictures) -> None:
-    assert backend.name in ("haarpsi", "lpips:alex", "dreamsim:clip_vitb32")
+    assert backend.name.partition("#")[0] in (
+        "haarpsi",
+        "lpips:alex",
+        "dreamsim:clip_vitb32",
+        "tiny_scenes:tiny_scenes_clip",
+    )
     assert not d_sim(pictures.requires_grad_(False), pictures, backend).requires_grad
 
 
@@ -237,6 +251,52 @@ def test_dreamsim_resizes_as_its_own_preprocessing_does(tmp_path: Path, monkeypa
 
 
 # -------------------------------------------------------------------------------------------- choosing and sad paths
+
+
+def test_tiny_scenes_is_the_cosine_of_open_clips_own_intermediate_features(pictures, blurred) -> None:
+    """Against open_clip's `forward_intermediates`, on pictures of the encoder's own size."""
+    backend = load_d_sim("tiny_scenes")
+    assert isinstance(backend, TinyScenesBackend)
+    encoder, soft = backend.encoder, blurred(pictures, 1.0)
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in (encoder.mean, encoder.std))
+    cells = []
+    for x in (soft, pictures):
+        found = encoder.model.visual.forward_intermediates((x - mean) / std, indices=[1], intermediates_only=True)
+        (features,) = found["image_intermediates"]  # [B, width, 8, 8] after the second of three blocks
+        cells.append(features.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5)).flatten(1))
+    expected = torch.nn.functional.cosine_similarity(*cells)
+    assert torch.allclose(backend.similarity(soft, pictures), expected, atol=1e-5)
+
+
+def test_tiny_scenes_ranks_changes_as_one_sees_them() -> None:
+    """What HaarPSI, which compares pixel by pixel, has the other way round."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+
+    def drawn(inside: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside, torch.tensor([0.9, 0.1, 0.1])[:, None, None], torch.ones(3, 64, 64))[None]
+
+    def circle(x: float) -> torch.Tensor:
+        return drawn((rows - 32) ** 2 + (columns - x) ** 2 < 14**2)
+
+    here, ring = circle(32), drawn(((rows - 32) ** 2 + (columns - 32) ** 2 - 125).abs() < 71)
+    worse = [circle(33), circle(35), ring, circle(48), here.flip(1)]  # moved a little, more, hollow, far, blue
+    learned = [float(load_d_sim("tiny_scenes").similarity(here, other)) for other in worse]
+    assert all(after < before - 0.005 for before, after in pairwise(learned)), learned
+    pixels = [float(load_d_sim("haarpsi").similarity(here, other)) for other in worse]
+    assert pixels[1] < pixels[2] < pixels[4]
+
+
+def test_tiny_scenes_numbers_of_another_encoder_are_refused() -> None:
+    name = load_d_sim("tiny_scenes").name
+    assert load_d_sim(name).name == name
+    with pytest.raises(BackendMissingError, match="is not the image encoder of this pack"):
+        load_d_sim("tiny_scenes:tiny_scenes_clip#00000000")
+
+
+def test_what_a_node_offers_is_what_can_be_loaded() -> None:
+    choices = (Path(backends.__file__).parents[1] / "nodes" / "metric_probe.py").read_text(encoding="utf-8")
+    (line,) = [line for line in choices.splitlines() if line.startswith("D_SIM_CHOICES = ")]
+    assert eval(line.partition("=")[2]) == backends.D_SIM_CHOICES  # noqa: S307 - importing it would need the host
 
 
 def test_without_weights_auto_is_haarpsi_and_says_so(caplog: pytest.LogCaptureFixture, pictures) -> None:
