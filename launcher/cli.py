@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
-    demo.add_argument("--prompt", action="append", metavar="TEXT", help="your own prompt (may be given several times)")
+    demo.add_argument(
+        "--prompt", action="append", type=_prompt, metavar="TEXT", help="your own prompt (may be given several times)"
+    )
     demo.add_argument(
         "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
     )
@@ -138,6 +140,12 @@ def _add_host_version(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _prompt(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the prompt is empty; write what the picture should show")
+    return text
+
+
 def _number(text: str, kind: type, least: float, most: float, what: str) -> Any:
     try:
         value = kind(text)
@@ -161,7 +169,7 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return _number(text, int, 0, 2**63, "the seed")
+    return _number(text, int, 0, 2**64 - 1, "the seed")
 
 
 def set_up(layout: Layout, hosts: Sequence[comfyui.Host], groups: Sequence[packages.Group]) -> None:
@@ -203,6 +211,8 @@ def _demo(options: argparse.Namespace) -> int:
         raise LaunchError("--prompt and --held-out were both given.", "Give one of them.")
     if options.port is not None:
         chosen_port(options.port)  # Told before a set-up of minutes, not after it.
+    if options.out.exists() and not options.out.is_dir():
+        raise LaunchError(f"--out: {options.out} is a file, and a folder is needed.", "Choose another name.")
     set_up(layout, [host], _runtime_groups())
     with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
         say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")

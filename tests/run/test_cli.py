@@ -96,6 +96,13 @@ def test_contradicting_options_are_refused(tmp_path: Path) -> None:
     assert_one_sentence(run(["demo", "--prompt", "a", "--held-out", "3"], tmp_path / "run"), "both given")
 
 
+def test_a_file_in_place_of_the_output_folder_is_told_before_the_set_up(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    done = run(["demo", "--out", str(tmp_path / "taken")], tmp_path / "run")
+    assert_one_sentence(done, "taken is a file, and a folder is needed", "Choose another name")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -105,6 +112,7 @@ def test_contradicting_options_are_refused(tmp_path: Path) -> None:
         (["demo", "--port", "99999"], "the port must be from 1 to 65535"),
         (["demo", "--held-out", "0"], "the number must be"),
         (["demo", "--seed", "-1"], "the seed must be"),
+        (["demo", "--prompt", " "], "the prompt is empty; write what the picture should show"),
         (["bench-nothing"], "invalid choice"),
         ([], "required"),
     ],
