@@ -46,18 +46,14 @@ def held_out(count: int, planners: Path = PLANNERS) -> tuple[str, ...]:
 def calibrated_scenes(planners: Path) -> frozenset[str]:
     """Keys of the held-out scenes that the planners' margins were calibrated on, drawn again from the seeds and
     counts of their prompt lists: the counts decide which scene falls to which split."""
-    from ..study.prompts import COUNTS, tiny_scenes_prompts
+    from ..study.prompts import COUNTS, calibration_scenes
 
     lists = {
         (STUDY_SEED, tuple(COUNTS.items())),
         *(found for file in planners.glob("*.json") for found in _lists(file)),
     }
-    return frozenset(
-        prompt.key
-        for seed, counts in lists
-        for prompt in tiny_scenes_prompts(seed, {**COUNTS, **dict(counts)}).prompts
-        if prompt.split == "calibration"
-    )
+    drawn = ({"grammar": "tiny_scenes", "seed": seed, "prompts": dict(counts)} for seed, counts in lists)
+    return frozenset().union(*map(calibration_scenes, drawn))
 
 
 def _lists(file: Path) -> set[tuple[int, tuple[tuple[str, int], ...]]]:

@@ -36,7 +36,15 @@ from . import ablations, comparison, gallery, risk_check, synthetic, variance
 from .dataset import SweepDataset
 from .evidence import Evidence, Judges, gather, load_judges
 from .fit import FitOptions
-from .prompts import COUNTS, SEEDS, PromptList, StudyPrompt, busier_prompts, tiny_scenes_prompts
+from .prompts import (
+    COUNTS,
+    SEEDS,
+    PromptList,
+    StudyPrompt,
+    busier_prompts,
+    calibration_scenes,
+    tiny_scenes_prompts,
+)
 from .rendering import Sampling, file_digest
 from .scene_judge import WRONG, wrong_answers
 from .sweep import (
@@ -65,7 +73,7 @@ HOST_PARTS = ("peers", "profile")
 VERSION = 2
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
-    {"train": 90, "calibration": 40, "test": 40},
+    {"train": 60, "calibration": 40, "test": 30},
     {"train": 1, "calibration": 1, "test": 4},
 )
 CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
@@ -179,9 +187,18 @@ class BenchRun:
     def _own_sweep(self) -> Path:
         full = self.options.full
         counts, seeds = (COUNTS, SEEDS) if full else (QUICK_COUNTS, QUICK_SEEDS)
-        prompts = tiny_scenes_prompts(OWN_SWEEP_SEED, counts, seeds)
+        prompts = self._unseen(tiny_scenes_prompts(OWN_SWEEP_SEED, counts, seeds))
         folder = self.options.work / ("sweep-full" if full else "sweep-quick")
-        return self._render("own sweep", folder, prompts, self._sampling(), len(prompts.pairs))
+        sampling = replace(self._sampling(), dtype="bf16")  # as the shipped planner's own sweep, and twice as fast
+        return self._render("own sweep", folder, prompts, sampling, len(prompts.pairs))
+
+    def _unseen(self, prompts: PromptList) -> PromptList:
+        """Without the scenes that the planner was calibrated on, except for training."""
+        data = self.planner.provenance.get("data")
+        source = data.get("source") if isinstance(data, Mapping) else None
+        seen = calibration_scenes(source) if isinstance(source, Mapping) else frozenset()
+        kept = tuple(p for p in prompts.prompts if p.split == "train" or p.key not in seen)
+        return PromptList(kept, {**prompts.source, "left_out": len(prompts.prompts) - len(kept)})
 
     def _sampling(self) -> Sampling:
         s = self.planner.setting

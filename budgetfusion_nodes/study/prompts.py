@@ -112,6 +112,17 @@ def tiny_scenes_prompts(seed: int, counts: Mapping[str, int] = COUNTS, seeds: Ma
     return PromptList(tuple(prompts[i] for i in rng.permutation(len(prompts))), source)
 
 
+def calibration_scenes(source: Mapping[str, Any]) -> frozenset[str]:
+    """Keys of the calibration scenes of the prompt list with this `source`, drawn again: a test set for its planner
+    must hold none of them. Empty for prompt lists of another kind."""
+    if source.get("grammar") != "tiny_scenes" or not isinstance(source.get("seed"), int):
+        return frozenset()
+    counts = source.get("prompts")
+    known = dict(counts) if isinstance(counts, Mapping) else {}
+    drawn = tiny_scenes_prompts(source["seed"], {**COUNTS, **known})
+    return frozenset(prompt.key for prompt in drawn.prompts if prompt.split == "calibration")
+
+
 BUSIER_GROUPS = 4
 """One more than any scene that the generator, the planner and its calibration were made with."""
 

@@ -22,7 +22,7 @@ from budgetfusion_nodes.study.bench import BenchOptions, BenchRun, host_version
 from budgetfusion_nodes.study.bench_report import markdown, report_folder, seed_warning, write
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
 from budgetfusion_nodes.study.goals import goals
-from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, busier_prompts
+from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, busier_prompts, tiny_scenes_prompts
 from budgetfusion_nodes.study.rendering import JUDGES, Sampling, file_digest
 from budgetfusion_nodes.study.sweep import Merged, SweepSpec, save_merged, write_shard
 from budgetfusion_nodes.study.wording import number, share
@@ -146,6 +146,22 @@ def test_peers_need_the_planners_backends(folder: Path, monkeypatch: pytest.Monk
     names = {**names, "d_sim": "another"}
     with pytest.raises(InputError, match="Name a planner of these"):
         _ = made.bed
+
+
+def test_an_own_sweep_leaves_out_what_the_planner_was_calibrated_on(folder: Path) -> None:
+    made = BenchRun(options_for(folder))
+    counts = {"train": 5, "calibration": 4, "test": 6}
+    prompts = tiny_scenes_prompts(3, counts)
+    source = {"grammar": "tiny_scenes", "seed": 3, "prompts": counts}
+    made.planner = replace(made.planner, provenance={"data": {"source": source}})
+    kept = made._unseen(prompts)
+    assert [p for p in prompts.prompts if p not in kept.prompts] == [
+        p for p in prompts.prompts if p.split == "calibration"
+    ]
+    assert kept.source["left_out"] == 4
+    for other in ({}, {"data": "made by hand"}, {"data": {"source": {"grammar": "mine", "seed": 3}}}):
+        made.planner = replace(made.planner, provenance=other)
+        assert made._unseen(prompts).prompts == prompts.prompts
 
 
 def test_a_number_that_json_cannot_hold_stops_no_run(folder: Path) -> None:

@@ -12,6 +12,7 @@ from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.risk import controlled_theta, critical_thetas
 from budgetfusion_nodes.study.allocation import outcome, per_prompt, planned_index, uniform
 from budgetfusion_nodes.study.baselines import baseline_curves
+from budgetfusion_nodes.study.bootstrap import draws
 from budgetfusion_nodes.study.comparison import at_equal_cost, at_equal_risk, gains
 from budgetfusion_nodes.study.evidence import Evidence, Judges, every_count, gather, load_judges
 from budgetfusion_nodes.study.fit import FitOptions, fit_planner
@@ -97,6 +98,22 @@ def test_equal_risk_calibrates_every_rule_by_itself(evidence, scores):
     )
     index = planned_index(scores["mean curve"][evidence.rows["test"]], controlled_theta(critical, 0.1))
     assert found["mean curve"]["steps"]["value"] == evidence.counts[index].mean()
+
+
+def test_the_gains_interval_draws_each_prompt_with_its_own_start(evidence):
+    """Found again by drawing prompts by hand; with one start for all, the interval is another one."""
+    found = gains(evidence, 0.9, 0.1, 0)["gain_per_step"]["of_means"]
+    held = evidence.held
+    index = planned_index(evidence.upper[evidence.rows["test"]], evidence.threshold(0.1, 0.9))
+    ours = per_prompt(held, index, 0.9)
+    alike = outcome(held, uniform(held, ours["steps"].mean()), 0.9)["mean_quality"]
+    start = np.nanmean(held.test_quality[..., 0], axis=1)
+    assert np.ptp(start) > 0, "else this shows nothing"
+    drawn = [
+        (ours["mean_quality"][rows] - start[rows]).mean() / (alike[rows] - start[rows]).mean() - 1
+        for rows in draws(len(start), 0)
+    ]
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))))
 
 
 def test_gains_by_another_route(evidence):
