@@ -100,6 +100,8 @@ class CurvePredictor(nn.Module):
     @torch.no_grad()
     def shrink(self, trust: float) -> None:
         """Multiplies the raw outputs by `trust` in [0, 1]: 0 answers with the baseline, 1 changes nothing."""
+        if not 0.0 <= trust <= 1.0:
+            raise ValueError(f"trust must lie between 0 and 1, and {trust} was given")
         for parameter in self.head[-1].parameters():
             parameter.mul_(trust)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -80,10 +79,11 @@ def probe(
     if reference is None and count < 2:
         raise InputError("images holds one image and reference is not connected. Connect Step Sweep, or a reference.")
     steps = _steps(step_counts, count)
-    backends = _backends(d_sim, clip_vision, plan)
+    backends, absent = _backends(d_sim, clip_vision, plan)
     measured = measure(images, images[-1:] if reference is None else reference, backends)
     distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
     found, notes = _measured_quality(distances, backends.names(), plan)
+    notes = (*notes, *absent)
     result = Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
@@ -99,12 +99,18 @@ def probe(
     return replace(result, notes=(*notes, f"The plan's predicted quality is off by {error:.3f} on average."))
 
 
-def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> Backends:
-    """With d_sim "auto" the plan's own, so that its quality can be told. Where that is not there, what is."""
-    if d_sim == "auto" and plan is not None:
-        with contextlib.suppress(BudgetFusionError):  # `_measured_quality` says why there is no quality then
-            return Backends.from_values(planner_of(plan).backends["d_sim"], "auto", clip_vision)
-    return Backends.from_values(d_sim, "auto", clip_vision)
+def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends, tuple[str, ...]]:
+    """With d_sim "auto" the plan's own, so that its quality can be told. Where that is not there, what is, and why."""
+    if d_sim != "auto" or plan is None:
+        return Backends.from_values(d_sim, "auto", clip_vision), ()
+    try:
+        own = planner_of(plan).backends.get("d_sim", "auto")
+    except BudgetFusionError:  # `_measured_quality` says so
+        return Backends.from_values("auto", "auto", clip_vision), ()
+    try:
+        return Backends.from_values(own, "auto", clip_vision), ()
+    except BudgetFusionError as error:
+        return Backends.from_values("auto", "auto", clip_vision), (str(error),)
 
 
 def prediction_error(result: Probe, plan: Plan) -> float | None:

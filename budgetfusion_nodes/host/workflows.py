@@ -46,7 +46,7 @@ PROMPT = "three small red circles and two large outlined blue squares on a fine 
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
-    "six small white crosses on a wall of brown bricks",
+    "six small white crosses on a wall of pink bricks",
 )
 """From easy to hard."""
 NEGATIVE = ""

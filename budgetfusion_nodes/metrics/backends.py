@@ -283,10 +283,10 @@ class TinyScenesBackend:
     """What DreamSim is to photographs, for pictures of the embedded model: cosine similarity of learned features.
 
     The features are those of the middle block of the shipped image encoder, averaged over a grid of GRID x GRID cells.
-    So an object that moves by a few pixels costs little, one that moves to another cell, changes its shape or its
-    pattern costs more. On a red disc of 28 pixels, as distances over the shipped planner's scale: moved by one pixel
-    .03, by three .09, by sixteen .66; a ring in its place .14; blue 3.7. HaarPSI, which compares pixel by pixel, finds
-    .37, .94, 1.4, .73 and .05. Known limit: a square of the same area costs .04 only.
+    So colour, pattern and the rough place count, and a few pixels of movement do not. On a red disc of 28 pixels, as
+    distances over the shipped planner's scale: moved by one pixel .03, by three .09, by sixteen .66; a ring in its
+    place .14; blue 3.7. HaarPSI, which compares pixel by pixel, finds .37, .94, 1.4, .73 and .05. Known limit: shape
+    counts little, a square of the same area .04 (L-SNR sees its edges: .7).
     """
 
     GRID = 4

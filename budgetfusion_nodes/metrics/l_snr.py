@@ -35,10 +35,10 @@ Both are scaled to be unbiased on white Gaussian noise. Known limit: noise that 
 picture (clipped white or black areas, letterbox bars) is not seen.
 
 Trimmed means and not medians: the first version (MAD in each window, first decile of the windows, median power) jumped
-from one order statistic to the next. Of 800 Tiny Scenes renders, those of 22, 29 and 38 steps whose D-SIM distance to
-the 50-step picture is below 2 % of its scale, so that nobody sees a difference, were 6.5, 6.6 and 5.8 % of the L-SNR
-scale apart (ninth decile), which decided many a plan at quality .95; now 4.8, 4.5 and 4.7 %. Means over whole windows
-get 3.5 %, but then the detail of a busy scene without a flat window counts as noise.
+from one order statistic to the next. Of 800 Tiny Scenes renders, those of 22, 29 and 38 steps whose HaarPSI distance to
+the 50-step picture is below 2 % of its scale were 6.5, 6.6 and 5.8 % of the L-SNR scale apart (ninth decile), which
+decided many a plan at quality .95; now 4.8, 4.5 and 4.7 %. Means over whole windows get 3.5 %, but then the detail of
+a busy scene without a flat window counts as noise.
 
 Floor. c is three 8-bit steps, not the quantisation noise 1/255/sqrt(12), which it contains: with that one, a blur
 lowers the noise estimate of a clean photograph faster than its detail. With the first version's estimate 11 of the 58

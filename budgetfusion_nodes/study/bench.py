@@ -189,8 +189,15 @@ class BenchRun:
         counts, seeds = (COUNTS, SEEDS) if full else (QUICK_COUNTS, QUICK_SEEDS)
         prompts = self._unseen(tiny_scenes_prompts(OWN_SWEEP_SEED, counts, seeds))
         folder = self.options.work / ("sweep-full" if full else "sweep-quick")
-        sampling = replace(self._sampling(), dtype="bf16")  # as the shipped planner's own sweep, and twice as fast
-        return self._render("own sweep", folder, prompts, sampling, len(prompts.pairs))
+        return self._render("own sweep", folder, prompts, self._calibrated_sampling(), len(prompts.pairs))
+
+    def _calibrated_sampling(self) -> Sampling:
+        """In the precision of the planner's own sweep, where its file says it."""
+        try:
+            dtype = self.planner.provenance["data"]["spec"]["sampling"]["dtype"]
+        except (KeyError, TypeError):
+            return self._sampling()
+        return replace(self._sampling(), dtype=dtype) if dtype in ("fp32", "bf16") else self._sampling()
 
     def _unseen(self, prompts: PromptList) -> PromptList:
         """Without the scenes that the planner was calibrated on, except for training."""
@@ -209,8 +216,8 @@ class BenchRun:
     ) -> Path:
         """Renders what is missing. Gives the folder with the data: `folder` and a digest of all that decides them, so
         that a sweep of another model, seed or grid lies beside it."""
-        measured = {"d_sim": self.planner.backends["d_sim"]}
-        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch, **measured)
+        d_sim = self.planner.backends.get("d_sim", "auto")
+        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch, d_sim=d_sim)
         folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}")
         job = SweepJob(
             folder,
@@ -388,7 +395,7 @@ class BenchRun:
 
     def _peer_backends(self) -> Backends:
         """The planner's own, for which alone its scale holds."""
-        backends = Backends.from_values(self.planner.backends["d_sim"], "shipped")
+        backends = Backends.from_values(self.planner.backends.get("d_sim", "auto"), "shipped")
         if backends.names() != dict(self.planner.backends):
             raise InputError(
                 f"--planner: {self.options.planner.name} was made with {dict(self.planner.backends)} and peers are "

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
 DEFAULT_PLANNER = WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m.safetensors"
 DEFAULT_SWEEP = run_folder() / "sweep"
+AS_RENDERED = "dataset_as_rendered.safetensors"
+"""Where `study remeasure` keeps the data as the sweep made it."""
 SPLIT_ORDER = ("train", "calibration", "test")
 
 
@@ -77,7 +79,7 @@ def _add_remeasure(commands: Any) -> None:
     parser = _command(commands, "remeasure", text, run_remeasure)
     parser.add_argument("--sweep", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep")
     parser.add_argument("--metrics", default=",".join(METRICS), help="separated by commas (%(default)s)")
-    parser.add_argument("--d-sim", default="tiny_scenes", help="backend (%(default)s)")
+    parser.add_argument("--d-sim", help="backend (default: the one that the sweep was measured with)")
     parser.add_argument("--image-encoder", default="shipped", help="of i_clip: shipped, or a file (%(default)s)")
 
 
@@ -152,9 +154,12 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument(
-        "--d-sim", default="tiny_scenes", help="tiny_scenes, haarpsi, lpips, dreamsim or auto (%(default)s)"
+        "--d-sim",
+        help="tiny_scenes, haarpsi, lpips, dreamsim or auto (default: tiny_scenes; with --prompt-list auto)",
     )
-    parser.add_argument("--i-clip", default="shipped", help="image encoder: shipped, or a file (%(default)s)")
+    parser.add_argument(
+        "--i-clip", help="image encoder: shipped, or a file (default: shipped; with --prompt-list you name one)"
+    )
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -221,12 +226,27 @@ def run_remeasure(args: argparse.Namespace) -> int:
     metrics = _listed(args.metrics)
     job, path = _found_job(args.sweep), args.sweep / DATASET_FILE
     dataset = SweepDataset.load(path)
-    backends = Backends.from_values(args.d_sim, args.image_encoder)
+    kept = path.with_name(AS_RENDERED)
+    if not kept.is_file():
+        dataset.save(kept)
+    backends = Backends.from_values(args.d_sim or dataset.backends["d_sim"], args.image_encoder)
     made = {"commit": _commit(), "command": _command_line()}
     with _bar(args, int(dataset.present.sum()), 0, "render") as advance:
         remeasure(dataset, job.prompts, args.sweep, backends, metrics, made, advance).save(path)
-    _say(f"{path}: {', '.join(metrics)} measured again. 'study train' fits a planner to it.")
+    _say(f"{path}: {', '.join(metrics)} measured again; {kept.name} holds what it was. 'study train' fits a planner.")
     return 0
+
+
+def _measured_with(args: argparse.Namespace) -> tuple[str, str]:
+    """d_sim and i_clip as given; left out, those made for Tiny Scenes pictures, unless the prompts are others."""
+    if not getattr(args, "prompt_list", None):
+        return args.d_sim or "tiny_scenes", args.i_clip or "shipped"
+    if not args.i_clip:
+        raise InputError(
+            "--i-clip: the shipped image encoder knows Tiny Scenes pictures only. Name one for your own prompts, for "
+            "example open_clip:ViT-B-32/models/clip/vit_b_32.safetensors."
+        )
+    return args.d_sim or "auto", args.i_clip
 
 
 def _job(args: argparse.Namespace) -> SweepJob:
@@ -239,14 +259,15 @@ def _job(args: argparse.Namespace) -> SweepJob:
         counts = {split: getattr(args, split) for split in SPLIT_ORDER}
         seeds = {split: getattr(args, f"{split}_seeds") for split in SPLIT_ORDER}
         prompts = tiny_scenes_prompts(args.seed, counts, seeds)
+    d_sim, i_clip = _measured_with(args)
     spec = make_spec(
         args.checkpoint,
         prompts,
         _sampling(args, args.scheduler),
-        args.i_clip,
+        i_clip,
         grid=parse_grid(args.grid),
         batch=args.batch,
-        d_sim=args.d_sim,
+        d_sim=d_sim,
     )
     return SweepJob(
         out=args.out,
@@ -255,7 +276,7 @@ def _job(args: argparse.Namespace) -> SweepJob:
         spec=spec,
         prompts=prompts,
         threads=args.threads,
-        image_encoder=args.i_clip,
+        image_encoder=i_clip,
         keep_images=args.keep_images,
     )
 
@@ -355,6 +376,11 @@ def _computed_report(path: Path, data: Path, seed: int) -> Mapping[str, Any]:
     dataset = SweepDataset.load(data)
     if dataset.setting != planner.setting or dataset.grid != planner.grid:
         raise InputError(f"report: {data.name} was rendered at another setting or grid than {path.name} is for.")
+    if dict(dataset.backends) != dict(planner.backends):
+        raise InputError(
+            f"report: {data.name} was measured with {dict(dataset.backends)}, the planner with "
+            f"{dict(planner.backends)}. Name the data that belongs to it, or measure it again."
+        )
     features = project_prompts(dataset, planner.projection)
     summaries = torch.stack([f.summary() for f in features])
     upper, median = upper_curves(planner, features), median_curves(planner, features)
@@ -408,7 +434,7 @@ def run_convergence(args: argparse.Namespace) -> int:
     prompts = _calibration_prompts(args.seed, args.prompts)
     with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
         loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve())
-        backends = Backends.from_values(args.d_sim, args.i_clip)
+        backends = Backends.from_values(*_measured_with(args))
         total = len(schedulers) * args.prompts * (sum(grid) + args.target)
         with _bar(args, total, 0) as progress:
             found = compare_schedulers(

@@ -28,10 +28,19 @@ def remeasure(
 ) -> SweepDataset:
     """The same data set with `metrics` measured by `backends` on the pictures in `folder`, the sweep's own.
 
-    The pictures are 8-bit, where the sweep measured the host's float images: rounding moves a distance by less than
-    the metrics' own noise. The provenance says so, beside what is in `made`. InputError where a picture is missing.
+    The pictures are 8-bit, where the sweep measured the host's float images. Rounding by half a step moved the
+    distances of 60 renders by .8 % of the L-SNR scale on average (1.9 % in the ninth decile) and by less of D-SIM's.
+    The provenance says so, beside what is in `made`. InputError where a picture, a prompt or a metric is missing.
     """
     places = {prompt.text: index for index, prompt in enumerate(prompts.prompts)}
+    unknown = [metric for metric in metrics if metric not in dataset.metrics]
+    if unknown or not metrics:
+        raise InputError(
+            f"--metrics: expected some of {', '.join(dataset.metrics)}, got {', '.join(unknown) or 'none'}."
+        )
+    strange = next((prompt for prompt in dataset.prompts if prompt not in places), None)
+    if strange is not None:
+        raise InputError(f"--sweep: its prompt list does not hold {strange!r}, which its data does.")
     columns = [dataset.metrics.index(metric) for metric in metrics]
     shortfall, decibel = dataset.shortfall.copy(), dataset.l_snr.copy()
     for row, seed in np.argwhere(dataset.present):

@@ -69,6 +69,26 @@ def test_with_a_zero_head_the_baseline_comes_out():
     torch.testing.assert_close(found(batch(3)), fall.expand(3, -1, -1, -1), atol=1e-5, rtol=1e-4)
 
 
+def test_trust_leads_from_the_baseline_to_the_networks_own_curves():
+    found = {trust: shaken(3) for trust in (0.0, 0.5, 1.0)}
+    own, none = shaken(3)(batch()), shaken(3)
+    with torch.no_grad():
+        for parameter in none.head[1].parameters():
+            parameter.zero_()
+    for trust, made in found.items():
+        made.shrink(trust)
+    torch.testing.assert_close(found[1.0](batch()), own)
+    torch.testing.assert_close(found[0.0](batch()), none(batch()))
+    half = found[0.5](batch())
+    low, high = torch.minimum(own, none(batch())), torch.maximum(own, none(batch()))
+    inside = (half >= low - 1e-4) & (half <= high + 1e-4)
+    assert inside[:, :, 0, 0].all(), "the lowest quantile of a metric that need not fall is no sum of several outputs"
+    assert not torch.allclose(half, own) and not torch.allclose(half, none(batch()))
+    for outside in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            network().shrink(outside)
+
+
 def test_the_answer_depends_on_the_prompt_and_not_on_its_padding_or_neighbours():
     found = shaken(1)
     short = ConditioningFeatures(torch.randn(3, 8), torch.randn(4), True)

@@ -31,7 +31,7 @@ PROMPTS = (
     "two large blue circles on a green background",
     "three small outlined squares on fine yellow and black checks",
     "a tiny striped star",
-    "six small white crosses on a wall of brown bricks",
+    "six small white crosses on a wall of pink bricks",
 )
 
 

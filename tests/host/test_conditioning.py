@@ -50,7 +50,7 @@ def test_parts_of_the_image_or_the_run_are_named(
 
 
 def test_of_two_prompts_the_one_with_more_steps_decides(bench: Any, make_node: Any, to: Any) -> None:
-    texts = ("a plain red background", "six small white crosses on a wall of brown bricks")
+    texts = ("a plain red background", "six small white crosses on a wall of pink bricks")
     graph = {**bench.base(texts[0]), "7": make_node("CLIPTextEncode", text=texts[1], clip=to("1", 1))}
     graph["8"] = make_node("ConditioningCombine", conditioning_1=to("2"), conditioning_2=to("7"))
     single = [bench.plan(graph, positive=to(n)).steps for n in ("2", "7")]

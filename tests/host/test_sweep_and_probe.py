@@ -214,7 +214,9 @@ def test_auto_measures_as_the_plan_was_made(
             assert len(shown["quality"]) == len(shown["steps"])
         else:
             assert shown["quality"] is None
-            assert "calibrated on d_sim with lpips:not-here" in " ".join(shown["notes"])
+            notes = " ".join(shown["notes"])
+            assert "calibrated on d_sim with lpips:not-here" in notes
+            assert "unknown LPIPS network" in notes or "not-here" in notes.partition("Choose the same here.")[2]
 
 
 def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:

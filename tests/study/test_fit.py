@@ -46,6 +46,17 @@ def test_the_planner_beats_every_baseline_where_the_prompt_tells(fitted):
     assert figures["variance_share_prompt"] > 0.6
 
 
+def test_without_trust_every_prompt_gets_the_mean_curve(dataset):
+    """And with half of it, curves that differ less from prompt to prompt than with all."""
+    spread = {}
+    for trust in (0.0, 0.5, 1.0):
+        planner, _ = fit_planner(dataset, 3, options=replace(QUICK, networks=1, epochs=15, trust=trust))
+        curves = upper_curves(planner, project_prompts(dataset, planner.projection))
+        spread[trust] = float(np.log(curves[:, 8] + 0.02).std())
+    assert spread[0.0] == pytest.approx(0.0, abs=1e-6)
+    assert 0.05 < spread[0.5] < 0.8 * spread[1.0]
+
+
 def test_the_promise_holds_on_held_out_prompts(fitted):
     for figures in fitted[1]["by_quality"].values():
         controlled = figures["methods"]["planner"]["violation_controlled"]

@@ -61,6 +61,19 @@ def test_what_is_not_measured_again_stays(swept, tmp_path):
     assert not np.allclose(found.shortfall[data.present][..., 0], before[data.present][..., 0])
 
 
+@pytest.mark.parametrize("metrics", [(), ("l_snr", "sharpness")])
+def test_unknown_metrics_are_refused(swept, tmp_path, metrics):
+    data, prompts, _ = swept
+    with pytest.raises(InputError, match=r"expected some of l_snr, d_sim, i_clip, got (none|sharpness)"):
+        remeasure(data, prompts, tmp_path, BACKENDS, metrics)
+
+
+def test_another_prompt_list_is_refused(swept, tmp_path):
+    data, prompts, _ = swept
+    with pytest.raises(InputError, match="does not hold"):
+        remeasure(data, PromptList(prompts.prompts[1:], {}), tmp_path, BACKENDS, ("l_snr",))
+
+
 def test_a_picture_that_was_not_kept_is_named(swept, tmp_path):
     data, prompts, _ = swept
     path = strip_path(tmp_path, 1, int(data.seeds[0, 0]))

@@ -357,6 +357,19 @@ def test_train_writes_a_planner_with_its_story(
     assert printed in stored and "Quality 0.90" in printed and "oracle B" in printed
     assert cli.main(["study", "report", str(out), "--data", str(data)]) == 0
     assert capsys.readouterr().out == printed  # the planner alone gives the figures it was shipped with
+    other = tmp_path / "other.safetensors"
+    made = make_dataset(train=30, calibration=20, test=10)
+    replace(made, backends={**made.backends, "l_snr": "another"}).save(other)
+    assert cli.main(["study", "report", str(out), "--data", str(other)]) == 2
+    assert "was measured with" in capsys.readouterr().err
+
+
+def test_own_prompts_need_an_image_encoder_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PromptList((StudyPrompt("a photo of a cat", "train", (1,), "cat"),), {}).save(tmp_path / "mine.json")
+    words = ["study", "sweep", "--out", str(tmp_path / "out"), "--prompt-list", str(tmp_path / "mine.json")]
+    assert cli.main(words) == 2
+    assert "knows Tiny Scenes pictures only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -366,6 +379,7 @@ def test_train_writes_a_planner_with_its_story(
         (["sweep", "--sampler", "euler_ancestral"], "euler_ancestral"),
         (["sweep", "--grid", "8 4"], "must increase"),
         (["merge", "--out", "nowhere"], "sweep.json"),
+        (["remeasure", "--sweep", "nowhere"], "sweep.json"),
         (["train", "--data", "nowhere.safetensors"], "nowhere.safetensors"),
         (["report", "nowhere.safetensors"], "nowhere.json"),
     ],
