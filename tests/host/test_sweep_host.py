@@ -56,7 +56,7 @@ def swept(job: SweepJob, session: Any) -> SweepDataset:
 def test_batched_trajectories_measure_like_single_renders_of_the_stock_sampler(
     swept: SweepDataset, job: SweepJob, loaded: Any, encoder: Path
 ) -> None:
-    nodes, backends = sys.modules["nodes"], Backends.from_values("haarpsi", str(encoder))
+    nodes, backends = sys.modules["nodes"], Backends.from_values(job.spec.d_sim, str(encoder))
     (negative,) = encode_prompts(loaded.clip, [""])
     for row, prompt in enumerate(job.prompts.prompts):
         (positive,) = encode_prompts(loaded.clip, [prompt.text])
