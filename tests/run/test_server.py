@@ -157,6 +157,7 @@ def test_serve_says_where_the_page_is_and_ends_with_ctrl_c(layout: Layout, host:
     (host.path / "comfy").mkdir()
     (host.path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
     port = server.free_port()
+    base = layout.base / f"page-{port}"
     code = (
         "import sys; from launcher import cli\n"
         "cli.set_up = lambda *_: None\n"  # its packages are tested on their own
@@ -173,7 +174,6 @@ def test_serve_says_where_the_page_is_and_ends_with_ctrl_c(layout: Layout, host:
             said = [launcher.stdout.readline() for _ in range(3)]
             url = f"http://127.0.0.1:{port}"
             assert url in said[0] and "Browse Templates" in said[1] and "Ctrl-C" in said[1]
-            base = layout.base / f"page-{port}"
             assert str(base / "output") in said[2]
             assert answers(url)
             assert (base / "custom_nodes" / server.PACK_FOLDER / "run.py").is_file()
