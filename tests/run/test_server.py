@@ -159,7 +159,8 @@ def test_serve_says_where_the_page_is_and_ends_with_ctrl_c(layout: Layout, host:
     port = server.free_port()
     base = layout.base / f"page-{port}"
     code = (
-        "import sys; from launcher import cli\n"
+        "import signal, sys; from launcher import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without it
         "cli.set_up = lambda *_: None\n"  # its packages are tested on their own
         f"sys.exit(cli.main(['serve', '--no-browser', '--cpu', '--port', '{port}']))\n"
     )
