@@ -21,8 +21,6 @@ from .report import Report, Row
 from .sheet import Pair, draw_sheet, save_sheet
 
 WARM_UP_PROMPT = "a medium white square on a plain black background"
-D_SIM_CHOICES = ("auto", "tiny_scenes", "haarpsi", "lpips", "dreamsim")
-"""`auto` first; the others in case the planner was calibrated with another one than this machine would choose."""
 BAR = "{l_bar}{bar}| {n:.1f}/{total} renders [{elapsed}<{remaining}]"
 REDRAW_SECONDS = (0.1, 10.0)
 """On a terminal, and in a log file, where each redraw is a line of its own."""
@@ -67,13 +65,13 @@ async def _demo(options: argparse.Namespace) -> None:
     pairs: list[Pair] = []
     async with Client(options.server) as client:
         # A seed of its own: the host would take an equal graph from its cache, and a cached node shows no receipt.
-        backend = await _warm_up(client, base, options.seed + len(prompts), options.quality)
-        graph = build(base, "", 0, options.quality, backend)
+        await _warm_up(client, base, options.seed + len(prompts), options.quality)
+        graph = build(base, "", 0, options.quality)
         pause = REDRAW_SECONDS[0 if sys.stdout.isatty() else 1]
         with tqdm(total=2 * len(prompts), bar_format=BAR, desc="Rendering", file=sys.stdout, mininterval=pause) as bar:
             for number, prompt in enumerate(prompts):
                 bar.set_description(_short(prompt), refresh=False)
-                graph = build(base, prompt, options.seed + number, options.quality, backend)
+                graph = build(base, prompt, options.seed + number, options.quality)
                 show = _Steps(graph, bar, 2 * number)
                 finished = await client.run(graph.nodes, show)
                 show.done()
@@ -100,26 +98,13 @@ def _prepare_folder(out: Path) -> Path:
     return images
 
 
-async def _warm_up(client: Client, base: Graph, seed: int, quality: float) -> str:
-    """Renders one picture that is not counted, so that loading weighs on no prompt's time.
-
-    Returns the D-SIM backend whose numbers are on the planner's scale.
-    """
+async def _warm_up(client: Client, base: Graph, seed: int, quality: float) -> None:
+    """Renders one picture that is not counted, so that loading weighs on no prompt's time."""
     print("Warming up: loads the model and renders one picture that is not counted.", flush=True)
-    for backend in D_SIM_CHOICES:
-        graph = build(base, WARM_UP_PROMPT, seed, quality, backend)
-        try:
-            done = await client.run(graph.nodes)
-        except DemoError:
-            if backend == D_SIM_CHOICES[0]:
-                raise
-            continue  # A backend that is not installed here.
-        if _shown(done, graph.probe, "probe")["quality"] is not None:
-            return backend
-        if _shown(done, graph.planner, "budget_plan")["fallback"]:
-            print(f"No plan could be made: {_shown(done, graph.planner, 'budget_plan')['fallback']}")
-            return backend
-    return D_SIM_CHOICES[0]
+    graph = build(base, WARM_UP_PROMPT, seed, quality)
+    fallback = _shown(await client.run(graph.nodes), graph.planner, "budget_plan")["fallback"]
+    if fallback:
+        print(f"No plan could be made: {fallback}")
 
 
 class _Steps:

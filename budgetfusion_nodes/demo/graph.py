@@ -56,7 +56,7 @@ def load_base(path: Path = BASE) -> Graph:
         ) from error
 
 
-def build(base: Graph, prompt: str, seed: int, quality: float, d_sim_backend: str) -> DemoGraph:
+def build(base: Graph, prompt: str, seed: int, quality: float) -> DemoGraph:
     """Fills in the prompt, and adds the full-step render and the probe."""
     nodes = copy.deepcopy(base)
     planner, adaptive = _only(nodes, PLANNER), _only(nodes, ADAPTIVE)
@@ -82,7 +82,7 @@ def build(base: Graph, prompt: str, seed: int, quality: float, d_sim_backend: st
             "images": [decode, 0],
             "reference": ["full_decode", 0],
             "step_counts": "",
-            "d_sim_backend": d_sim_backend,
+            "d_sim_backend": "auto",
             "plan": [planner, 0],
         },
     }

@@ -193,17 +193,12 @@ class BenchRun:
 
     def _calibrated_sampling(self) -> Sampling:
         """In the precision of the planner's own sweep, where its file says it."""
-        try:
-            dtype = self.planner.provenance["data"]["spec"]["sampling"]["dtype"]
-        except (KeyError, TypeError):
-            return self._sampling()
+        dtype = _nested(self.planner.provenance, "data", "spec", "sampling").get("dtype")
         return replace(self._sampling(), dtype=dtype) if dtype in ("fp32", "bf16") else self._sampling()
 
     def _unseen(self, prompts: PromptList) -> PromptList:
         """Without the scenes that the planner was calibrated on, except for training."""
-        data = self.planner.provenance.get("data")
-        source = data.get("source") if isinstance(data, Mapping) else None
-        seen = calibration_scenes(source) if isinstance(source, Mapping) else frozenset()
+        seen = calibration_scenes(_nested(self.planner.provenance, "data", "source"))
         kept = tuple(p for p in prompts.prompts if p.split == "train" or p.key not in seen)
         return PromptList(kept, {**prompts.source, "left_out": len(prompts.prompts) - len(kept)})
 
@@ -505,9 +500,15 @@ class BenchRun:
 
 def planner_counts(planner: Planner) -> dict[str, int | None]:
     """Training and calibration prompts that the planner itself was made from, by its own file."""
-    data = planner.provenance.get("data")
-    made = data if isinstance(data, Mapping) else {}
+    made = _nested(planner.provenance, "data")
     return {split: made.get(split) for split in ("train", "calibration")}
+
+
+def _nested(content: Any, *keys: str) -> Mapping[str, Any]:
+    """The mapping below `keys`; an empty one where the way there is another: a file says what it likes."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
 
 
 def host_version(folder: Path) -> str | None:

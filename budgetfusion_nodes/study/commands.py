@@ -369,18 +369,13 @@ def _computed_report(path: Path, data: Path, seed: int) -> Mapping[str, Any]:
 
     from ..core.planner_file import load_planner
     from .dataset import SweepDataset
+    from .evidence import check_belongs
     from .fit import median_curves, project_prompts, upper_curves
     from .held_out import held_out_report
 
     planner: Planner = load_planner(path)
     dataset = SweepDataset.load(data)
-    if dataset.setting != planner.setting or dataset.grid != planner.grid:
-        raise InputError(f"report: {data.name} was rendered at another setting or grid than {path.name} is for.")
-    if dict(dataset.backends) != dict(planner.backends):
-        raise InputError(
-            f"report: {data.name} was measured with {dict(dataset.backends)}, the planner with "
-            f"{dict(planner.backends)}. Name the data that belongs to it, or measure it again."
-        )
+    check_belongs(dataset, planner)
     features = project_prompts(dataset, planner.projection)
     summaries = torch.stack([f.summary() for f in features])
     upper, median = upper_curves(planner, features), median_curves(planner, features)

@@ -69,8 +69,8 @@ class Evidence:
         return threshold_at(self.planner.risk_table.thresholds(alpha), q)
 
 
-def gather(dataset: SweepDataset, planner: Planner, judges: Judges | None = None) -> Evidence:
-    """InputError if the data are of another setting or grid than the planner."""
+def check_belongs(dataset: SweepDataset, planner: Planner) -> None:
+    """InputError if the data are of another setting, grid or backend than the planner."""
     if dataset.setting != planner.setting:
         raise InputError(
             f"sweep: it was rendered with {dataset.setting.describe()}, the planner is for "
@@ -84,6 +84,11 @@ def gather(dataset: SweepDataset, planner: Planner, judges: Judges | None = None
         raise InputError(
             f"sweep: it was measured with {dict(dataset.backends)}, the planner with {dict(planner.backends)}."
         )
+
+
+def gather(dataset: SweepDataset, planner: Planner, judges: Judges | None = None) -> Evidence:
+    """InputError if the data do not belong to the planner."""
+    check_belongs(dataset, planner)
     features = project_prompts(dataset, planner.projection)
     truth = true_shortfall(dataset, planner.scale)
     rows = {split: dataset.rows(split) for split in SPLIT_NAMES}

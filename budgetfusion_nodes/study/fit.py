@@ -154,7 +154,17 @@ def train_ensemble(
 ) -> tuple[CurvePredictor, ...]:
     """Networks with different seeds, each stopped early on its own part of the training prompts."""
     data = training_data(dataset, dataset.rows("train"), features, scale)
-    return train_members(lambda part: new_network(dataset, part, options), curve_loss, data, seed, options)
+    return train_curves(lambda part: new_network(dataset, part, options), data, seed, options)
+
+
+def train_curves(
+    make: Callable[[TrainingData], CurvePredictor], data: TrainingData, seed: int, options: FitOptions
+) -> tuple[CurvePredictor, ...]:
+    """The ensemble of any curve predictor that `make` builds, trusted as far as `options` say."""
+    networks = train_members(make, curve_loss, data, seed, options)
+    for network in networks:
+        network.shrink(options.trust)
+    return networks
 
 
 def train_members(
@@ -228,8 +238,6 @@ def train_network(
             break
     logger.info("validation loss %.4f at epoch %d", best, best_epoch)
     network.load_state_dict(best_state)
-    if isinstance(network, CurvePredictor):
-        network.shrink(options.trust)
     return network.eval().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from ..core.features import ConditioningFeatures, FeatureBatch, collate
 from ..core.predictor import CurvePredictor
 from .allocation import IndexArray
 from .dataset import SweepDataset
-from .fit import FitOptions, TrainingData, curve_loss, level_curves, new_network, train_members, training_data
+from .fit import FitOptions, TrainingData, level_curves, new_network, train_curves, train_members, training_data
 
 # ------------------------------------------------------------------------------------------ other bodies, same size
 
@@ -75,9 +75,7 @@ def network_scores(
 ) -> FloatArray:
     """Upper curves [N, C] of an ensemble trained on the training split, with the body that is named."""
     data = training_data(dataset, dataset.rows("train"), features, scale)
-    networks = train_members(
-        lambda part: with_body(new_network(dataset, part, options), kind), curve_loss, data, seed, options
-    )
+    networks = train_curves(lambda part: with_body(new_network(dataset, part, options), kind), data, seed, options)
     return level_curves(networks, features, dataset.grid, level)
 
 

@@ -15,7 +15,7 @@ PROMPT = "a large red circle in the centre on a plain white background"
 
 
 def test_demo_graph_gives_a_whole_row(session: HostSession) -> None:
-    graph = graphs.build(graphs.load_base(), PROMPT, 1, QUALITY, "auto")
+    graph = graphs.build(graphs.load_base(), PROMPT, 1, QUALITY)
     run = session.execute(graph.nodes)
     seconds: dict[str, Any] = dict.fromkeys((graph.planner, graph.adaptive, graph.full), 1.0)
     row = to_row(graph, Finished(run.ui, seconds), PROMPT, 1)

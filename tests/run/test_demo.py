@@ -110,7 +110,7 @@ def test_own_prompts_come_before_held_out_and_the_list() -> None:
 
 
 def test_the_full_step_render_differs_from_the_adaptive_one_in_nothing_but_steps() -> None:
-    made = graphs.build(graphs.load_base(), "a prompt", 42, 0.8, "haarpsi")
+    made = graphs.build(graphs.load_base(), "a prompt", 42, 0.8)
     adaptive, full = (made.nodes[name]["inputs"] for name in made.samplers)
     assert full == {**{name: adaptive[name] for name in full if name != "steps"}, "steps": made.target_steps}
     assert adaptive["seed"] == 42 and made.nodes[made.planner]["inputs"]["quality"] == 0.8
@@ -122,7 +122,7 @@ def test_the_full_step_render_differs_from_the_adaptive_one_in_nothing_but_steps
 def test_the_prompt_reaches_the_positive_text_alone_and_the_base_stays_as_it_was() -> None:
     base = graphs.load_base()
     before = json.dumps(base)
-    made = graphs.build(base, "a prompt", 1, 0.9, "haarpsi")
+    made = graphs.build(base, "a prompt", 1, 0.9)
     texts = {name: n["inputs"]["text"] for name, n in made.nodes.items() if n["class_type"] == "CLIPTextEncode"}
     positive = made.nodes[made.adaptive]["inputs"]["positive"][0]
     assert texts[positive] == "a prompt" and list(texts.values()).count("a prompt") == 1
@@ -130,7 +130,7 @@ def test_the_prompt_reaches_the_positive_text_alone_and_the_base_stays_as_it_was
 
 
 def test_every_link_leads_to_a_node() -> None:
-    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9, "haarpsi")
+    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9)
     for node in made.nodes.values():
         for value in node["inputs"].values():
             if isinstance(value, list):
@@ -147,7 +147,7 @@ def test_a_missing_or_altered_example_graph_is_named(tmp_path: Path) -> None:
     base = graphs.load_base()
     del base[next(name for name, node in base.items() if node["class_type"] == graphs.PLANNER)]
     with pytest.raises(DemoError, match="holds 0 nodes of type BudgetFusion_BudgetPlanner"):
-        graphs.build(base, "a", 1, 0.9, "auto")
+        graphs.build(base, "a", 1, 0.9)
 
 
 # ----------------------------------------------------------------------------------------------------------- report
@@ -176,7 +176,7 @@ def test_what_was_not_measured_is_not_counted_as_reached() -> None:
 
 
 def test_a_row_is_what_the_nodes_showed() -> None:
-    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9, "haarpsi")
+    made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9)
     ui = {
         made.planner: {"budget_plan": [{"quality_predicted": 0.94, "set_by": "i_clip", "fallback": None}]},
         made.adaptive: {"receipt": [{"steps": 12}]},
