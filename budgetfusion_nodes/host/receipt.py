@@ -48,15 +48,14 @@ class Receipt:
         return "\n".join(
             [
                 f"Sampled in {self.seconds:.2f} s ({per_step}, {self.nfe} model evaluations).",
-                f"{self.seconds_saved_vs_max:.2f} s less than {self.max_steps} steps; "
-                + ", ".join(f"{_share(saved)} {count} steps" for saved, count in self._common())
-                + ".",
+                f"{', '.join(self._against(count) for count in (self.max_steps, *COMMON_COUNTS))}.",
                 *([] if self.watt_hours is None else [f"{self.watt_hours:.3g} Wh."]),
             ]
         )
 
-    def _common(self) -> tuple[tuple[float, int], ...]:
-        return tuple(zip((self.saved_vs_20, self.saved_vs_30), COMMON_COUNTS, strict=True))
+    def _against(self, count: int) -> str:
+        saved = self.seconds_per_step * (count - self.steps)
+        return f"{abs(saved):.2f} s {'less' if saved >= 0 else 'more'} than {count} steps"
 
 
 def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
@@ -85,7 +84,3 @@ def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
 def _images(samples: Any) -> int:
     """Pictures in a LATENT; 1 for the host's own type of multi-part latents."""
     return int(samples.shape[0]) if isinstance(samples, Tensor) and samples.ndim else 1
-
-
-def _share(saved: float) -> str:
-    return f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} than"

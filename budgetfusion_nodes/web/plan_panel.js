@@ -47,6 +47,8 @@ export class PlanPanel {
     this.onHeight = onHeight;
     /** @type {Result} */
     this.result = NO_RESULT;
+    /** How many results were shown so far. */
+    this.shown = 0;
     /** The host answered from its cache, and sends no result for such a node. */
     this.cached = false;
     /** Which prompt of a list is on show. */
@@ -62,6 +64,10 @@ export class PlanPanel {
     /** @type {ChartLayout | null} */
     this.layout = null;
     this.minHeight = CHART_HEIGHT;
+    /** Of the chart, as the page last laid it out: asking for it while drawing would make the page lay out at once. */
+    this.size = { width: 280, height: CHART_HEIGHT };
+    /** What each part shows, so that a draw touches only what changed. @type {Map<Element, string>} */
+    this.drawn = new Map();
     this.frame = 0;
     this.listening = new AbortController();
 
@@ -70,6 +76,8 @@ export class PlanPanel {
     this.views.setAttribute("role", "group");
     this.chart = element("div", "bf-chart");
     this.svg = svg("svg", { tabindex: 0, role: "slider" });
+    this.layers = { axes: svg("g", {}), outside: svg("g", {}), curve: svg("g", {}), marks: svg("g", {}) };
+    this.svg.append(...Object.values(this.layers));
     this.chart.append(this.svg);
     this.readout = element("div", "bf-readout");
     this.tail = element("div", "bf-tail");
@@ -88,7 +96,7 @@ export class PlanPanel {
   /** What is made once, in the language that is set now. */
   relabel() {
     this.views.setAttribute("aria-label", t("views"));
-    this.views.dataset.views = ""; // made again with the next draw
+    this.drawn.clear(); // all is made again with the next draw
     this.svg.setAttribute("aria-label", t("slider"));
     this.fillPager();
     this.refresh();
@@ -97,6 +105,7 @@ export class PlanPanel {
   /** What a run gave. @param {Result} result */
   show(result) {
     this.result = result;
+    this.shown += 1;
     this.cached = false;
     this.turnTo(0);
   }
@@ -154,8 +163,12 @@ export class PlanPanel {
     this.svg.addEventListener("blur", () => this.setCursor(null), { signal });
     this.svg.addEventListener("keydown", (event) => this.key(event), { signal });
     this.sizes = new ResizeObserver((entries) => {
-      if (entries.some((entry) => entry.target !== this.chart)) this.measure();
-      this.refresh();
+      const chart = entries.find((entry) => entry.target === this.chart)?.contentRect;
+      if (chart?.width) {
+        this.size = { width: chart.width, height: chart.height };
+        this.refresh();
+      }
+      this.measure(); // also what a draw changed: reading is free here, after the page's own layout
     });
     for (const watched of [this.above, this.chart, this.below]) this.sizes.observe(watched);
   }
@@ -211,7 +224,17 @@ export class PlanPanel {
     this.renderViews();
     this.renderChart();
     this.renderTail();
-    this.measure();
+  }
+
+  /**
+   * Fills a part unless it already shows what `key` stands for.
+   * @param {Element} part @param {unknown} key @param {() => Element[]} make
+   */
+  fill(part, key, make) {
+    const wanted = JSON.stringify(key);
+    if (this.drawn.get(part) === wanted) return;
+    this.drawn.set(part, wanted);
+    part.replaceChildren(...make());
   }
 
   renderHead() {
@@ -221,35 +244,22 @@ export class PlanPanel {
     if (this.place) this.place.textContent = t("prompt_of", { i: this.index + 1, n: plans.length });
     if (!plan || this.kind === "probe") {
       const promised = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `promise_${this.kind}`)];
-      const promise = promised.map((text) => element("p", "bf-promise", text));
-      this.head.replaceChildren(...promise);
+      this.fill(this.head, promised, () => promised.map((text) => element("p", "bf-promise", text)));
       delete this.element.dataset.steps;
       return;
     }
     const now = outlook(plan, this.controls());
     this.element.dataset.steps = String(now.steps);
-    const title = element("div", "bf-title");
-    if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
-    title.append(element("strong", "bf-headline", now.headline));
-    const reason = now.reason ? [element("p", "bf-reason", now.reason)] : [];
-    reason.forEach((line) => line.setAttribute("role", "status"));
-    const details = now.details.map((text) => element("div", "bf-detail", text));
-    const notes = now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`));
     const whole = forecast(plans, this.controls(), this.pace(plan.setting?.model_name ?? "")) ?? [];
-    const lines = whole.map((text) => element("div", "bf-forecast", text));
-    this.head.replaceChildren(...lines, title, ...reason, ...details, ...notes);
+    this.fill(this.head, [now, whole], () => headLines(now, whole));
   }
 
   renderViews() {
     const shown = VIEWS.filter((view) => this.has(view));
     this.views.hidden = shown.length < 2;
     if (shown.length && !this.has(this.view)) this.view = shown[0];
-    const wanted = shown.join();
-    if (this.views.dataset.views !== wanted) {
-      // kept between draws, so that a focused button stays focused
-      this.views.dataset.views = wanted;
-      this.views.replaceChildren(...shown.map((view) => this.viewButton(view)));
-    }
+    // kept between draws, so that a focused button stays focused
+    this.fill(this.views, shown, () => shown.map((view) => this.viewButton(view)));
     for (const button of this.views.querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(button.dataset.view === this.view));
     }
@@ -302,8 +312,7 @@ export class PlanPanel {
   }
 
   renderChart() {
-    const width = this.svg.clientWidth || 280;
-    const height = this.svg.clientHeight || CHART_HEIGHT;
+    const { width, height } = this.size;
     const model = this.chartModel();
     const layout = chartLayout(model, width, height);
     const empty = !model.curve && !model.points.length;
@@ -312,7 +321,14 @@ export class PlanPanel {
     // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
     this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.svg.replaceChildren(...axes(layout, model), ...(empty ? [] : marks(layout, model, this.cursor)));
+    const { x0, x1, y0, y1, xTicks, yTicks } = layout;
+    const frame = [x0, x1, y0, y1];
+    this.fill(this.layers.axes, [frame, xTicks, yTicks, model.counted], () => axes(layout, model));
+    this.fill(this.layers.outside, empty || [frame, layout.outside], () => (empty ? [] : outside(layout)));
+    this.fill(this.layers.curve, empty || [layout.band, layout.line], () => (empty ? [] : curve(layout)));
+    const { floorY, wantedY, chosen, points } = layout;
+    const marked = [frame, floorY, wantedY, chosen, model.chosen, points, this.cursor, xTicks];
+    this.fill(this.layers.marks, empty || marked, () => (empty ? [] : marks(layout, model, this.cursor)));
     this.renderReadout(model, empty);
   }
 
@@ -332,12 +348,25 @@ export class PlanPanel {
     const { plan } = this;
     const { probe } = this.result;
     const receipt = this.result.receipts[this.index] ?? null;
-    this.tail.replaceChildren(
+    this.fill(this.tail, [this.shown, this.index, this.view, options.band], () => [
       ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
       ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", fromHost(text))), measuredWith(probe)] : []),
-    );
+    ]);
   }
+}
+
+/** Forecast, headline, reason, details and notes. @param {import("./plan_view.js").Outlook} now @param {string[]} whole */
+function headLines(now, whole) {
+  const title = element("div", "bf-title");
+  if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
+  title.append(element("strong", "bf-headline", now.headline));
+  const reason = now.reason ? [element("p", "bf-reason", now.reason)] : [];
+  reason.forEach((line) => line.setAttribute("role", "status"));
+  const details = now.details.map((text) => element("div", "bf-detail", text));
+  const notes = now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`));
+  const lines = whole.map((text) => element("div", "bf-forecast", text));
+  return [...lines, title, ...reason, ...details, ...notes];
 }
 
 /** @param {ChartLayout} layout @param {ChartModel} model */
@@ -358,15 +387,26 @@ function axes(layout, model) {
   ];
 }
 
+/** What the limits exclude. @param {ChartLayout} layout */
+function outside({ y0, y1, outside }) {
+  return outside.map((strip) =>
+    svg("rect", { class: "bf-outside", x: strip.x, y: y1, width: Math.max(strip.width, 0), height: y0 - y1 }),
+  );
+}
+
+/** @param {ChartLayout} layout */
+function curve({ band, line }) {
+  const drawn = [];
+  if (band) drawn.push(svg("path", { class: "bf-band", d: band }));
+  if (line) drawn.push(svg("path", { class: "bf-line", d: line }));
+  return drawn;
+}
+
 /** @param {ChartLayout} layout @param {ChartModel} model @param {number | null} cursor */
 function marks(layout, model, cursor) {
   const { x0, x1, y0, y1 } = layout;
   /** @type {SVGElement[]} */
-  const drawn = layout.outside.map((strip) =>
-    svg("rect", { class: "bf-outside", x: strip.x, y: y1, width: Math.max(strip.width, 0), height: y0 - y1 }),
-  );
-  if (layout.band) drawn.push(svg("path", { class: "bf-band", d: layout.band }));
-  if (layout.line) drawn.push(svg("path", { class: "bf-line", d: layout.line }));
+  const drawn = [];
   if (layout.floorY !== null) {
     drawn.push(svg("line", { class: "bf-floor", x1: x0, x2: x1, y1: layout.floorY, y2: layout.floorY }));
   }

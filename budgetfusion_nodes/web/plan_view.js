@@ -332,7 +332,7 @@ export function receiptRows(receipt, plan) {
       /** @returns {[string, string]} */
       (usual) => [
         t("row_against", { n: usual }),
-        t("against_row", { time: difference(each * (usual - steps)), share: fewer(steps, usual) }),
+        t("against_row", { time: difference(each * (usual - steps)), steps, usual }),
       ],
     ),
   ];
