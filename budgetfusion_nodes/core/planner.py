@@ -178,7 +178,7 @@ class Planner:
             )
         if prediction.distance > 1.0:
             found.append(
-                f"This prompt is unlike the prompts the planner was calibrated on (distance {prediction.distance:.1f}, "
+                f"This prompt is unlike the prompts the planner was calibrated on (distance {prediction.distance:.2f}, "
                 "1 is the edge): the risk is not vouched for."
             )
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:

@@ -28,7 +28,7 @@ from .risk import RiskTable
 from .setting import Setting
 
 FORMAT = "budgetfusion.planner"
-VERSION = "1"
+VERSION = "2"  # 1 had the calibration prompts themselves in novelty.*
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 2 * 1024 * 1024
 MAX_NETWORKS = 16
@@ -45,7 +45,6 @@ SIZE_LIMITS = {
     "context": 1024,
     "hidden": 1024,
     "networks": MAX_NETWORKS,
-    "novelty_points": 100_000,
 }
 MAY_BE_ZERO = {"pooled_in", "pooled_width"}
 
@@ -83,8 +82,7 @@ class _Description:
             "projection.pooled_mean": (sizes["pooled_in"],),
             "projection.pooled_weight": (sizes["pooled_in"], sizes["pooled_width"]),
             "novelty.centre": (features,),
-            "novelty.spread": (features,),
-            "novelty.points": (sizes["novelty_points"], features),
+            "novelty.whitening": (features, features),
         }
         weights = parameter_shapes(self.size, len(self.grid), len(self.metrics))
         for index in range(sizes["networks"]):
@@ -195,7 +193,6 @@ def _describe(planner: Planner, provenance: Mapping[str, Any]) -> dict[str, Any]
             "token_in": projection.token_mean.shape[0],
             "pooled_in": projection.pooled_mean.shape[0],
             "networks": len(planner.networks),
-            "novelty_points": novelty.points.shape[0],
         },
         "risk": {
             "alphas": list(table.alphas),
@@ -216,8 +213,7 @@ def _tensors(planner: Planner) -> dict[str, Tensor]:
         "projection.pooled_mean": projection.pooled_mean,
         "projection.pooled_weight": projection.pooled_weight,
         "novelty.centre": novelty.centre,
-        "novelty.spread": novelty.spread,
-        "novelty.points": novelty.points,
+        "novelty.whitening": novelty.whitening,
     }
     for index, network in enumerate(planner.networks):
         tensors |= {f"network.{index}.{key}": value for key, value in network.state_dict().items()}
@@ -301,8 +297,6 @@ def _build(description: _Description, tensors: Mapping[str, Tensor]) -> Planner:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise _Reason(f"tensor {key} holds values that are not finite")
-    if not (tensors["novelty.spread"] > 0).all():
-        raise _Reason("tensor novelty.spread holds values that are not positive")
     if any((tensors[key] < 0).any() for key in tensors if key.endswith(".baseline")):
         raise _Reason("a baseline curve holds negative values")
     return Planner(
@@ -317,9 +311,7 @@ def _build(description: _Description, tensors: Mapping[str, Tensor]) -> Planner:
         ),
         networks=tuple(_network(description, tensors, i) for i in range(description.sizes["networks"])),
         risk_table=description.risk,
-        novelty=Novelty(
-            *(tensors[f"novelty.{key}"] for key in ("centre", "spread", "points")), limit=description.novelty_limit
-        ),
+        novelty=Novelty(tensors["novelty.centre"], tensors["novelty.whitening"], description.novelty_limit),
         provenance=description.provenance,
     )
 

@@ -64,9 +64,8 @@ def _draw_pair(
     y += PROMPT_LINES * TEXT_HEIGHT
     row = pair.row
     missed = row.missed(quality)
-    below = f", below {quality:.2f}" if missed else ""
     captions = (
-        (pair.adaptive, f"{row.steps} steps (adaptive)", f"quality {_number(row.quality_measured)}{below}", missed),
+        (pair.adaptive, f"{row.steps} steps (adaptive)", _measured(row.quality_measured, quality, missed), missed),
         (pair.full, f"{target} steps (full)", "quality 1.00 (the reference)", False),
     )
     for column, (picture, steps, measured, warned) in enumerate(captions):
@@ -76,8 +75,10 @@ def _draw_pair(
         pen.text((left, y + SIDE + 4 + TEXT_HEIGHT), measured, WARNING if warned else FAINT, font)
 
 
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} measured"
+def _measured(value: float | None, wanted: float, missed: bool) -> str:
+    if value is None:
+        return "quality not measured"
+    return f"quality {value:.2f}, below {wanted:.2f}" if missed else f"quality {value:.2f} measured"
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

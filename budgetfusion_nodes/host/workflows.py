@@ -43,6 +43,9 @@ EXTRAS = (
 """Files of the host's comfy_extras that define nodes of the graphs."""
 
 PROMPT = "three small red circles and two large outlined blue squares on a fine green and white checked background"
+HELLO_PROMPT = (
+    "a large striped purple heart on the left and three small yellow circles on the right on a plain black background"
+)
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
@@ -230,8 +233,8 @@ def _empty(size: int) -> Node:
     return Node(4, "EmptyLatentImage", {"width": size, "height": size, "batch_size": 1}, 0)
 
 
-def _model_and_prompts() -> tuple[Node, ...]:
-    return (_loader(), _empty(64), _text(2, PROMPT, "Prompt"), _text(3, NEGATIVE, "Negative prompt"))
+def _model_and_prompts(prompt: str = PROMPT) -> tuple[Node, ...]:
+    return (_loader(), _empty(64), _text(2, prompt, "Prompt"), _text(3, NEGATIVE, "Negative prompt"))
 
 
 def _planner(column: int, **more: Any) -> Node:
@@ -301,7 +304,7 @@ def _hello() -> Graph:
         "The KSampler beside it takes all 50, from the same seed. Compare the two pictures and the receipt, then drag "
         "**quality** and write other prompts.",
         (
-            *_model_and_prompts(),
+            *_model_and_prompts(HELLO_PROMPT),
             _adaptive(2, seed=HELLO_SEED),
             _ksampler(3, 7, 50, "KSampler, all 50 steps", HELLO_SEED),
             *_decode_and_save(6, 4, title="As planned"),

@@ -303,7 +303,7 @@ def _assemble(
         projection=projection,
         networks=networks,
         risk_table=calibrate(upper, true_quality(dataset, scale)[rows]),
-        novelty=fit_novelty(summaries(calibration)),
+        novelty=fit_novelty(summaries([features[i] for i in dataset.rows("train")]), summaries(calibration)),
     )
 
 

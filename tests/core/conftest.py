@@ -22,6 +22,7 @@ def make_planner(token_in: int = 24, pooled_in: int = 16, networks: int = 2, pro
     pooled = torch.randn(prompts, pooled_in, generator=generator)
     projection = fit_projection(tokens.flatten(0, 1), pooled)
     features = [projection(t, p if pooled_in else None) for t, p in zip(tokens, pooled, strict=True)]
+    summaries = torch.stack([f.summary() for f in features])
     size = PredictorSize(projection.token_weight.shape[1], projection.pooled_weight.shape[1], context=16, hidden=12)
     theta = tuple(tuple((1.0 - q) * (0.4 + 2.0 * alpha) for q in QUALITIES) for alpha in ALPHAS)
     return Planner(
@@ -34,7 +35,7 @@ def make_planner(token_in: int = 24, pooled_in: int = 16, networks: int = 2, pro
         projection=projection,
         networks=tuple(make_network(size, seed) for seed in range(networks)),
         risk_table=RiskTable(ALPHAS, QUALITIES, theta, prompts),
-        novelty=fit_novelty(torch.stack([f.summary() for f in features])),
+        novelty=fit_novelty(summaries, summaries),
         provenance={"data": "random"},
     )
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf
 
 from budgetfusion_nodes.core.errors import UnsupportedError
 from budgetfusion_nodes.core.features import (
@@ -12,6 +14,7 @@ from budgetfusion_nodes.core.features import (
     fit_novelty,
     fit_projection,
     shorten,
+    shrunk_covariance,
     whitening,
 )
 
@@ -112,12 +115,59 @@ def test_collate_pads_and_masks():
     assert hidden.has_pooled.tolist() == [[0.0], [0.0]]
 
 
-def test_novelty_is_small_inside_and_large_outside():
-    projection = fit_projection(rows(400, 16), None)
-    inside = [projection(rows(6, 16, seed), None) for seed in range(300)]
-    novelty = fit_novelty(torch.stack([f.summary() for f in inside[:200]]))
-    fresh = torch.tensor([novelty.distance(f) for f in inside[200:]])
-    assert (fresh <= 1.0).float().mean() > 0.9  # 99 % by construction, less sampling error
-    outside = projection(rows(6, 16, 999) * 4 + 20, None)
-    assert novelty.distance(outside) > 1.5
-    assert novelty.distance(inside[0]) == pytest.approx(0.0, abs=1e-5)
+def prompts_of(count: int, seed: int, change: float = 0.0) -> torch.Tensor:
+    """Summaries [count, 14] that are correlated as those of prompts are; `change` lies off their main directions.
+
+    The first two numbers are 0: mean and spread of the one token that `as_features` gives."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    near = torch.randn(count, 4, generator=generator) @ mix + 0.1 * torch.randn(count, 12, generator=generator)
+    off = torch.linalg.svd(mix).Vh[-1]  # orthogonal to all four
+    return torch.cat([torch.zeros(count, 2), 3.0 + near + change * off], 1)
+
+
+def as_features(summary: torch.Tensor) -> ConditioningFeatures:
+    made = ConditioningFeatures(torch.zeros(1, 1), summary[2:], True)
+    assert torch.equal(made.summary(), summary)
+    return made
+
+
+def shares_beyond(novelty, summaries: torch.Tensor) -> float:
+    return float(np.mean([novelty.distance(as_features(s)) > 1.0 for s in summaries]))
+
+
+def test_one_in_twenty_ordinary_prompts_is_called_unlike():
+    novelty = fit_novelty(prompts_of(400, 1), prompts_of(400, 2))
+    assert shares_beyond(novelty, prompts_of(2000, 3)) == pytest.approx(0.05, abs=0.025)
+
+
+def test_a_change_off_the_usual_directions_is_noticed_though_small_in_each_number():
+    novelty = fit_novelty(prompts_of(400, 1), prompts_of(400, 2))
+    changed = prompts_of(500, 4, change=0.8)
+    each = (changed - prompts_of(400, 1).mean(0)).abs() / prompts_of(400, 1).std(0)
+    assert each[:, 2:].median() < 1.0  # every single number looks ordinary
+    assert shares_beyond(novelty, changed) > 0.9
+
+
+def test_few_prompts_of_many_numbers_are_enough():
+    generator = torch.Generator().manual_seed(5)
+    few, fresh = (torch.randn(n, 192, generator=generator) for n in (25, 200))
+    few[:, :2] = fresh[:, :2] = 0.0
+    novelty = fit_novelty(few[:15], few[15:])
+    assert torch.isfinite(novelty.whitening).all()
+    assert shares_beyond(novelty, fresh) < 0.5
+    assert shares_beyond(novelty, fresh * 3) == 1.0
+
+
+def test_a_number_that_never_varies_breaks_nothing():
+    rows = prompts_of(50, 1)
+    rows[:, 3] = 1.0
+    novelty = fit_novelty(rows, rows)
+    assert 0.0 < novelty.distance(as_features(rows[0])) < 3.0
+
+
+def test_shrunk_covariance_is_that_of_scikit_learn():
+    rows = prompts_of(30, 6).double()
+    rows -= rows.mean(0)
+    theirs = ledoit_wolf(rows.numpy(), assume_centered=True)[0]
+    assert np.allclose(shrunk_covariance(rows).numpy(), theirs, rtol=1e-9, atol=1e-12)

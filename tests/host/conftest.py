@@ -120,7 +120,7 @@ def make_planner(name: str, setting: Setting, entries: list[Any]) -> Planner:
         projection=projection,
         networks=(network.eval(),),
         risk_table=RiskTable(ALPHAS, QUALITIES, theta, prompts=200),
-        novelty=fit_novelty(summaries),
+        novelty=fit_novelty(summaries, summaries),
     )
 
 
