@@ -46,8 +46,8 @@ PINS = {
     )
 }
 DEFAULT_VERSION = "0.30.0"
-OLDEST_VERSION = (0, 3, 64)
-"""The oldest host the recipes of this project were tried with."""
+OLDEST_VERSION = (0, 16, 3)
+"""The oldest host that the tests run in; `requires-comfyui` in pyproject.toml says the same."""
 
 _TREE = ("vendor", "ComfyUI")
 _DOWNLOAD = ("download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python")
@@ -220,15 +220,16 @@ _MODULES = ("torch", "torchvision", "numpy", "PIL", "safetensors", "aiohttp", "l
 def require_modules(python: Path) -> None:
     """Raises LaunchError naming what the user's own Python lacks for ComfyUI and the pack."""
     code = (  # find_spec imports nothing, so this takes milliseconds
-        "import importlib.util as u, sys; print(' '.join(m for m in sys.argv[1:] if u.find_spec(m) is None))"
+        "import importlib.util as u, sys; print('lacks', *(m for m in sys.argv[1:] if u.find_spec(m) is None))"
     )
     found = subprocess.run([str(python), "-c", code, *_MODULES], check=False, capture_output=True, text=True)
-    if found.returncode != 0:
+    said = found.stdout.split()
+    if found.returncode != 0 or said[:1] != ["lacks"]:  # the second: some other program
         raise LaunchError(
             f"The Python of COMFYUI_PYTHON ({python}) does not work.", "Set it to the Python that runs your ComfyUI."
         )
-    if found.stdout.strip():
+    if said[1:]:
         raise LaunchError(
-            f"The Python of COMFYUI_PYTHON lacks {', '.join(found.stdout.split())}.",
+            f"The Python of COMFYUI_PYTHON lacks {', '.join(said[1:])}.",
             f'Install what the pack needs: "{python}" -m pip install -r requirements.txt',
         )

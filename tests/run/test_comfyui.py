@@ -167,7 +167,7 @@ def test_comfyui_python_alone_does_not_change_the_pinned_host(layout: Layout, mo
         (lambda p: p, "there is no such folder"),
         (lambda p: p.mkdir() or p, "holds no ComfyUI"),
         (lambda p: a_host(p, None), "of an unknown version"),
-        (lambda p: a_host(p, "0.3.63"), r"is 0\.3\.63, and BudgetFusion needs 0\.3\.64 or newer"),
+        (lambda p: a_host(p, "0.16.2"), r"is 0\.16\.2, and BudgetFusion needs 0\.16\.3 or newer"),
     ],
 )
 def test_a_folder_that_is_no_comfyui_is_refused_with_a_remedy(
@@ -188,10 +188,28 @@ def test_a_missing_users_python_is_named(layout: Layout, tmp_path: Path, monkeyp
 @pytest.mark.skipif(os.name == "nt", reason="stands in for Python with a shell script")
 def test_what_the_users_python_lacks_is_named(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho torch lpips\n")
+    python.write_text("#!/bin/sh\necho lacks torch lpips\n")
     python.chmod(0o755)
     with pytest.raises(LaunchError, match=r"lacks torch, lpips\. .*-m pip install -r requirements\.txt"):
         comfyui.require_modules(python)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stands in for Python with a shell script")
+@pytest.mark.parametrize("program", ["exit 0", "echo hello", "exit 3"])
+def test_a_program_that_is_no_python_is_not_said_to_lack_packages(tmp_path: Path, program: str) -> None:
+    other = tmp_path / "python"
+    other.write_text(f"#!/bin/sh\n{program}\n")
+    other.chmod(0o755)
+    with pytest.raises(LaunchError, match=r"does not work\. Set it to the Python that runs your ComfyUI"):
+        comfyui.require_modules(other)
+
+
+def test_a_python_with_all_packages_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comfyui, "_MODULES", ("json", "os"))
+    comfyui.require_modules(Path(sys.executable))
+    monkeypatch.setattr(comfyui, "_MODULES", ("json", "bf_surely_not_here"))
+    with pytest.raises(LaunchError, match="lacks bf_surely_not_here"):
+        comfyui.require_modules(Path(sys.executable))
 
 
 def test_the_pins_are_the_tried_ones() -> None:

@@ -5,7 +5,7 @@
  *
  * Writes workflows/<template>.jpg and budgetfusion_nodes/web/docs/images/*.png.
  */
-import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 import { ROOT, SLOW, Session, makeShippedBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
@@ -15,6 +15,11 @@ const PLANNER = "BudgetFusion_BudgetPlanner";
 const SAMPLER = "BudgetFusion_AdaptiveKSampler";
 const PROBE = "BudgetFusion_PerceptualMetricProbe";
 const SWEEP = "BudgetFusion_StepSweep";
+/** Input that names a model file -> the host's folder of such files. */
+const MODEL_FOLDERS = {
+  ckpt_name: "checkpoints", unet_name: "diffusion_models", clip_name1: "text_encoders", clip_name2: "text_encoders",
+  vae_name: "vae",
+};
 const SETTINGS = {
   "Comfy.Minimap.Visible": false,
   "LiteGraph.Canvas.MinFontSizeForLOD": 0, // titles stay readable in small pictures
@@ -25,6 +30,7 @@ if (skip) throw new Error(skip);
 mkdirSync(PICTURES, { recursive: true });
 const scratch = scratchFolder();
 const base = makeShippedBase(scratch);
+placeOthersModels();
 const host = await startHost(base);
 const browser = await startBrowser();
 try {
@@ -42,13 +48,34 @@ async function openSession(options) {
   return session;
 }
 
+function templates() {
+  const names = readdirSync(join(ROOT, "workflows")).filter((file) => file.endsWith(".json"));
+  return names.map((file) => file.slice(0, -".json".length)).sort();
+}
+
+/** The graph as it is queued. */
+function twinOf(name) {
+  return JSON.parse(readFileSync(join(ROOT, "workflows/api", `${name}.json`), "utf8"));
+}
+
+/** Empty files in the place of models that are not shipped, so that the page sees what an artist who has them sees. */
+function placeOthersModels() {
+  for (const { inputs } of templates().flatMap((name) => Object.values(twinOf(name)))) {
+    for (const [input, folder] of Object.entries(MODEL_FOLDERS)) {
+      const file = inputs[input];
+      if (!file || file === "tiny_scenes.safetensors") continue;
+      mkdirSync(join(base, "models", folder), { recursive: true });
+      writeFileSync(join(base, "models", folder, file), "");
+    }
+  }
+}
+
 /** Each template as it looks after its run; those for other checkpoints as they open. */
 async function thumbnails() {
   const session = await openSession({ viewport: { width: 1600, height: 1000 }, deviceScaleFactor: 0.5 });
   await command(session, "Workspace.ToggleFocusMode");
-  const names = readdirSync(join(ROOT, "workflows")).filter((file) => file.endsWith(".json"));
-  for (const name of names.map((file) => file.slice(0, -".json".length)).sort()) {
-    const twin = JSON.parse(readFileSync(join(ROOT, "workflows/api", `${name}.json`), "utf8"));
+  for (const name of templates()) {
+    const twin = twinOf(name);
     await session.open(name);
     if (Object.values(twin).some((node) => node.inputs.ckpt_name === "tiny_scenes.safetensors")) await run(session);
     await session.fitView(40);
