@@ -34,7 +34,7 @@ from ..options import WEIGHTS
 from ..tiny_scenes.classifier import load_classifier
 from . import ablations, comparison, gallery, risk_check, synthetic, variance
 from .dataset import SweepDataset
-from .evidence import Evidence, Judges, gather, load_judges
+from .evidence import Evidence, Judges, check_belongs, gather, load_judges
 from .fit import FitOptions
 from .prompts import (
     COUNTS,
@@ -97,6 +97,8 @@ class BenchOptions:
     """benchmark.md and bench.json go here, plots to images/benchmark below it."""
     sweep: Path | None = None
     """A finished sweep at the planner's setting; left out, the benchmark makes its own."""
+    crossed: Path | None = None
+    """A finished sweep whose prompts all have the same noise seeds; left out, a full run makes its own."""
     full: bool = False
     workers: int = 2
     threads: int = 1
@@ -180,7 +182,7 @@ class BenchRun:
         return FitOptions() if self.options.full else FitOptions(networks=1)
 
     def _data_digest(self) -> str:
-        return file_digest(self.sweep_folder / DATASET_FILE)
+        return _dataset_digest(self.sweep_folder)
 
     # -------------------------------------------------------------------------------------------------------- sweeps
 
@@ -278,6 +280,8 @@ class BenchRun:
 
     def _path(self, name: str) -> Path:
         further = (*self._host_inputs(), self._peer_count()) if name in HOST_PARTS else ()
+        if name == "variance" and self.options.crossed:
+            further = (_dataset_digest(self.options.crossed),)
         return self.options.work / "parts" / f"{name}-{self.key(*further)}.json"
 
     def finished(self, name: str) -> dict[str, Any] | None:
@@ -290,20 +294,35 @@ class BenchRun:
     def part_variance(self) -> dict[str, Any]:
         evidence = self.evidence
         rows = evidence.rows["test"]
-        found = {"sweep": variance.variance_report(evidence.dataset, evidence.scale, QUALITIES, rows)}
-        if self.options.full:
-            crossed = self._crossed()
-            found["crossed"] = variance.variance_report(crossed, evidence.scale, QUALITIES, crossed.rows("test"))
+        report = variance.variance_report(evidence.dataset, evidence.scale, QUALITIES, rows)
+        found = {"sweep": {**report, "dtype": self.spec.sampling.dtype}}
+        if self.options.full or self.options.crossed:
+            folder = self._given_crossed() if self.options.crossed else self._crossed()
+            crossed = _dataset(folder)
+            report = variance.variance_report(crossed, evidence.scale, QUALITIES, crossed.rows("test"))
+            found["crossed"] = {**report, "dtype": open_job(folder).spec.sampling.dtype}
         return found
 
-    def _crossed(self) -> SweepDataset:
+    def _given_crossed(self) -> Path:
+        folder = self.options.crossed
+        assert folder is not None
+        dataset = _dataset(folder)
+        check_belongs(dataset, self.planner)
+        if not variance.is_crossed(dataset.seeds[dataset.rows("test")]):
+            raise InputError(
+                "--crossed: the test prompts of this sweep do not all have the same noise seeds. Name one that this "
+                "benchmark made, or leave it out."
+            )
+        return folder
+
+    def _crossed(self) -> Path:
         """150 test prompts, each rendered from the same 8 noise seeds: only then seed and rest can be told apart."""
         chosen = [p for p in self.prompts.prompts if p.split == "test"][:CROSSED_PROMPTS]
         rng = np.random.default_rng([self.options.seed, 8])
         seeds = tuple(int(s) for s in rng.choice(2**32, CROSSED_SEEDS, replace=False))
         prompts = PromptList(tuple(replace(p, seeds=seeds) for p in chosen), {"made": "crossed seeds"})
         folder = self.options.work / f"crossed-{self._data_digest()[:12]}"
-        return _dataset(self._render("crossed seeds", folder, prompts, self.side_sampling(), 0))
+        return self._render("crossed seeds", folder, prompts, self.side_sampling(), 0)
 
     def part_rules(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -532,6 +551,10 @@ def finite(content: Any) -> Any:
 
 def _dataset(folder: Path) -> SweepDataset:
     return SweepDataset.load(folder / DATASET_FILE)
+
+
+def _dataset_digest(folder: Path) -> str:
+    return file_digest(folder / DATASET_FILE)
 
 
 def _write(path: Path, content: bytes) -> None:

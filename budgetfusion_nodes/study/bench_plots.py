@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .variance import telling
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -41,7 +43,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def variance(part: Mapping[str, Any]) -> Figure | None:
-    report = part.get("crossed", part["sweep"])
+    report = telling(part)
     bars = [
         (f"{metric}\nq {q}", row)
         for q, rows in report["by_quality"].items()

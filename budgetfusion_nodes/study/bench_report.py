@@ -11,6 +11,7 @@ import numpy as np
 
 from . import bench_plots
 from .goals import Goal, goals, slowest_ratios
+from .variance import telling
 from .wording import number, share
 
 SEED_DOMINATES = 0.5
@@ -130,7 +131,7 @@ def seed_warning(part: Mapping[str, Any] | None) -> str:
     """Said at the top where the seed, not the prompt, decides most of what a render needs."""
     if part is None:
         return ""
-    figures = part.get("crossed", part["sweep"])["by_quality"][QUALITY]["all metrics"]
+    figures = telling(part)["by_quality"][QUALITY]["all metrics"]
     prompt = figures["prompt"]
     if prompt is None:
         return "**Each prompt has one seed here, so nothing can be said about what the seed does.**"
@@ -173,7 +174,10 @@ def _variance(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
                         f"{row['at_the_smallest_count']:.0%} / {row['at_the_target']:.0%}",
                     ]
                 )
-        text.append(f"Variance of log t*(q), {report['prompts']} prompts x {_count(report['seeds'], 'seed')}, {words}:")
+        other = "" if report.get("dtype") == part["sweep"].get("dtype") else f", rendered in {report['dtype']}"
+        text.append(
+            f"Variance of log t*(q), {report['prompts']} prompts x {_count(report['seeds'], 'seed')}, {words}{other}:"
+        )
         text.append(
             _rows(
                 [
@@ -189,7 +193,7 @@ def _variance(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
                 rows,
             )
         )
-    checks = part.get("crossed", part["sweep"])["checks"]
+    checks = telling(part)["checks"]
     text.append(
         "What a seed's share could be made of instead: the distance still left at the last count before the target, "
         "over "

@@ -119,6 +119,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="model file (Tiny Scenes)")
     parser.add_argument("--planner", type=Path, default=DEFAULT_PLANNER, help="planner under test")
     parser.add_argument("--sweep", type=Path, help="folder of a finished sweep; left out, a small one is made")
+    parser.add_argument("--crossed", type=Path, help="folder of a finished sweep whose prompts share their noise seeds")
     parser.add_argument("--full", action="store_true", help="as long as it takes, instead of about 15 minutes")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
     parser.add_argument("--work", type=Path, default=run_folder() / "bench", help="where finished parts are kept")
@@ -464,6 +465,7 @@ def run_bench(args: argparse.Namespace) -> int:
         work=args.work.resolve(),
         out=report_folder(args.out.resolve(), full=args.full),
         sweep=args.sweep.resolve() if args.sweep else None,
+        crossed=args.crossed.resolve() if args.crossed else None,
         full=args.full,
         workers=args.workers,
         seed=args.seed,

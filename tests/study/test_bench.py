@@ -299,6 +299,8 @@ def test_a_dominating_seed_is_said_at_the_top() -> None:
     assert "one seed" in seed_warning(variance(None))
     crossed = {**variance(0.9), "crossed": variance(0.2)["sweep"]}
     assert "explains 20%" in seed_warning(crossed)
+    crossed["crossed"]["dtype"] = "bf16"  # another precision than the sweep's: it does not speak for it
+    assert seed_warning(crossed) == seed_warning(variance(0.9))
 
 
 def test_numbers_are_written_with_their_interval() -> None:
@@ -370,6 +372,10 @@ def test_further_sweeps_are_of_the_same_kind(run: BenchRun, folder: Path, monkey
     assert seen[-1] == ("crossed seeds", 1.0)
     monkeypatch.setattr(bench_module, "run_workers", lambda *_: pytest.fail("rendered again"))
     assert full.part_variance()["crossed"] == found
+    given = BenchRun(options_for(folder, crossed=full._crossed()))  # one that lies there is taken as it is
+    assert given.part_variance()["crossed"] == found
+    with pytest.raises(InputError, match="do not all have the same noise seeds"):
+        BenchRun(options_for(folder, crossed=given.sweep_folder)).part_variance()
     shifted = BenchRun(options_for(folder))
     monkeypatch.setattr(
         bench_module, "run_workers", lambda job, missing, workers, told: write_shards(job, missing, dataset, told)
