@@ -222,9 +222,13 @@ def require_modules(python: Path) -> None:
     code = (  # find_spec imports nothing, so this takes milliseconds
         "import importlib.util as u, sys; print('lacks', *(m for m in sys.argv[1:] if u.find_spec(m) is None))"
     )
-    found = subprocess.run([str(python), "-c", code, *_MODULES], check=False, capture_output=True, text=True)
-    said = found.stdout.split()
-    if found.returncode != 0 or said[:1] != ["lacks"]:  # the second: some other program
+    try:
+        found = subprocess.run([str(python), "-c", code, *_MODULES], check=False, capture_output=True, text=True)
+        said = found.stdout.splitlines()[-1:] if found.returncode == 0 else []  # a site's own lines may go before
+    except OSError:  # no program at all
+        said = []
+    said = said[0].split() if said else []
+    if said[:1] != ["lacks"]:  # some other program
         raise LaunchError(
             f"The Python of COMFYUI_PYTHON ({python}) does not work.", "Set it to the Python that runs your ComfyUI."
         )

@@ -20,6 +20,9 @@ MAX_WIDTH = 64
 MAX_TOKENS = 256  # T5 pads to 256; a 400-word prompt in 77-token chunks is about 540 and is averaged down to this
 CLAMP = 8.0  # standard deviations; CLIP's start token lies far out and would otherwise drown the words
 FIT_ROWS = 20_000
+LEAST_SPREAD = (
+    1e-3  # of a summary's number, whose unit is a standard deviation: one that never varied may vary a little
+)
 RANK_FLOOR = 1e-6  # of the largest variance; below it a direction is rounding noise of fp16 encoders
 
 
@@ -186,27 +189,33 @@ class Novelty:
     """The distance that 95 % of the calibration prompts, which had no part in centre and whitening, stay below."""
 
     def distance(self, features: ConditioningFeatures) -> float:
-        """Distance over `limit`: above 1 the prompt is unlike the prompts that the risk was measured on."""
-        return float(self._lengths(features.summary())) / self.limit
+        """Distance over `limit`: above 1 the prompt is unlike the prompts that the risk was measured on.
 
-    def _lengths(self, summaries: Tensor) -> Tensor:
-        return ((summaries - self.centre) @ self.whitening).norm(dim=-1)
+        A pooled output that is missing is taken to be the most ordinary one beside these tokens: the distance is then
+        that of the tokens alone.
+        """
+        summary = features.summary()
+        known = len(summary) if features.has_pooled else len(summary) - len(features.pooled)
+        whitened = (summary - self.centre)[:known] @ self.whitening[:known]
+        free = self.whitening[known:].T
+        if free.shape[1]:
+            whitened = whitened - free @ torch.linalg.lstsq(free, whitened[:, None]).solution[:, 0]
+        return float(whitened.norm()) / self.limit
 
 
 def fit_novelty(training: Tensor, calibration: Tensor, share: float = 0.95) -> Novelty:
     """training: [R, F] and calibration: [N, F] summaries of prompts, R >= 2, N >= 1.
 
-    The covariance is shrunk, because summaries have up to 192 numbers and there may be as few as 25 prompts. Against
-    scenes busier than any in training it tells more than the distance to the nearest prompt, which is large for every
-    prompt in so many dimensions (docs/benchmark.md, "On busier scenes").
+    The covariance is shrunk, because summaries have up to 192 numbers and there may be as few as 25 prompts. The
+    distance to the nearest calibration prompt, which stood here before, is large for every prompt in so many
+    dimensions: docs/benchmark_notes.md has the figures of both on busier scenes.
     """
     centre = training.mean(0)
-    spread = training.std(0).clamp_min(1e-6).double()
+    spread = training.std(0).clamp_min(LEAST_SPREAD).double()
     variance, directions = torch.linalg.eigh(shrunk_covariance((training - centre).double() / spread))
     whitening = directions / variance.clamp_min(1e-12).sqrt() / spread[:, None]
-    untested = Novelty(centre, whitening.float(), 1.0)
-    limit = float(untested._lengths(calibration).quantile(share))
-    return Novelty(untested.centre, untested.whitening, max(limit, 1e-6))
+    lengths = ((calibration - centre) @ whitening.float()).norm(dim=1)
+    return Novelty(centre, whitening.float(), max(float(lengths.quantile(share)), 1e-6))
 
 
 def shrunk_covariance(rows: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Plan:
     seconds: float = 0.0
     """Planning time."""
     distance: float | None = None
-    """Distance from the prompts the planner was made with; above 1 the prompt is unlike the calibration set."""
+    """Distance from the prompts the planner was made with; above 1 it is unlike them."""
     decision: Decision | None = None
 
     @classmethod

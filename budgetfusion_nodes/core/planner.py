@@ -37,7 +37,7 @@ class Prediction:
     normalised: FloatArray
     """[K, M, 3] low, median and high quantile of shortfall / scale."""
     distance: float
-    """Above 1 the prompt is unlike the calibration prompts."""
+    """Above 1 the prompt is unlike those that the planner was made with."""
 
     def quality(self, level: int) -> tuple[float, ...]:
         """Q at each grid count from quantile `level` of the shortfall: 0 gives the high, 2 the low quality curve."""
@@ -176,7 +176,7 @@ class Planner:
                 f"{self.risk_table.prompts} calibration prompts cannot vouch for a risk of {risk:.0%}: all {target} "
                 "steps are planned. Raise risk, or calibrate on more prompts."
             )
-        if prediction.distance > 1.0:
+        if not prediction.distance <= 1.0:
             found.append(
                 f"This prompt is unlike the prompts the planner was calibrated on (distance {prediction.distance:.2f}, "
                 "1 is the edge): the risk is not vouched for."

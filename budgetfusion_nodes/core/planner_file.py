@@ -34,6 +34,7 @@ MAX_HEADER_BYTES = 2 * 1024 * 1024
 MAX_NETWORKS = 16
 DTYPES = {"F16", "F32"}
 LARGEST = 1e30
+MAX_WHITENING = 1e12
 REMEDY = "Choose another planner, or fit this one again with 'python -m budgetfusion_nodes study train'."
 # the largest value of each size that is accepted: a foreign file must not make us allocate
 SIZE_LIMITS = {
@@ -297,6 +298,9 @@ def _build(description: _Description, tensors: Mapping[str, Tensor]) -> Planner:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise _Reason(f"tensor {key} holds values that are not finite")
+    whitening = tensors["novelty.whitening"].abs()
+    if not (whitening.amax(0) > 0).all() or whitening.max() > MAX_WHITENING:
+        raise _Reason(f"tensor novelty.whitening has a column of zeros or a value above {MAX_WHITENING:g}")
     if any((tensors[key] < 0).any() for key in tensors if key.endswith(".baseline")):
         raise _Reason("a baseline curve holds negative values")
     return Planner(

@@ -45,17 +45,19 @@ class Receipt:
     def text(self) -> str:
         """A few lines for the node."""
         per_step = f"{self.seconds_per_step:.3f} s a step" if self.steps else "nothing to sample"
+        others = [count for count in dict.fromkeys((self.max_steps, *COMMON_COUNTS)) if count != self.steps]
+        compared = [self._against(count) for count in others] if self.steps else []
         return "\n".join(
             [
                 f"Sampled in {self.seconds:.2f} s ({per_step}, {self.nfe} model evaluations).",
-                f"{', '.join(self._against(count) for count in (self.max_steps, *COMMON_COUNTS))}.",
+                *([f"{', '.join(compared)}."] if compared else []),
                 *([] if self.watt_hours is None else [f"{self.watt_hours:.3g} Wh."]),
             ]
         )
 
     def _against(self, count: int) -> str:
         saved = self.seconds_per_step * (count - self.steps)
-        return f"{abs(saved):.2f} s {'less' if saved >= 0 else 'more'} than {count} steps"
+        return f"{abs(saved):.2f} s {'less' if saved > 0 else 'more'} than {count} steps"
 
 
 def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:

@@ -546,9 +546,9 @@ def _gallery(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
             else ""
         )
         text.append(
-            f"**{kind.capitalize()}** ({reason['count']} shown).{seeds} {reason['unlike_calibration']} lie outside the "
-            f"calibration set by the node's own distance. The worst metric at the planned count: {metrics}. The scenes "
-            f"have {reason['mean_groups']:.1f} groups of objects on average."
+            f"**{kind.capitalize()}** ({reason['count']} shown).{seeds} {reason['unlike_calibration']} are unlike the "
+            f"planner's own prompts by the node's distance. The worst metric at the planned count: {metrics}. The "
+            f"scenes have {reason['mean_groups']:.1f} groups of objects on average."
         )
     return "\n\n".join(text)
 

@@ -41,7 +41,7 @@ class Failure:
     other_seeds: tuple[int, ...]
     """What the prompt's other seeds needed."""
     distance: float
-    """To the calibration set; above 1 the node warns."""
+    """From the prompts that the planner was made with; above 1 the node warns."""
     groups: int
     """Groups of objects in the caption's scene, by the commas and joining words of its key."""
 

@@ -96,8 +96,8 @@ def _padded(values: FloatArray, seeds: int) -> FloatArray:
 def shifted_figures(
     evidence: Evidence, shifted: Evidence, alphas: Sequence[float], qualities: Sequence[float], seed: int
 ) -> dict[str, Any]:
-    """The same table on prompts busier than any in training, and how many of each kind the node calls unlike its
-    calibration set. `shifted` holds those prompts in its test split."""
+    """The same table on prompts busier than any in training, and how many of each kind the node calls unlike
+    those that the planner was made with. `shifted` holds those prompts in its test split."""
     return {
         "prompts": len(shifted.rows["test"]),
         "rows": risk_table(shifted, alphas, qualities, seed),
@@ -106,7 +106,7 @@ def shifted_figures(
 
 
 def noticed(evidence: Evidence) -> dict[str, float]:
-    """Distance to the calibration set as the node computes it; above 1 it warns."""
+    """Distance from the planner's own prompts as the node computes it; above 1 it warns."""
     distances = np.array([evidence.planner.novelty.distance(evidence.features[i]) for i in evidence.rows["test"]])
     return {
         "share_warned": float((distances > 1.0).mean()),

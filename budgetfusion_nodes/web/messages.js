@@ -67,7 +67,7 @@ export const EN = {
   row_energy: "Energy",
   nothing_to_sample: "nothing to sample",
   time_row: "{time}, {each} a step, {calls}",
-  against_row: "{time} ({steps} steps instead of {usual})",
+  against_row: "{time} ({steps} instead of {usual})",
   energy_row: "{energy}, about {saved} saved against {max}",
 
   axis_steps: "steps",

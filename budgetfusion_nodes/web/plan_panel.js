@@ -72,6 +72,11 @@ export class PlanPanel {
     this.listening = new AbortController();
 
     this.head = element("div", "bf-head");
+    this.title = element("div", "");
+    this.reason = element("p", "bf-reason");
+    this.reason.setAttribute("role", "status");
+    this.details = element("div", "");
+    this.head.append(this.title, this.reason, this.details);
     this.views = element("div", "bf-views");
     this.views.setAttribute("role", "group");
     this.chart = element("div", "bf-chart");
@@ -187,7 +192,7 @@ export class PlanPanel {
   point(event) {
     if (!this.layout) return;
     const box = this.svg.getBoundingClientRect(); // on screen: the canvas may be zoomed
-    const px = ((event.clientX - box.left) / box.width) * this.svg.clientWidth;
+    const px = ((event.clientX - box.left) / box.width) * this.size.width;
     this.setCursor(nearestCount(this.layout, px));
   }
 
@@ -241,17 +246,25 @@ export class PlanPanel {
     const { plan } = this;
     const { plans } = this.result;
     this.pager.hidden = plans.length < 2 || this.kind === "probe";
-    if (this.place) this.place.textContent = t("prompt_of", { i: this.index + 1, n: plans.length });
+    if (this.place) say(this.place, t("prompt_of", { i: this.index + 1, n: plans.length }));
     if (!plan || this.kind === "probe") {
       const promised = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `promise_${this.kind}`)];
-      this.fill(this.head, promised, () => promised.map((text) => element("p", "bf-promise", text)));
+      this.fill(this.title, promised, () => promised.map((text) => element("p", "bf-promise", text)));
+      this.fill(this.details, [], () => []);
+      this.reason.hidden = true;
       delete this.element.dataset.steps;
       return;
     }
     const now = outlook(plan, this.controls());
     this.element.dataset.steps = String(now.steps);
     const whole = forecast(plans, this.controls(), this.pace(plan.setting?.model_name ?? "")) ?? [];
-    this.fill(this.head, [now, whole], () => headLines(now, whole));
+    this.fill(this.title, [whole, now.badge, now.headline], () => titleLines(now, whole));
+    say(this.reason, now.reason ?? "");
+    this.reason.hidden = !now.reason;
+    this.fill(this.details, [now.details, now.notes], () => [
+      ...now.details.map((text) => element("div", "bf-detail", text)),
+      ...now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`)),
+    ]);
   }
 
   renderViews() {
@@ -337,7 +350,7 @@ export class PlanPanel {
     const at = this.cursor ?? model.chosen;
     const text = empty || at === null ? "" : readout(at, model.view, model.curve, model.points, model.counted);
     const unpointed = empty ? "" : t("hint");
-    this.readout.textContent = this.cursor === null ? unpointed : text;
+    say(this.readout, this.cursor === null ? unpointed : text);
     this.svg.setAttribute("aria-valuetext", text || t("nothing_yet"));
     this.svg.setAttribute("aria-valuemin", String(this.layout?.first ?? 0));
     this.svg.setAttribute("aria-valuemax", String(this.layout?.last ?? 0));
@@ -356,17 +369,12 @@ export class PlanPanel {
   }
 }
 
-/** Forecast, headline, reason, details and notes. @param {import("./plan_view.js").Outlook} now @param {string[]} whole */
-function headLines(now, whole) {
+/** Forecast of a list, badge and headline. @param {import("./plan_view.js").Outlook} now @param {string[]} whole */
+function titleLines(now, whole) {
   const title = element("div", "bf-title");
   if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
   title.append(element("strong", "bf-headline", now.headline));
-  const reason = now.reason ? [element("p", "bf-reason", now.reason)] : [];
-  reason.forEach((line) => line.setAttribute("role", "status"));
-  const details = now.details.map((text) => element("div", "bf-detail", text));
-  const notes = now.notes.map((text) => element("p", "bf-note", `\u26A0 ${text}`));
-  const lines = whole.map((text) => element("div", "bf-forecast", text));
-  return [...lines, title, ...reason, ...details, ...notes];
+  return [...whole.map((text) => element("div", "bf-forecast", text)), title];
 }
 
 /** @param {ChartLayout} layout @param {ChartModel} model */
@@ -485,6 +493,11 @@ function measuredWith(probe) {
   const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
   const said = [t("distances", { reference: probe.reference }), t("measured_with", { backends: used })];
   return element("p", "bf-detail", said.join(" "));
+}
+
+/** Sets a text that differs: equal text set again would be read out again. @param {Element} place @param {string} text */
+function say(place, text) {
+  if (place.textContent !== text) place.textContent = text;
 }
 
 /**

@@ -328,12 +328,13 @@ export function receiptRows(receipt, plan) {
     [t("row_steps"), t("headline", { steps, max, saved: fewer(steps, max) })],
     [t("row_time"), t("time_row", { time: duration(seconds), each: duration(each), calls })],
     [t("row_against", { n: max }), difference(each * (max - steps))],
-    ...COMMON_COUNTS.map(
+    ...COMMON_COUNTS.filter((usual) => usual !== max).map(
       /** @returns {[string, string]} */
-      (usual) => [
-        t("row_against", { n: usual }),
-        t("against_row", { time: difference(each * (usual - steps)), steps, usual }),
-      ],
+      (usual) => {
+        const time = difference(each * (usual - steps));
+        const told = usual === steps ? time : t("against_row", { time, steps: count(steps, "steps"), usual });
+        return [t("row_against", { n: usual }), told];
+      },
     ),
   ];
   if (receipt.watt_hours != null) {

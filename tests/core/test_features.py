@@ -163,7 +163,22 @@ def test_a_number_that_never_varies_breaks_nothing():
     rows = prompts_of(50, 1)
     rows[:, 3] = 1.0
     novelty = fit_novelty(rows, rows)
-    assert 0.0 < novelty.distance(as_features(rows[0])) < 3.0
+    ordinary = novelty.distance(as_features(rows[0]))
+    assert 0.0 < ordinary < 3.0
+    rows[0, 3] += 1e-6  # rounding of another machine
+    assert novelty.distance(as_features(rows[0])) == pytest.approx(ordinary, rel=0.05)
+
+
+def test_without_pooled_output_the_distance_is_that_of_the_tokens():
+    generator = torch.Generator().manual_seed(8)
+    mix = torch.randn(9, 9, generator=generator)
+    rows = torch.randn(300, 9, generator=generator) @ mix + 2.0  # 2 x 3 of the tokens, 3 pooled
+    novelty = fit_novelty(rows, rows)
+    precision = (novelty.whitening @ novelty.whitening.T).double()
+    tokens = torch.linalg.inv(torch.linalg.inv(precision)[:6, :6])  # of the marginal
+    prompt = ConditioningFeatures(torch.randn(4, 3, generator=generator), torch.zeros(3), False)
+    off = (prompt.summary() - novelty.centre)[:6].double()
+    assert novelty.distance(prompt) * novelty.limit == pytest.approx(float((off @ tokens @ off).sqrt()), rel=1e-3)
 
 
 def test_shrunk_covariance_is_that_of_scikit_learn():

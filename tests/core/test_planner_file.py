@@ -153,6 +153,8 @@ def test_another_version_is_refused(saved, version):
         ({"network.1.embed.bias": torch.full((16,), float("nan"))}, "network.1.embed.bias holds values that are not"),
         ({"projection.token_mean": torch.full((24,), float("inf"))}, "token_mean holds values"),
         ({"novelty.whitening": torch.zeros(64, 63)}, "whitening has shape"),
+        ({"novelty.whitening": torch.zeros(64, 64)}, "whitening has a column of zeros"),
+        ({"novelty.whitening": torch.full((64, 64), 1e13)}, "or a value above 1e\\+12"),
         ({"network.0.baseline": torch.full((12, 3, 3), -1.0)}, "negative"),
         ({"network.0.embed.bias": torch.zeros(16, dtype=torch.int64)}, "has type 'I64'"),
         ({"surprise": torch.zeros(2)}, "unknown: \\['surprise'\\]"),

@@ -188,18 +188,21 @@ def test_a_missing_users_python_is_named(layout: Layout, tmp_path: Path, monkeyp
 @pytest.mark.skipif(os.name == "nt", reason="stands in for Python with a shell script")
 def test_what_the_users_python_lacks_is_named(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho lacks torch lpips\n")
+    python.write_text("#!/bin/sh\necho a greeting of this site\necho lacks torch lpips\n")
     python.chmod(0o755)
     with pytest.raises(LaunchError, match=r"lacks torch, lpips\. .*-m pip install -r requirements\.txt"):
         comfyui.require_modules(python)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="stands in for Python with a shell script")
-@pytest.mark.parametrize("program", ["exit 0", "echo hello", "exit 3"])
-def test_a_program_that_is_no_python_is_not_said_to_lack_packages(tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "mode"),
+    [("exit 0", 0o755), ("echo hello", 0o755), ("exit 3", 0o755), ("echo lacks; exit 3", 0o755), ("exit 0", 0o644)],
+)
+def test_a_program_that_is_no_python_is_not_said_to_lack_packages(tmp_path: Path, program: str, mode: int) -> None:
     other = tmp_path / "python"
     other.write_text(f"#!/bin/sh\n{program}\n")
-    other.chmod(0o755)
+    other.chmod(mode)
     with pytest.raises(LaunchError, match=r"does not work\. Set it to the Python that runs your ComfyUI"):
         comfyui.require_modules(other)
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from launcher.comfyui import OLDEST_VERSION, PINS
 from launcher.layout import ROOT
 from launcher.packages import _requirement_lines
 
@@ -28,6 +29,13 @@ OF_COMFYUI = {
     "transformers",
     "aiohttp",
 }
+
+
+def test_the_oldest_comfyui_is_the_same_everywhere() -> None:
+    oldest = ".".join(map(str, OLDEST_VERSION))
+    assert PROJECT["tool"]["comfy"]["requires-comfyui"] == f">={oldest}"
+    assert oldest in PINS  # the tests run in it
+    assert f"and {oldest}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_artists_list_is_the_projects_list() -> None:

@@ -127,6 +127,14 @@ test("a receipt counts steps, seconds and the usual settings", () => {
   assert.equal(rows["Made for"], "tiny_scenes, dpmpp_2m, karras, cfg 3, 64 x 64");
 });
 
+test("a receipt compares with each count once, and with one's own count in no words but these", () => {
+  const receipt = { steps: 1, max_steps: 30, nfe: 1, seconds: 0.1, seconds_per_step: 0.1 };
+  const rows = pv.receiptRows(receipt, plan).filter(([label]) => label.startsWith("Against"));
+  assert.deepEqual(rows, [["Against 30", "2.90 s saved"], ["Against 20", "1.90 s saved (1 step instead of 20)"]]);
+  const same = Object.fromEntries(pv.receiptRows({ ...receipt, steps: 20, max_steps: 50 }, plan));
+  assert.equal(same["Against 20"], "no difference");
+});
+
 test("a receipt tells a loss too, and nothing of a planner that did not decide", () => {
   const receipt = { steps: 50, max_steps: 50, nfe: 99, seconds: 5, seconds_per_step: 0.1 };
   const rows = Object.fromEntries(pv.receiptRows(receipt, { ...plan, set_by: null, fallback: "no planner" }));
