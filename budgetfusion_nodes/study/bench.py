@@ -73,7 +73,7 @@ HOST_PARTS = ("peers", "profile")
 VERSION = 2
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
-    {"train": 60, "calibration": 40, "test": 30},
+    {"train": 40, "calibration": 30, "test": 20},
     {"train": 1, "calibration": 1, "test": 4},
 )
 CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
