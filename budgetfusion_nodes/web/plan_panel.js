@@ -224,7 +224,8 @@ export class PlanPanel {
   render() {
     const { plan } = this;
     const { probe } = this.result;
-    this.element.dataset.state = plan?.fallback != null ? "fallback" : plan || probe ? "result" : "empty";
+    const state = plan?.fallback != null ? "fallback" : plan || probe ? "result" : "empty";
+    attribute(this.element, "data-state", state);
     this.renderHead();
     this.renderViews();
     this.renderChart();
@@ -274,7 +275,7 @@ export class PlanPanel {
     // kept between draws, so that a focused button stays focused
     this.fill(this.views, shown, () => shown.map((view) => this.viewButton(view)));
     for (const button of this.views.querySelectorAll("button")) {
-      button.setAttribute("aria-pressed", String(button.dataset.view === this.view));
+      attribute(button, "aria-pressed", String(button.dataset.view === this.view));
     }
   }
 
@@ -333,7 +334,7 @@ export class PlanPanel {
     this.layout = empty ? null : layout;
     // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
     this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    attribute(this.svg, "viewBox", `0 0 ${width} ${height}`);
     const { x0, x1, y0, y1, xTicks, yTicks } = layout;
     const frame = [x0, x1, y0, y1];
     this.fill(this.layers.axes, [frame, xTicks, yTicks, model.counted], () => axes(layout, model));
@@ -351,10 +352,10 @@ export class PlanPanel {
     const text = empty || at === null ? "" : readout(at, model.view, model.curve, model.points, model.counted);
     const unpointed = empty ? "" : t("hint");
     say(this.readout, this.cursor === null ? unpointed : text);
-    this.svg.setAttribute("aria-valuetext", text || t("nothing_yet"));
-    this.svg.setAttribute("aria-valuemin", String(this.layout?.first ?? 0));
-    this.svg.setAttribute("aria-valuemax", String(this.layout?.last ?? 0));
-    this.svg.setAttribute("aria-valuenow", String(at ?? 0));
+    attribute(this.svg, "aria-valuetext", text || t("nothing_yet"));
+    attribute(this.svg, "aria-valuemin", String(this.layout?.first ?? 0));
+    attribute(this.svg, "aria-valuemax", String(this.layout?.last ?? 0));
+    attribute(this.svg, "aria-valuenow", String(at ?? 0));
   }
 
   renderTail() {
@@ -493,6 +494,11 @@ function measuredWith(probe) {
   const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
   const said = [t("distances", { reference: probe.reference }), t("measured_with", { backends: used })];
   return element("p", "bf-detail", said.join(" "));
+}
+
+/** Sets an attribute that differs: equal ones set again would be laid out again. @param {Element} place @param {string} name @param {string} value */
+function attribute(place, name, value) {
+  if (place.getAttribute(name) !== value) place.setAttribute(name, value);
 }
 
 /** Sets a text that differs: equal text set again would be read out again. @param {Element} place @param {string} text */
