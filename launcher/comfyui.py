@@ -224,10 +224,10 @@ def require_modules(python: Path) -> None:
     )
     try:
         found = subprocess.run([str(python), "-c", code, *_MODULES], check=False, capture_output=True, text=True)
-        said = found.stdout.splitlines()[-1:] if found.returncode == 0 else []  # a site's own lines may go before
+        lines = found.stdout.splitlines() if found.returncode == 0 else []
     except OSError:  # no program at all
-        said = []
-    said = said[0].split() if said else []
+        lines = []
+    said = lines[-1].split() if lines else []  # a site's own lines may go before
     if said[:1] != ["lacks"]:  # some other program
         raise LaunchError(
             f"The Python of COMFYUI_PYTHON ({python}) does not work.", "Set it to the Python that runs your ComfyUI."

@@ -20,9 +20,7 @@ MAX_WIDTH = 64
 MAX_TOKENS = 256  # T5 pads to 256; a 400-word prompt in 77-token chunks is about 540 and is averaged down to this
 CLAMP = 8.0  # standard deviations; CLIP's start token lies far out and would otherwise drown the words
 FIT_ROWS = 20_000
-LEAST_SPREAD = (
-    1e-3  # of a summary's number, whose unit is a standard deviation: one that never varied may vary a little
-)
+LEAST_SPREAD = 1e-3  # standard deviations: a number that never varied in training may vary a little
 RANK_FLOOR = 1e-6  # of the largest variance; below it a direction is rounding noise of fp16 encoders
 
 
@@ -223,8 +221,8 @@ def shrunk_covariance(rows: Tensor) -> Tensor:
     "A well-conditioned estimator for large-dimensional covariance matrices", Theorem 3.2 and Lemma 3.2 to 3.5)."""
     count, width = rows.shape
     sample = rows.T @ rows / count
-    mean = sample.diagonal().mean()
-    apart = (sample - mean * torch.eye(width, dtype=rows.dtype)).square().sum()
+    target = sample.diagonal().mean() * torch.eye(width, dtype=rows.dtype)
+    apart = (sample - target).square().sum()
     noise = ((rows.square().T @ rows.square()) / count - sample.square()).sum() / count
     share = float((noise / apart).clamp(0.0, 1.0)) if apart > 0 else 1.0
-    return (1 - share) * sample + share * mean * torch.eye(width, dtype=rows.dtype)
+    return (1 - share) * sample + share * target

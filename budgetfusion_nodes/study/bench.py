@@ -297,23 +297,17 @@ class BenchRun:
         report = variance.variance_report(evidence.dataset, evidence.scale, QUALITIES, rows)
         found = {"sweep": {**report, "dtype": self.spec.sampling.dtype}}
         if self.options.full or self.options.crossed:
-            folder = self._given_crossed() if self.options.crossed else self._crossed()
+            folder = self.options.crossed or self._crossed()
             crossed = _dataset(folder)
+            check_belongs(crossed, self.planner)
+            if not variance.is_crossed(crossed.seeds[crossed.rows("test")]):
+                raise InputError(
+                    "--crossed: the test prompts of this sweep do not all have the same noise seeds. Name one that "
+                    "this benchmark made, or leave it out."
+                )
             report = variance.variance_report(crossed, evidence.scale, QUALITIES, crossed.rows("test"))
             found["crossed"] = {**report, "dtype": open_job(folder).spec.sampling.dtype}
         return found
-
-    def _given_crossed(self) -> Path:
-        folder = self.options.crossed
-        assert folder is not None
-        dataset = _dataset(folder)
-        check_belongs(dataset, self.planner)
-        if not variance.is_crossed(dataset.seeds[dataset.rows("test")]):
-            raise InputError(
-                "--crossed: the test prompts of this sweep do not all have the same noise seeds. Name one that this "
-                "benchmark made, or leave it out."
-            )
-        return folder
 
     def _crossed(self) -> Path:
         """150 test prompts, each rendered from the same 8 noise seeds: only then seed and rest can be told apart."""

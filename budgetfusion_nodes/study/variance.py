@@ -79,9 +79,9 @@ def variance_report(
 
 def telling(part: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of a benchmark's reports the one to quote: of crossed seeds, if they were rendered in the sweep's precision."""
-    crossed = part.get("crossed")
-    alike = crossed is not None and crossed.get("dtype") == part["sweep"].get("dtype")
-    return crossed if crossed is not None and alike else part["sweep"]
+    sweep = part["sweep"]
+    crossed = part.get("crossed", sweep)
+    return crossed if crossed.get("dtype") == sweep.get("dtype") else sweep
 
 
 def quality_by_metric(dataset: SweepDataset, scale: tuple[float, ...], rows: Any) -> dict[str, FloatArray]:

@@ -335,14 +335,13 @@ export class PlanPanel {
     // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
     this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
     attribute(this.svg, "viewBox", `0 0 ${width} ${height}`);
-    const { x0, x1, y0, y1, xTicks, yTicks } = layout;
-    const frame = [x0, x1, y0, y1];
-    this.fill(this.layers.axes, [frame, xTicks, yTicks, model.counted], () => axes(layout, model));
-    this.fill(this.layers.outside, empty || [frame, layout.outside], () => (empty ? [] : outside(layout)));
-    this.fill(this.layers.curve, empty || [layout.band, layout.line], () => (empty ? [] : curve(layout)));
-    const { floorY, wantedY, chosen, points } = layout;
-    const marked = [frame, floorY, wantedY, chosen, model.chosen, points, this.cursor, xTicks];
-    this.fill(this.layers.marks, empty || marked, () => (empty ? [] : marks(layout, model, this.cursor)));
+    const { x0, x1, y0, y1, xTicks, yTicks, floorY, wantedY, chosen, points } = layout;
+    const frame = [x0, x1, y0, y1, xTicks];
+    this.fill(this.layers.axes, [frame, yTicks, model.counted], () => axes(layout, model));
+    this.fill(this.layers.outside, [frame, layout.outside], () => outside(layout));
+    this.fill(this.layers.curve, [layout.band, layout.line], () => curve(layout));
+    const marked = [frame, floorY, wantedY, chosen, model.chosen, points, this.cursor];
+    this.fill(this.layers.marks, marked, () => marks(layout, model, this.cursor));
     this.renderReadout(model, empty);
   }
 
