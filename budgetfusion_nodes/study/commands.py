@@ -169,7 +169,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of prompts and noise (%(default)s)")
     parser.add_argument("--prompt-list", type=Path, help="a prompts.json of your own instead of Tiny Scenes")
     for split in SPLIT_ORDER:
-        parser.add_argument(f"--{split}", type=whole(1, 100_000), default=COUNTS[split], help="prompts (%(default)s)")
+        parser.add_argument(f"--{split}", type=whole(0, 100_000), default=COUNTS[split], help="prompts (%(default)s)")
         parser.add_argument(f"--{split}-seeds", type=whole(1, 100_000), default=SEEDS[split], help="each (%(default)s)")
 
 
@@ -258,6 +258,8 @@ def _job(args: argparse.Namespace) -> SweepJob:
         prompts = PromptList.load(args.prompt_list)
     else:
         counts = {split: getattr(args, split) for split in SPLIT_ORDER}
+        if not any(counts.values()):
+            raise InputError("--train, --calibration, --test: there is no prompt to render. Give one of them at least 1.")
         seeds = {split: getattr(args, f"{split}_seeds") for split in SPLIT_ORDER}
         prompts = tiny_scenes_prompts(args.seed, counts, seeds)
     d_sim, i_clip = _measured_with(args)
