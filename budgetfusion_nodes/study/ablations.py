@@ -2,13 +2,14 @@
 
 Every variant gives scores like the planner's and is put at the cost of our plans (misses, worst tenth), and under the
 same risk control (steps that the promise costs). Variants that are trained have one network each; `reference` is ours
-trained in the same way with several seeds, so their spread is what chance does.
+trained in the same way with several seeds, so their spread is what chance does. The density of the grid needs a sweep
+of its own: see `grid_density`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..core.predictor import QUANTILES, ensemble_quantiles
 from ..core.risk import controlled_theta, critical_thetas
 from .allocation import IndexArray, outcome, per_prompt, planned_at_mean, planned_index
 from .bootstrap import worst_tenth
-from .dataset import ARRAYS, SweepDataset
+from .dataset import select
 from .evidence import Evidence
 from .fit import FitOptions, fit_token_projection, project_prompts
 from .rivals import BODIES, network_scores
@@ -28,7 +29,6 @@ from .variance import quality_by_metric
 
 REFERENCE_SEEDS = 3
 PROMPT_COUNTS = (25, 50, 100, 200, 400, 800)
-GRID_SIZES = (4, 6, 8, 12)
 
 Job = tuple[str, str, Callable[[], FloatArray]]
 """(group, variant, scores [N, C] for every prompt)."""
@@ -43,7 +43,6 @@ def jobs(evidence: Evidence, seed: int, options: FitOptions) -> Iterator[Job]:
         return
     yield from _body_jobs(evidence, seed, single)
     yield from _feature_jobs(evidence, seed, single)
-    yield from _grid_jobs(evidence, seed, single)
     yield from _prompt_jobs(evidence, seed, single)
 
 
@@ -154,25 +153,6 @@ def _length(text: str, features: ConditioningFeatures) -> torch.Tensor:
     return pooled
 
 
-def _grid_jobs(evidence: Evidence, seed: int, options: FitOptions) -> Iterator[Job]:
-    dataset = evidence.dataset
-    for size in GRID_SIZES:
-        if size >= len(dataset.grid):
-            continue
-        kept = np.unique(np.linspace(0, len(dataset.grid) - 1, size).round().astype(int))
-        coarse = replace(
-            dataset,
-            grid=tuple(dataset.grid[k] for k in kept),
-            shortfall=dataset.shortfall[:, :, kept],
-            l_snr=dataset.l_snr[:, :, kept],
-        )
-
-        def scores(coarse: SweepDataset = coarse) -> FloatArray:
-            return network_scores(coarse, evidence.features, evidence.scale, seed, options)
-
-        yield "grid", f"{len(kept)} counts", scores
-
-
 def _prompt_jobs(evidence: Evidence, seed: int, options: FitOptions) -> Iterator[Job]:
     train = evidence.rows["train"]
     order = np.random.default_rng(seed).permutation(train)
@@ -195,11 +175,3 @@ def _with_fewer_prompts(evidence: Evidence, kept: IndexArray, seed: int, options
     scores = np.full(evidence.upper.shape, np.nan)
     scores[rows] = network_scores(smaller, features, evidence.scale, seed, options)
     return scores
-
-
-def select(dataset: SweepDataset, rows: IndexArray) -> SweepDataset:
-    """The data set with these prompts alone."""
-    arrays = {name: getattr(dataset, name)[rows] for name in ARRAYS}
-    words = {name: tuple(getattr(dataset, name)[i] for i in rows) for name in ("prompts", "split")}
-    kept = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name not in (*ARRAYS, *words)}
-    return SweepDataset(**arrays, **words, **kept)

@@ -32,7 +32,7 @@ from ..core.planner_file import load_planner
 from ..metrics.measure import Backends
 from ..options import WEIGHTS
 from ..tiny_scenes.classifier import load_classifier
-from . import ablations, comparison, gallery, risk_check, synthetic, variance
+from . import ablations, comparison, gallery, grid_density, risk_check, synthetic, variance
 from .dataset import SweepDataset
 from .evidence import Evidence, Judges, check_belongs, gather, load_judges
 from .fit import FitOptions
@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 QUALITIES = (0.80, 0.90, 0.95)
 ALPHAS = (0.05, 0.10, 0.20)
 QUALITY, ALPHA = 0.90, 0.10
-PARTS = ("variance", "rules", "risk", "shift", "ablations", "peers", "profile", "gallery")
+PARTS = ("variance", "rules", "risk", "shift", "ablations", "grid", "peers", "profile", "gallery")
 HOST_PARTS = ("peers", "profile")
 VERSION = 2
 """Of the parts' files: a part of another version is computed again."""
@@ -77,6 +77,7 @@ QUICK_COUNTS, QUICK_SEEDS = (
     {"train": 1, "calibration": 1, "test": 4},
 )
 CROSSED_PROMPTS, CROSSED_SEEDS = 150, 8
+FINER_PROMPTS = {"train": 150, "calibration": 100, "test": 150}
 OWN_SWEEP_SEED = 20  # not 1, which the shipped planner's prompts are drawn with
 CLASSIFIER = WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors"
 
@@ -209,12 +210,20 @@ class BenchRun:
         return Sampling(s.sampler_name, s.scheduler, s.cfg, s.width or 64, s.height or 64)
 
     def _render(
-        self, what: str, folder: Path, prompts: PromptList, sampling: Sampling, keep: int, batch: int = 16
+        self,
+        what: str,
+        folder: Path,
+        prompts: PromptList,
+        sampling: Sampling,
+        keep: int,
+        batch: int = 16,
+        grid: tuple[int, ...] | None = None,
     ) -> Path:
         """Renders what is missing. Gives the folder with the data: `folder` and a digest of all that decides them, so
         that a sweep of another model, seed or grid lies beside it."""
         d_sim = self.planner.backends.get("d_sim", "auto")
-        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=self.planner.grid, batch=batch, d_sim=d_sim)
+        counts = grid or self.planner.grid
+        spec = make_spec(self.options.checkpoint, prompts, sampling, grid=counts, batch=batch, d_sim=d_sim)
         folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}")
         job = SweepJob(
             folder,
@@ -315,8 +324,16 @@ class BenchRun:
         rng = np.random.default_rng([self.options.seed, 8])
         seeds = tuple(int(s) for s in rng.choice(2**32, CROSSED_SEEDS, replace=False))
         prompts = PromptList(tuple(replace(p, seeds=seeds) for p in chosen), {"made": "crossed seeds"})
-        folder = self.options.work / f"crossed-{self._data_digest()[:12]}"
-        return self._render("crossed seeds", folder, prompts, self.side_sampling(), 0)
+        return self._render("crossed seeds", self.options.work / "crossed", prompts, self.side_sampling(), 0)
+
+    def _finer(self) -> Path:
+        """Prompts of the sweep, one of their seeds each, at twice as many step counts."""
+        chosen = [
+            p for split, n in FINER_PROMPTS.items() for p in [q for q in self.prompts.prompts if q.split == split][:n]
+        ]
+        prompts = PromptList(tuple(replace(p, seeds=p.seeds[:1]) for p in chosen), {"made": "finer grid"})
+        grid = grid_density.refined(self.planner.grid)
+        return self._render("finer grid", self.options.work / "finer", prompts, self.side_sampling(), 0, grid=grid)
 
     def part_rules(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -350,7 +367,7 @@ class BenchRun:
     def part_shift(self) -> dict[str, Any]:
         count, seeds = (100, 2) if self.options.full else (24, 1)
         prompts = busier_prompts(count, seeds, self.options.seed)
-        folder = self.options.work / f"busier-{count}-{self._data_digest()[:12]}"
+        folder = self.options.work / "busier"
         rendered = self._render("busier scenes", folder, prompts, self.side_sampling(), count * seeds)
         shifted = gather(_dataset(rendered), self.planner)
         return risk_check.shifted_figures(self.evidence, shifted, ALPHAS, QUALITIES, self.options.seed)
@@ -369,10 +386,26 @@ class BenchRun:
                 found = finite(found)
                 _write(path, json.dumps(found, allow_nan=False).encode())
         return {
-            "grid_counts": len(self.planner.grid),
             "groups": found,
             "promise_by_metric": ablations.promise_by_metric(self.evidence, QUALITY, ALPHA),
         }
+
+    def part_grid(self) -> dict[str, Any] | None:
+        """None in a quick run: it renders for half an hour."""
+        if not self.options.full:
+            return None
+        dataset, planner = _dataset(self._finer()), self.planner
+        check_belongs(grid_density.thinned(dataset, planner.grid), planner)
+        return grid_density.compare_grids(
+            dataset,
+            planner.grid,
+            planner.scale,
+            QUALITY,
+            ALPHA,
+            self.options.seed,
+            replace(self.fit_options, networks=1),
+            lambda done, total: self.progress("grids", done, total),
+        )
 
     # ---------------------------------------------------------------------------------------- parts that need the host
 

@@ -1,4 +1,4 @@
-"""`python -m budgetfusion_nodes study ...`: sweep, merge, remeasure, train, report, convergence, bench."""
+"""`python -m budgetfusion_nodes study ...`: sweep, merge, join, remeasure, train, report, convergence, bench."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..core.planner import Planner
     from .prompts import PromptList
     from .rendering import Sampling
-    from .sweep import SweepJob
+    from .sweep import Merged, SweepJob
 
 # Everything that imports torch is imported by the command that needs it, so that --help stays fast.
 
@@ -39,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     commands = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
     _add_sweep(commands)
     _add_merge(commands)
+    _add_join(commands)
     _add_remeasure(commands)
     _add_train(commands)
     _add_report(commands)
@@ -72,6 +73,13 @@ def _add_merge(commands: Any) -> None:
     parser = _command(commands, "merge", "write dataset.safetensors of a sweep's finished shards", run_merge)
     _add_out(parser)
     parser.add_argument("--partial", action="store_true", help="of an unfinished sweep too")
+
+
+def _add_join(commands: Any) -> None:
+    text = "make one sweep of several finished ones of the same settings, for instance with more training prompts"
+    parser = _command(commands, "join", text, run_join)
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of finished sweeps")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the joined sweep")
 
 
 def _add_remeasure(commands: Any) -> None:
@@ -212,9 +220,22 @@ def _merge(job: SweepJob, partial: bool) -> int:
     from .sweep import merge, save_merged
 
     merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
-    data, judges = save_merged(merged, job.out)
-    counts = {split: len(merged.dataset.rows(split)) for split in SPLIT_ORDER}
-    _say(f"{data} ({', '.join(f'{n} {split}' for split, n in counts.items())} prompts) and {judges.name}")
+    save_merged(merged, job.out)
+    _say_written(job.out, merged)
+    return 0
+
+
+def _say_written(out: Path, merged: Merged) -> None:
+    from .sweep import DATASET_FILE, JUDGES_FILE
+
+    counts = ", ".join(f"{len(merged.dataset.rows(split))} {split}" for split in SPLIT_ORDER)
+    _say(f"{out / DATASET_FILE} ({counts} prompts) and {JUDGES_FILE}")
+
+
+def run_join(args: argparse.Namespace) -> int:
+    from .joining import join
+
+    _say_written(args.out, join(args.sweeps, args.out, {"commit": _commit(), "command": _command_line()}))
     return 0
 
 
@@ -259,7 +280,7 @@ def _job(args: argparse.Namespace) -> SweepJob:
     else:
         counts = {split: getattr(args, split) for split in SPLIT_ORDER}
         if not any(counts.values()):
-            raise InputError("--train, --calibration, --test: there is no prompt to render. Give one of them at least 1.")
+            raise InputError("--train, --calibration, --test: no prompt is left. Give one of them at least 1.")
         seeds = {split: getattr(args, f"{split}_seeds") for split in SPLIT_ORDER}
         prompts = tiny_scenes_prompts(args.seed, counts, seeds)
     d_sim, i_clip = _measured_with(args)

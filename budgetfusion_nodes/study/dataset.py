@@ -152,6 +152,14 @@ def true_shortfall(dataset: SweepDataset, scale: tuple[float, ...]) -> FloatArra
     return np.where(present, interpolate_log_n(dataset.grid, measured, all_counts(dataset.grid)), np.nan)
 
 
+def select(dataset: SweepDataset, rows: NDArray[np.int64]) -> SweepDataset:
+    """The data set with these prompts alone."""
+    arrays = {name: getattr(dataset, name)[rows] for name in ARRAYS}
+    words = {name: tuple(getattr(dataset, name)[i] for i in rows) for name in ("prompts", "split")}
+    kept = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name not in (*ARRAYS, *words)}
+    return SweepDataset(**arrays, **words, **kept)
+
+
 def merge_datasets(shards: Sequence[SweepDataset]) -> SweepDataset:
     """One data set from shards of one setting: prompts are joined, seeds of a prompt in several shards too."""
     if not shards:

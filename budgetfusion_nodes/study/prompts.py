@@ -115,6 +115,9 @@ def tiny_scenes_prompts(seed: int, counts: Mapping[str, int] = COUNTS, seeds: Ma
 def calibration_scenes(source: Mapping[str, Any]) -> frozenset[str]:
     """Keys of the calibration scenes of the prompt list with this `source`, drawn again: a test set for its planner
     must hold none of them. Empty for prompt lists of another kind."""
+    joined = source.get("joined")
+    if isinstance(joined, list):
+        return frozenset().union(*(calibration_scenes(part) for part in joined if isinstance(part, Mapping)))
     if source.get("grammar") != "tiny_scenes" or not isinstance(source.get("seed"), int):
         return frozenset()
     counts = source.get("prompts")

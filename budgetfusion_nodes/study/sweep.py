@@ -127,12 +127,12 @@ def prepare(job: SweepJob) -> list[int]:
         found = SweepSpec.from_dict(_read_json(spec_path))
         if found != job.spec:
             raise InputError(
-                f"--out: {job.out} holds a sweep with other settings ({_changes(found, job.spec)}). Choose another "
+                f"--out: {job.out} holds a sweep with other settings ({changes(found, job.spec)}). Choose another "
                 "folder, or give the settings it was started with."
             )
     if not prompts_path.is_file():
         job.prompts.save(prompts_path)
-    _write_json(spec_path, job.spec.to_dict())
+    write_json(spec_path, job.spec.to_dict())
     return [i for i in range(len(job.shards)) if not is_finished(job, i)]
 
 
@@ -455,7 +455,8 @@ def make_spec(
     return SweepSpec(checkpoint.name, file_digest(checkpoint), prompts.digest(), sampling, i_clip=named, **changes)
 
 
-def _changes(found: SweepSpec, wanted: SweepSpec) -> str:
+def changes(found: SweepSpec, wanted: SweepSpec) -> str:
+    """What differs, in words."""
     a, b = _flat(found.to_dict()), _flat(wanted.to_dict())
     return ", ".join(f"{key}: {a[key]} there, {b[key]} now" for key in a if a[key] != b[key])
 
@@ -471,6 +472,6 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path.name} cannot be read ({error}). Start the sweep in another folder.") from error
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     with in_one_piece(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,12 @@ TOKENS, WIDTH, POOLED = 12, 24, 16
 
 
 def make_dataset(
-    train: int = 80, calibration: int = 40, test: int = 40, seed: int = 0, noise: float = 0.2
+    train: int = 80,
+    calibration: int = 40,
+    test: int = 40,
+    seed: int = 0,
+    noise: float = 0.2,
+    counts: tuple[int, ...] = DEFAULT_GRID,
 ) -> SweepDataset:
     """e_m(n) = size_m * ((2 / n)^rate - (2 / T)^rate), with log rate linear in the prompt's tokens plus seed noise."""
     rng = np.random.default_rng(seed)
@@ -30,7 +35,7 @@ def make_dataset(
     is_test = np.array(split) == "test"
     seeds[is_test, 2:] = rng.integers(0, 2**31, (int(is_test.sum()), 2))
     rate = np.exp(0.1 - 0.4 * difficulty[:, None] + noise * rng.normal(size=(count, 4)))  # [N, S]
-    grid = np.array(DEFAULT_GRID, float)
+    grid = np.array(counts, float)
     fall = (2.0 / grid) ** rate[..., None] - (2.0 / grid[-1]) ** rate[..., None]  # [N, S, K]
     height = np.exp(0.1 * rng.normal(size=(count, 4, 1, 3)))
     shortfall = np.where((seeds >= 0)[..., None, None], fall[..., None] * height * METRIC_SIZE, np.nan)
@@ -42,7 +47,7 @@ def make_dataset(
         seeds=seeds,
         shortfall=shortfall.astype(np.float32),
         l_snr=shortfall[..., 0].astype(np.float32),
-        grid=DEFAULT_GRID,
+        grid=counts,
         setting=SETTING,
         backends={metric: f"{metric}-synthetic" for metric in METRICS},
         provenance={"made": "synthetic"},

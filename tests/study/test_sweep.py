@@ -19,9 +19,12 @@ from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.study import sweep
-from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset
-from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, tiny_scenes_prompts
+from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset, select
+from budgetfusion_nodes.study.evidence import load_judges
+from budgetfusion_nodes.study.joining import join
+from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, calibration_scenes, tiny_scenes_prompts
 from budgetfusion_nodes.study.rendering import JUDGES, Sampling, measure_trajectories, ms_ssim_distance
+from budgetfusion_nodes.study.strips import strip_path
 from budgetfusion_nodes.study.sweep import SweepJob, SweepSpec, is_finished, merge, prepare, run_here
 from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
 
@@ -392,3 +395,109 @@ def test_what_is_wrong_is_one_sentence(
     assert cli.main(given) == 2
     found = capsys.readouterr().err
     assert said in found and "Traceback" not in found
+
+
+# ---------------------------------------------------------------------------------------------------------- joining
+
+
+def finished_sweep(folder: Path, prompts: PromptList, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> SweepJob:
+    """Rendered by the NumberRenderer, with a picture for each trajectory that holds its name."""
+    spec = SweepSpec("model.safetensors", "0" * 64, prompts.digest(), Sampling(), GRID, batch=4)
+    job = SweepJob(folder, folder, folder / "model.safetensors", replace(spec, **changes), prompts)
+    render_all(job, monkeypatch)
+    sweep.save_merged(merge(job, {"command": folder.name}), folder)
+    for index, prompt in enumerate(prompts.prompts):
+        for noise in prompt.seeds:
+            picture = strip_path(folder, index, noise)
+            picture.parent.mkdir(exist_ok=True)
+            picture.write_text(f"{prompt.text} {noise}")
+    return job
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A sweep, and one of more training prompts of which one shows a scene of the first in other words."""
+    first = tiny_scenes_prompts(3, COUNTS, SEEDS)
+    more = tiny_scenes_prompts(4, {"train": 5, "calibration": 0, "test": 0}, {**SEEDS, "train": 2})
+    known = next(p for p in first.prompts if p.split == "train")
+    twin = replace(more.prompts[2], key=known.key)
+    more = PromptList((*more.prompts[:2], twin, *more.prompts[3:]), more.source)
+    finished_sweep(tmp_path / "first", first, monkeypatch)
+    finished_sweep(tmp_path / "more", more, monkeypatch)
+    return tmp_path / "first", tmp_path / "more"
+
+
+def test_joined_sweeps_are_one(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "joined"
+    assert cli.main(["study", "join", *map(str, two), "--out", str(out)]) == 0
+    assert "10 train, 3 calibration, 2 test" in capsys.readouterr().out
+    first, more = (SweepDataset.load(folder / sweep.DATASET_FILE) for folder in two)
+    joined, job = SweepDataset.load(out / sweep.DATASET_FILE), sweep.open_job(out)
+    assert joined.prompts == (*first.prompts, *more.prompts[:2], *more.prompts[3:])
+    assert joined.prompts == tuple(p.text for p in job.prompts.prompts)
+    assert job.spec.prompts_sha256 == job.prompts.digest()
+    judges = load_judges(out / sweep.JUDGES_FILE)
+    for folder, data in zip(two, (first, more), strict=True):
+        own = load_judges(folder / sweep.JUDGES_FILE).values
+        for row, text in enumerate(data.prompts):
+            if text not in joined.prompts:
+                continue
+            place, seeds = joined.prompts.index(text), data.present[row]
+            assert joined.split[place] == data.split[row]
+            assert joined.seeds[place][joined.present[place]].tolist() == data.seeds[row][seeds].tolist()
+            np.testing.assert_array_equal(joined.shortfall[place, : seeds.sum()], data.shortfall[row, seeds])
+            np.testing.assert_array_equal(judges.values[place, : seeds.sum()], own[row, seeds])
+            np.testing.assert_array_equal(joined.tokens[place], data.tokens[row])
+            assert np.isnan(judges.values[place, seeds.sum() :]).all()
+    pictures = {strip_path(out, i, n): f"{p.text} {n}" for i, p in enumerate(job.prompts.prompts) for n in p.seeds}
+    assert {path: path.read_text() for path in (out / "images").iterdir()} == pictures
+    made = joined.provenance
+    assert made["trajectories"] == int(joined.present.sum()) == 6 + 2 * 3 + 4 * 2 + 2 * 4
+    assert made["source"]["left_out"] == 1 and [part["command"] for part in made["joined"]] == ["first", "more"]
+    drawn = {p.key for p in tiny_scenes_prompts(3, COUNTS, SEEDS).prompts if p.split == "calibration"}
+    assert calibration_scenes(made["source"]) == drawn and len(drawn) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"grid": (2, 4, 8), "batch": 8}, "batch: 4 there, 8 now"),
+        ({"checkpoint_sha256": "1" * 64}, "checkpoint_sha256"),
+        ({"sampling": Sampling(dtype="bf16")}, "dtype: fp32 there, bf16 now"),
+    ],
+)
+def test_sweeps_of_other_settings_do_not_join(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    prompts = tiny_scenes_prompts(5, {"train": 2, "calibration": 0, "test": 0}, SEEDS)
+    finished_sweep(tmp_path / "other", prompts, monkeypatch, **change)
+    with pytest.raises(InputError, match=said):
+        join([two[0], tmp_path / "other"], tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_only_whole_sweeps_of_one_host_join_and_only_into_an_empty_folder(two: tuple[Path, Path]) -> None:
+    first, more = two
+    out = first.with_name("joined")
+    with pytest.raises(InputError, match="at least two"):
+        join([first], out)
+    with pytest.raises(InputError, match="is not empty"):
+        join([first, more], more)
+    data = SweepDataset.load(more / sweep.DATASET_FILE)
+    select(data, np.arange(3)).save(more / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="Finish that sweep first"):
+        join([first, more], out)
+    replace(data, provenance={**data.provenance, "host_version": "9"}).save(more / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="host_version 9, first with 0"):
+        join([first, more], out)
+    (more / sweep.DATASET_FILE).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        join([first, more], out)
+    assert not out.exists()
+
+
+def test_a_sweep_needs_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none = [word for split in COUNTS for word in (f"--{split}", "0")]
+    assert cli.main(["study", "sweep", "--out", str(tmp_path / "s"), *none]) == 2
+    assert "no prompt is left" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

@@ -1,0 +1,152 @@
+"""Several finished sweeps of one model as one: more training prompts later, or parts from other machines."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import InputError
+from .dataset import SweepDataset, merge_datasets, select
+from .evidence import load_judges
+from .prompts import PromptList, StudyPrompt
+from .rendering import JUDGES
+from .strips import strip_path
+from .sweep import (
+    DATASET_FILE,
+    JUDGES_FILE,
+    PROMPTS_FILE,
+    SPEC_FILE,
+    Merged,
+    SweepSpec,
+    changes,
+    open_job,
+    save_merged,
+    write_json,
+)
+
+SAME = ("host_version", "torch")
+"""Of the provenance: what besides the settings decides the numbers."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one sweep brings: its prompts that no earlier one holds."""
+
+    folder: Path
+    spec: SweepSpec
+    prompts: PromptList
+    kept: tuple[int, ...]
+    """Indices into `prompts`."""
+    whole: SweepDataset
+    rows: tuple[int, ...]
+    """Rows of `whole` that belong to `kept`, in the same order."""
+
+
+def join(folders: Sequence[Path], out: Path, made: Mapping[str, Any] | None = None) -> Merged:
+    """Writes the joined sweep to `out`: prompts, settings, data, judges and kept pictures, but no shards.
+
+    A prompt whose text or scene an earlier sweep holds is left out. The sweeps may differ in their prompts alone.
+    `made` goes into the provenance.
+    InputError where they differ in more, where one is unfinished, or where `out` holds something.
+    """
+    if len(folders) < 2:
+        raise InputError("join: name at least two folders of finished sweeps.")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out: {out} is not empty. Choose another folder.")
+    parts = _parts(folders)
+    prompts = _prompts(parts)
+    spec = replace(parts[0].spec, prompts_sha256=prompts.digest())
+    merged = _merged(parts, spec, prompts, made or {})
+    out.mkdir(parents=True, exist_ok=True)
+    _copy_pictures(parts, out)
+    prompts.save(out / PROMPTS_FILE)
+    write_json(out / SPEC_FILE, spec.to_dict())
+    save_merged(merged, out)
+    return merged
+
+
+def _parts(folders: Sequence[Path]) -> list[_Part]:
+    parts: list[_Part] = []
+    texts: set[str] = set()
+    keys: set[str] = set()
+    for folder in folders:
+        job = open_job(folder)
+        whole = SweepDataset.load(folder / DATASET_FILE)
+        _check_same(parts, folder, job.spec, whole)
+        rows = {text: row for row, text in enumerate(whole.prompts)}
+        kept = []
+        for index, prompt in enumerate(job.prompts.prompts):
+            if prompt.text not in rows:
+                raise InputError(f"join: the data of {folder.name} lack {prompt.text!r}. Finish that sweep first.")
+            if prompt.text not in texts and prompt.key not in keys:
+                kept.append(index)
+                texts.add(prompt.text)
+                keys.add(prompt.key)
+        found = job.prompts.prompts
+        parts.append(_Part(folder, job.spec, job.prompts, tuple(kept), whole, tuple(rows[found[i].text] for i in kept)))
+    return parts
+
+
+def _check_same(parts: Sequence[_Part], folder: Path, spec: SweepSpec, data: SweepDataset) -> None:
+    if not parts:
+        return
+    first = parts[0]
+    if replace(spec, prompts_sha256="") != replace(first.spec, prompts_sha256=""):
+        raise InputError(
+            f"join: {folder.name} was rendered with other settings than {first.folder.name} "
+            f"({changes(first.spec, replace(spec, prompts_sha256=first.spec.prompts_sha256))})."
+        )
+    for name in SAME:
+        here, there = data.provenance.get(name), first.whole.provenance.get(name)
+        if here != there:
+            raise InputError(f"join: {folder.name} was made with {name} {here}, {first.folder.name} with {there}.")
+
+
+def _prompts(parts: Sequence[_Part]) -> PromptList:
+    prompts: list[StudyPrompt] = [part.prompts.prompts[i] for part in parts for i in part.kept]
+    left_out = sum(len(part.prompts.prompts) - len(part.kept) for part in parts)
+    return PromptList(tuple(prompts), {"joined": [dict(part.prompts.source) for part in parts], "left_out": left_out})
+
+
+def _merged(parts: Sequence[_Part], spec: SweepSpec, prompts: PromptList, made: Mapping[str, Any]) -> Merged:
+    data = merge_datasets([select(part.whole, np.array(part.rows, np.int64)) for part in parts if part.rows])
+    judges = np.full((*data.seeds.shape, len(data.grid), len(JUDGES)), np.nan, np.float32)
+    place = 0
+    for part in parts:
+        found = load_judges(part.folder / JUDGES_FILE)
+        if found.names != JUDGES:
+            raise InputError(f"join: {part.folder.name} has other judges. Run 'study merge' there, or sweep again.")
+        rows = found.values[list(part.rows)][:, : judges.shape[1]]
+        judges[place : place + len(rows), : rows.shape[1]] = rows
+        place += len(rows)
+    return Merged(replace(data, provenance={**_provenance(parts, spec, prompts, data), **made}), judges)
+
+
+def _provenance(parts: Sequence[_Part], spec: SweepSpec, prompts: PromptList, data: SweepDataset) -> dict[str, Any]:
+    own = ("trajectories", "worker_seconds", "commit", "command", "measured_again")
+    first = parts[0].whole.provenance
+    return {
+        "spec": spec.to_dict(),
+        "source": dict(prompts.source),
+        "trajectories": int(data.present.sum()),
+        **{name: first.get(name) for name in SAME},
+        "joined": [{name: p.whole.provenance[name] for name in own if name in p.whole.provenance} for p in parts],
+    }
+
+
+def _copy_pictures(parts: Sequence[_Part], out: Path) -> None:
+    place = 0
+    for part in parts:
+        for index in part.kept:
+            for noise in part.prompts.prompts[index].seeds:
+                kept = strip_path(part.folder, index, noise)
+                if kept.is_file():
+                    copy = strip_path(out, place, noise)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(kept, copy)
+            place += 1
