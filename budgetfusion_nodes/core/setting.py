@@ -14,7 +14,7 @@ CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same num
 
 @dataclass(frozen=True)
 class Setting:
-    """Model, sampler and image size of a render, as far as they change how many steps it needs."""
+    """Model, sampler, image size and precision of a render, as far as they change how many steps it needs."""
 
     model: str
     """Fingerprint from host/identity.py: equal for the same weights. A LoRA leaves it alone; the node warns."""
@@ -27,6 +27,9 @@ class Setting:
     denoise: float = 1.0
     model_name: str = ""
     """For display only."""
+    precision: str = ""
+    """Of the denoiser's arithmetic: fp32, fp16, bf16. Its rounding differs from one step count to the next, so it is
+    part of every distance. Empty where nobody knows it (it is then not compared)."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,13 +46,15 @@ class Setting:
             height=_pixels(data, "height"),
             denoise=_number(data, "denoise") if "denoise" in data else 1.0,
             model_name=_text(data, "model_name") if "model_name" in data else "",
+            precision=_text(data, "precision") if "precision" in data else "",
         )
 
     def describe(self) -> str:
         """One line for a node or a list of planners."""
         size = f", {self.width} x {self.height}" if self.width and self.height else ""
         name = self.model_name or "model " + self.model[:12]
-        return f"{name}, {self.sampler_name} / {self.scheduler}, cfg {self.cfg:g}{size}"
+        precision = f", {self.precision}" if self.precision else ""
+        return f"{name}, {self.sampler_name} / {self.scheduler}, cfg {self.cfg:g}{size}{precision}"
 
 
 def differences(planned: Setting, actual: Setting) -> tuple[str, ...]:
@@ -74,6 +79,10 @@ def differences(planned: Setting, actual: Setting) -> tuple[str, ...]:
     if abs(planned.denoise - actual.denoise) >= CFG_TOLERANCE:
         found.append(
             f"The planner was calibrated for denoise {planned.denoise:g}, this render uses {actual.denoise:g}."
+        )
+    if planned.precision and actual.precision and planned.precision != actual.precision:
+        found.append(
+            f"The planner was calibrated for precision {planned.precision}, this render uses {actual.precision}."
         )
     return tuple(found)
 

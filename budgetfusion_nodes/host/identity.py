@@ -20,6 +20,7 @@ VALUES = 64
 """64 x 64 signs: about 1 ms; two models that differ in 1 % of their signs collide with probability .99^4096."""
 
 PREFIX = "diffusion_model."
+PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def model_fingerprint(model: Any) -> tuple[str, str]:
@@ -43,6 +44,14 @@ def model_name(model: Any) -> str:
     if isinstance(path, (str, Path)):
         return Path(path).stem
     return type(getattr(model, "model", model)).__name__
+
+
+def model_precision(model: Any) -> str:
+    """The number format that the denoiser computes in: fp32, fp16, bf16 or PyTorch's name for another one; empty where
+    the model does not say it (loaders of other packs)."""
+    asked = getattr(getattr(model, "model", None), "get_dtype_inference", None)
+    dtype = asked() if callable(asked) else None
+    return PRECISIONS.get(dtype, str(dtype).removeprefix("torch.")) if isinstance(dtype, torch.dtype) else ""
 
 
 def model_notes(model: Any) -> tuple[str, ...]:

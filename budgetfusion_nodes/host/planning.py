@@ -13,7 +13,7 @@ from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, D
 from ..core.planner import Planner
 from ..core.setting import Setting, differences
 from .conditioning import extract_all
-from .identity import model_fingerprint, model_notes
+from .identity import model_fingerprint, model_notes, model_precision
 from .paths import find_planner, list_planners, read_planner
 from .sampling import check_sampler, nfe, pixel_size
 
@@ -116,6 +116,7 @@ def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any]
         height=height,
         denoise=request.denoise,
         model_name=name,
+        precision=model_precision(model),
     )
 
 

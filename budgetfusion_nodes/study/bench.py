@@ -29,6 +29,7 @@ from ..core.errors import InputError
 from ..core.files import in_one_piece
 from ..core.planner import Planner
 from ..core.planner_file import load_planner
+from ..core.setting import differences
 from ..metrics.measure import Backends
 from ..options import WEIGHTS
 from ..tiny_scenes.classifier import load_classifier
@@ -45,7 +46,7 @@ from .prompts import (
     calibration_scenes,
     tiny_scenes_prompts,
 )
-from .rendering import Sampling, file_digest
+from .rendering import DTYPES, Sampling, file_digest
 from .scene_judge import WRONG, wrong_answers
 from .sweep import (
     DATASET_FILE,
@@ -196,8 +197,8 @@ class BenchRun:
 
     def _calibrated_sampling(self) -> Sampling:
         """In the precision of the planner's own sweep, where its file says it."""
-        dtype = _nested(self.planner.provenance, "data", "spec", "sampling").get("dtype")
-        return replace(self._sampling(), dtype=dtype) if dtype in ("fp32", "bf16") else self._sampling()
+        dtype = self.planner.setting.precision
+        return replace(self._sampling(), dtype=dtype) if dtype in DTYPES else self._sampling()
 
     def _unseen(self, prompts: PromptList) -> PromptList:
         """Without the scenes that the planner was calibrated on, except for training."""
@@ -308,7 +309,8 @@ class BenchRun:
         if self.options.full or self.options.crossed:
             folder = self.options.crossed or self._crossed()
             crossed = _dataset(folder)
-            check_belongs(crossed, self.planner)
+            unnamed = replace(crossed.setting, precision="")  # of another one it may be: see `variance.telling`
+            check_belongs(replace(crossed, setting=unnamed), self.planner)
             if not variance.is_crossed(crossed.seeds[crossed.rows("test")]):
                 raise InputError(
                     "--crossed: the test prompts of this sweep do not all have the same noise seeds. Name one that "
@@ -420,7 +422,8 @@ class BenchRun:
         torch.set_num_threads(min(self.options.workers, os.cpu_count() or 1))  # as a user's host uses the machine
         loaded = load_model(self.options.host, Path(self._base.name), self.options.checkpoint)
         found = identify(loaded, self._sampling())
-        if found != self.planner.setting:
+        # peers render as an artist's host does, in its own precision, whatever the planner was calibrated in
+        if differences(self.planner.setting, replace(found, precision="")):
             raise InputError(
                 f"--checkpoint: the planner is for {self.planner.setting.describe()} and this is another model. Name "
                 "the planner that belongs to it."

@@ -16,6 +16,7 @@ from ..core.features import ConditioningFeatures, collate
 from ..core.plan import threshold_at
 from ..core.planner import Planner
 from ..core.predictor import ensemble_quantiles
+from ..core.setting import differences
 from .allocation import HeldOut, IndexArray
 from .dataset import SweepDataset, true_shortfall
 from .fit import project_prompts, summaries, upper_curves
@@ -71,7 +72,7 @@ class Evidence:
 
 def check_belongs(dataset: SweepDataset, planner: Planner) -> None:
     """InputError if the data are of another setting, grid or backend than the planner."""
-    if dataset.setting != planner.setting:
+    if differences(planner.setting, dataset.setting):
         raise InputError(
             f"sweep: it was rendered with {dataset.setting.describe()}, the planner is for "
             f"{planner.setting.describe()}. Sweep again, or name the planner that belongs to it."

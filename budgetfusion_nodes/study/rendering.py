@@ -20,7 +20,7 @@ from ..core.errors import InputError
 from ..core.setting import Setting
 from ..host.batch import encode_prompts, render_batch, token_count
 from ..host.boot import import_host, start_host
-from ..host.identity import model_fingerprint
+from ..host.identity import model_fingerprint, model_precision
 from ..host.sampling import decode, nfe
 from ..metrics.i_clip import cosine
 from ..metrics.images import to_bchw
@@ -54,9 +54,17 @@ class Sampling:
     dtype: str = "fp32"
     """bf16: the denoiser under autocast. Faster, but its rounding is part of every distance."""
 
-    def setting(self, fingerprint: str, name: str) -> Setting:
+    def setting(self, fingerprint: str, name: str, precision: str) -> Setting:
+        """precision: the model's own, which autocast overrules."""
         return Setting(
-            fingerprint, self.sampler_name, self.scheduler, self.cfg, self.width, self.height, model_name=name
+            fingerprint,
+            self.sampler_name,
+            self.scheduler,
+            self.cfg,
+            self.width,
+            self.height,
+            model_name=name,
+            precision=precision if self.dtype == "fp32" else self.dtype,
         )
 
 
@@ -108,7 +116,7 @@ def file_digest(path: Path) -> str:
 
 
 def identify(loaded: LoadedModel, sampling: Sampling) -> Setting:
-    return sampling.setting(*model_fingerprint(loaded.model))
+    return sampling.setting(*model_fingerprint(loaded.model), model_precision(loaded.model))
 
 
 class Renderer:

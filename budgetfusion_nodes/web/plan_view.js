@@ -12,7 +12,7 @@ import { count, fromHost, t } from "./messages.js";
  * `upper`: normalised upper shortfall at each of `counts`; `thresholds`: knots [q, theta]; see core/plan.py.
  *
  * @typedef {{model_name?: string, sampler_name?: string, scheduler?: string, cfg?: number, width?: number | null,
- *   height?: number | null}} Setting
+ *   height?: number | null, precision?: string}} Setting
  *
  * @typedef {{steps: number, max_steps: number, min_steps: number, quality: number, risk: number,
  *   quality_predicted: number | null, set_by: string | null, grid: number[], quality_low: number[],
@@ -354,7 +354,8 @@ export function receiptRows(receipt, plan) {
 export function settingText(setting) {
   const size = setting.width && setting.height ? `${setting.width} x ${setting.height}` : null;
   const cfg = setting.cfg === undefined ? null : `cfg ${setting.cfg}`;
-  return [setting.model_name, setting.sampler_name, setting.scheduler, cfg, size].filter(Boolean).join(", ");
+  const parts = [setting.model_name, setting.sampler_name, setting.scheduler, cfg, size, setting.precision];
+  return parts.filter(Boolean).join(", ");
 }
 
 /**

@@ -8,7 +8,7 @@ import pytest
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting, differences
 
-SETTING = Setting("abc", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="Tiny Scenes")
+SETTING = Setting("abc", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="Tiny Scenes", precision="fp32")
 
 
 def test_a_setting_survives_json():
@@ -23,6 +23,7 @@ def test_a_setting_survives_json():
         ({"cfg": 7.5}, "cfg 3, this render uses 7.5"),
         ({"width": 96}, "64 x 64 pixels, this render is 96 x 64"),
         ({"denoise": 0.5}, "denoise 1, this render uses 0.5"),
+        ({"precision": "bf16"}, "precision fp32, this render uses bf16"),
         ({"model": "other"}, "Tiny Scenes as it is; this one is changed"),
         ({"model": "other", "model_name": "SDXL"}, "Tiny Scenes, this render uses SDXL"),
     ],
@@ -33,7 +34,9 @@ def test_each_difference_is_one_sentence(change, said):
     assert sentence.endswith(".")
 
 
-@pytest.mark.parametrize("change", [{}, {"cfg": 3.004}, {"width": None, "height": None}, {"model_name": "copy"}])
+@pytest.mark.parametrize(
+    "change", [{}, {"cfg": 3.004}, {"width": None, "height": None}, {"model_name": "copy"}, {"precision": ""}]
+)
 def test_what_does_not_matter_is_not_reported(change):
     assert differences(SETTING, replace(SETTING, **change)) == ()
 
@@ -53,6 +56,7 @@ def test_several_differences_are_all_named():
         ("width", -3),
         ("width", 64.0),
         ("denoise", "a"),
+        ("precision", 16),
     ],
 )
 def test_a_damaged_setting_names_the_field(key, value):
@@ -68,5 +72,8 @@ def test_a_missing_field_is_named():
 
 
 def test_describe_names_model_sampler_and_size():
-    assert SETTING.describe() == "Tiny Scenes, dpmpp_2m / karras, cfg 3, 64 x 64"
-    assert replace(SETTING, width=None, height=None, model_name="").describe() == "model abc, dpmpp_2m / karras, cfg 3"
+    assert SETTING.describe() == "Tiny Scenes, dpmpp_2m / karras, cfg 3, 64 x 64, fp32"
+    assert (
+        replace(SETTING, width=None, height=None, model_name="", precision="").describe()
+        == "model abc, dpmpp_2m / karras, cfg 3"
+    )

@@ -81,7 +81,7 @@ def loaded(session: HostSession, pack: Callable[[str], ModuleType]) -> Loaded:
 def setting(loaded: Loaded, pack: Callable[[str], ModuleType]) -> Setting:
     """The random checkpoint at the setting of the example graphs."""
     fingerprint, name = pack("host.identity").model_fingerprint(loaded.model)
-    return Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name)
+    return Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name, precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -237,6 +237,21 @@ def test_another_setting_is_a_warning(bench: Any, changes: dict[str, Any], warni
     assert warning in run.ui["5"]["text"][0]
 
 
+def test_another_precision_is_a_warning_and_auto_takes_the_planner_of_ones_own(
+    bench: Any, setting: Any, save_variant: Any
+) -> None:
+    """Rounding is part of every distance: a sweep in bf16 needs up to half as many steps again."""
+    rough = dataclasses.replace(setting, precision="bf16")
+    save_variant("rough.safetensors", name="rough planner", setting=rough)
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4, planner="rough.safetensors")}, show="5")
+    (receipt,) = run.ui["5"]["receipt"]
+    assert receipt["fallback"] is None
+    assert any("calibrated for precision bf16, this render uses fp32" in w for w in receipt["warnings"])
+    run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4)}, show="5")
+    assert run.ui["5"]["budget_plan"][0]["planner"] == "random planner"
+    assert not any("precision" in sentence for sentence in run.ui["5"]["receipt"][0]["warnings"])
+
+
 def test_another_size_is_a_warning(bench: Any) -> None:
     plan = bench.plan(bench.base(width=128))
     assert any("64 x 64 pixels, this render is 128 x 64" in sentence for sentence in plan.warnings)

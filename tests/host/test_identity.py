@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,25 @@ def test_same_in_every_precision(fingerprint: Any, loaded: Any, checkpoint: Any,
     weight = next(p for p in other.model.diffusion_model.parameters() if p.ndim > 1)
     assert weight.dtype == dtype, "the host did load it in this precision"
     assert fingerprint(other) == fingerprint(loaded.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_precision_is_that_of_the_arithmetic(pack: Any, checkpoint: Any, dtype: torch.dtype) -> None:
+    """Tiny Scenes computes in fp32 however its weights are stored; a model that is not cast computes in its own."""
+    precision = pack("host.identity").model_precision
+    other = load(checkpoint, dtype)
+    assert precision(other) == "fp32"
+    other.model.manual_cast_dtype = None
+    assert precision(other) == {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    other.model.manual_cast_dtype = torch.float64
+    assert precision(other) == "float64"
+
+
+@pytest.mark.parametrize(
+    "model", [None, object(), SimpleNamespace(model=SimpleNamespace(get_dtype_inference=lambda: 1))]
+)
+def test_a_model_that_does_not_say_its_precision_has_none(pack: Any, model: Any) -> None:
+    assert pack("host.identity").model_precision(model) == ""
 
 
 def test_name_is_the_files(pack: Any, loaded: Any) -> None:

@@ -43,6 +43,14 @@ def test_a_data_set_survives_its_file(dataset, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d.safetensors"]
 
 
+def test_an_older_file_names_its_precision_in_its_provenance(dataset, tmp_path):
+    path, spec = tmp_path / "d.safetensors", {"spec": {"sampling": {"dtype": "bf16"}}}
+    for provenance, own, wanted in ((spec, "", "bf16"), (spec, "fp32", "fp32"), ({}, "", ""), ({"spec": 3}, "", "")):
+        setting = replace(dataset.setting, precision=own)
+        replace(dataset, provenance=provenance, setting=setting).save(path)
+        assert SweepDataset.load(path).setting == replace(setting, precision=wanted)
+
+
 def test_shards_merge_to_the_whole(dataset):
     shards = [part(dataset, slice(0, 9)), part(dataset, slice(9, 10)), part(dataset, slice(10, None))]
     assert_same(merge_datasets(shards), dataset)

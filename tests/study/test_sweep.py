@@ -31,7 +31,7 @@ from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
 COUNTS = {"train": 6, "calibration": 3, "test": 2}
 SEEDS = {"train": 1, "calibration": 2, "test": 4}
 GRID = (2, 4, 8)
-SETTING = Setting("fingerprint", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="model")
+SETTING = Setting("fingerprint", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="model", precision="fp32")
 
 
 class Killed(BaseException):

@@ -125,6 +125,7 @@ test("a receipt counts steps, seconds and the usual settings", () => {
   assert.equal(rows["Against 20"], "800 ms saved (12 steps instead of 20)");
   assert.equal(rows["Against 30"], "1.80 s saved (12 steps instead of 30)");
   assert.equal(rows["Made for"], "tiny_scenes, dpmpp_2m, karras, cfg 3, 64 x 64");
+  assert.equal(pv.settingText({ ...plan.setting, precision: "fp16" }), "tiny_scenes, dpmpp_2m, karras, cfg 3, 64 x 64, fp16");
 });
 
 test("a receipt compares with each count once, and with one's own count in no words but these", () => {
