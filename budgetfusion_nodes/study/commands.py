@@ -159,7 +159,10 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="1 skips the negative prompt (%(default)s)")
     parser.add_argument("--width", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
     parser.add_argument("--height", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser; fp32: as ComfyUI runs it"
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: ComfyUI chooses (%(default)s)")
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument(
@@ -219,6 +222,11 @@ def run_merge(args: argparse.Namespace) -> int:
 def _merge(job: SweepJob, partial: bool) -> int:
     from .sweep import merge, save_merged
 
+    if (job.out / AS_RENDERED).is_file():
+        raise InputError(
+            f"--out: {job.out} was measured again by 'study remeasure', and merging would put the old numbers back. "
+            f"Remove {AS_RENDERED} there if that is what you want."
+        )
     merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
     save_merged(merged, job.out)
     _say_written(job.out, merged)
@@ -301,6 +309,7 @@ def _job(args: argparse.Namespace) -> SweepJob:
         prompts=prompts,
         threads=args.threads,
         image_encoder=i_clip,
+        device=args.device,
         keep_images=args.keep_images,
     )
 
@@ -452,7 +461,7 @@ def run_convergence(args: argparse.Namespace) -> int:
     grid = parse_grid(args.grid)
     prompts = _calibration_prompts(args.seed, args.prompts)
     with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
-        loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve())
+        loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve(), args.device)
         backends = Backends.from_values(*_measured_with(args))
         total = len(schedulers) * args.prompts * (sum(grid) + args.target)
         with _bar(args, total, 0) as progress:

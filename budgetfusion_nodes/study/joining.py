@@ -29,8 +29,8 @@ from .sweep import (
     write_json,
 )
 
-SAME = ("host_version", "torch")
-"""Of the provenance: what besides the settings decides the numbers."""
+SAME = {"host_version": None, "torch": None, "device": "cpu"}
+"""Of the provenance: what besides the settings decides the numbers, and what a sweep that does not say it had."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def _check_same(parts: Sequence[_Part], folder: Path, spec: SweepSpec, data: Swe
             f"join: {folder.name} was rendered with other settings than {first.folder.name} "
             f"({changes(first.spec, replace(spec, prompts_sha256=first.spec.prompts_sha256))})."
         )
-    for name in SAME:
-        here, there = data.provenance.get(name), first.whole.provenance.get(name)
+    for name, usual in SAME.items():
+        here, there = data.provenance.get(name, usual), first.whole.provenance.get(name, usual)
         if here != there:
             raise InputError(f"join: {folder.name} was made with {name} {here}, {first.folder.name} with {there}.")
 
@@ -134,7 +134,7 @@ def _provenance(parts: Sequence[_Part], spec: SweepSpec, prompts: PromptList, da
         "spec": spec.to_dict(),
         "source": dict(prompts.source),
         "trajectories": int(data.present.sum()),
-        **{name: first.get(name) for name in SAME},
+        **{name: first.get(name, usual) for name, usual in SAME.items()},
         "joined": [{name: p.whole.provenance[name] for name in own if name in p.whole.provenance} for p in parts],
     }
 

@@ -31,6 +31,8 @@ from ..tiny_scenes.host_model import register
 log = logging.getLogger(__name__)
 
 DTYPES = ("fp32", "bf16")
+DEVICES = ("cpu", "gpu")
+CPU = torch.device("cpu")
 JUDGES = ("latent_rmse", "mdsi", "ms_ssim")
 """Distances to the full-step image that no plan is made with: RMSE in model space, MDSI and 1 - MS-SSIM of piq (0 is
 equal)."""
@@ -76,6 +78,8 @@ class LoadedModel:
     clip: Any
     vae: Any
     host_version: str
+    device: torch.device = CPU
+    """Where the host renders, and where its pictures are measured."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,17 @@ class Measured:
     """[n, K, J] in JUDGES order."""
 
 
-def load_model(host_dir: Path, base_dir: Path, checkpoint: Path) -> LoadedModel:
-    """Starts the host and loads the checkpoint file through its own loader."""
+def load_model(host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "cpu") -> LoadedModel:
+    """Starts the host and loads the checkpoint file through its own loader. device: one of DEVICES; on "gpu" the host
+    chooses device and precision as it does for an artist's renders."""
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: there is no file {checkpoint.name} in {checkpoint.parent}.")
-    import_host(host_dir)  # with PyTorch's own attention, where no host runs yet
-    session = start_host(host_dir, base_dir, extras=())
+    if device == "gpu" and not torch.accelerator.is_available():
+        raise InputError(
+            "--device: PyTorch finds no GPU here. Install the PyTorch that belongs to your GPU, or leave --device out."
+        )
+    import_host(host_dir, cpu=device == "cpu")  # with PyTorch's own attention, where no host runs yet
+    session = start_host(host_dir, base_dir, extras=(), cpu=device == "cpu")
     register()
     folder_paths, nodes = importlib.import_module("folder_paths"), importlib.import_module("nodes")
     folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent.resolve()), True)
@@ -103,7 +112,8 @@ def load_model(host_dir: Path, base_dir: Path, checkpoint: Path) -> LoadedModel:
         raise InputError(f"--checkpoint: ComfyUI knows another file named {checkpoint.name}. Rename this one.")
     with torch.inference_mode():
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint.name)[:3]
-    return LoadedModel(model, clip, vae, session.version)
+    where = importlib.import_module("comfy.model_management").get_torch_device()
+    return LoadedModel(model, clip, vae, session.version, where)
 
 
 def file_digest(path: Path) -> str:
@@ -171,7 +181,7 @@ class Renderer:
     def _precision(self) -> AbstractContextManager[Any]:
         if self.sampling.dtype == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(self.loaded.device.type, torch.bfloat16)
 
     def images(self, latents: Tensor) -> Tensor:
         """[n, K, 3, H, W] in [0, 1] of latents [n, K, C, H, W], by the host's VAE Decode."""
@@ -180,8 +190,10 @@ class Renderer:
         return to_bchw(decoded).reshape(n, counts, 3, *decoded.shape[1:3]).clone()
 
     def measure(self, latents: Tensor, images: Tensor) -> Measured:
-        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W]."""
-        return measure_trajectories(latents, images, self.backends)
+        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W]. The result is on the CPU."""
+        device = self.loaded.device
+        found = measure_trajectories(latents.to(device), images.to(device), self.backends)
+        return Measured(found.shortfall.cpu(), found.l_snr.cpu(), found.judges.cpu())
 
 
 @torch.no_grad()

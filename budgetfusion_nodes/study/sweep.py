@@ -100,6 +100,8 @@ class SweepJob:
     """Per worker."""
     image_encoder: str = "shipped"
     """For Backends.from_values; spec.i_clip says the same without a path."""
+    device: str = "cpu"
+    """One of rendering.DEVICES. Not part of the spec, but shards of different ones do not merge."""
     keep_images: int = 0
     """Trajectories, from the first on, whose images are saved."""
 
@@ -160,7 +162,7 @@ class ShardRenderer:
     def __init__(self, job: SweepJob, base_dir: Path) -> None:
         self.job = job
         torch.set_num_threads(job.threads)
-        loaded = load_model(job.host_dir, base_dir, job.checkpoint)
+        loaded = load_model(job.host_dir, base_dir, job.checkpoint, job.device)
         backends = Backends.from_values(job.spec.d_sim, job.image_encoder)
         self.renderer = Renderer(loaded, job.spec.sampling, backends)
         self.facts = {
@@ -168,6 +170,7 @@ class ShardRenderer:
             "backends": backends.names(),
             "host_version": loaded.host_version,
             "torch": torch.__version__,
+            "device": device_name(loaded.device),
         }
 
     def render(self, index: int, report: Report | None = None) -> None:
@@ -195,14 +198,19 @@ class ShardRenderer:
             save_strip(strip_path(self.job.out, prompt, noise), images[row])
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _conditioning_arrays(conditionings: Sequence[Any]) -> dict[str, NDArray[Any]]:
     """tokens [n, L, D] and pooled [n, P] in half precision, lengths [n]."""
     found = [extract(conditioning)[:2] for conditioning in conditionings]
     lengths = np.array([tokens.shape[0] for tokens, _ in found], np.int64)
     padded = np.zeros((len(found), int(lengths.max()), found[0][0].shape[1]), np.float16)
     for row, (tokens, _) in enumerate(found):
-        padded[row, : tokens.shape[0]] = tokens.half().numpy()
-    pooled = [np.zeros(0, np.float16) if p is None else p.half().numpy() for _, p in found]
+        padded[row, : tokens.shape[0]] = tokens.half().cpu().numpy()
+    pooled = [np.zeros(0, np.float16) if p is None else p.half().cpu().numpy() for _, p in found]
     return {"tokens": padded, "lengths": lengths, "pooled": np.stack(pooled)}
 
 
@@ -424,6 +432,7 @@ def _provenance(job: SweepJob, shards: Sequence[Shard], facts: Mapping[str, Any]
         "trajectories": int(sum(len(shard.arrays["prompt"]) for shard in shards)),
         "host_version": facts["host_version"],
         "torch": facts["torch"],
+        "device": facts.get("device", "cpu"),
         "worker_seconds": seconds,
     }
 

@@ -19,11 +19,12 @@ from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.study import sweep
+from budgetfusion_nodes.study.commands import AS_RENDERED
 from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset, select
 from budgetfusion_nodes.study.evidence import load_judges
 from budgetfusion_nodes.study.joining import join
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, calibration_scenes, tiny_scenes_prompts
-from budgetfusion_nodes.study.rendering import JUDGES, Sampling, measure_trajectories, ms_ssim_distance
+from budgetfusion_nodes.study.rendering import JUDGES, Sampling, load_model, measure_trajectories, ms_ssim_distance
 from budgetfusion_nodes.study.strips import strip_path
 from budgetfusion_nodes.study.sweep import SweepJob, SweepSpec, is_finished, merge, prepare, run_here
 from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
@@ -222,6 +223,21 @@ def test_an_unfinished_sweep_merges_only_on_request(job: SweepJob, monkeypatch: 
     pairs = [pair for shard in job.shards[:2] for pair in shard]
     assert int(data.present.sum()) == len(pairs)
     assert data.prompts == tuple(job.prompts.prompts[p].text for p in sorted({p for p, _ in pairs}))
+
+
+def test_merging_does_not_undo_a_second_measurement(
+    job: SweepJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(job, monkeypatch)
+    command = ["study", "merge", "--out", str(job.out)]
+    assert cli.main(command) == 0
+    (job.out / AS_RENDERED).touch()
+    (job.out / sweep.DATASET_FILE).write_bytes(b"measured again")
+    assert cli.main(command) == 2
+    assert "put the old numbers back" in capsys.readouterr().err
+    assert (job.out / sweep.DATASET_FILE).read_bytes() == b"measured again"
+    (job.out / AS_RENDERED).unlink()
+    assert cli.main(command) == 0 and merge(job).dataset.prompts
 
 
 def test_other_settings_or_prompts_in_the_folder_are_refused(job: SweepJob) -> None:
@@ -494,6 +510,24 @@ def test_only_whole_sweeps_of_one_host_join_and_only_into_an_empty_folder(two: t
     with pytest.raises(InputError, match="cannot be read"):
         join([first, more], out)
     assert not out.exists()
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(InputError, match="finds no GPU"):
+        load_model(tmp_path, tmp_path, tmp_path / "model.safetensors", "gpu")
+
+
+def test_sweeps_of_two_devices_do_not_join(two: tuple[Path, Path]) -> None:
+    """A sweep that does not name its device is of before they had a choice."""
+    data = SweepDataset.load(two[1] / sweep.DATASET_FILE)
+    assert data.provenance["device"] == "cpu"
+    replace(data, provenance={**data.provenance, "device": "NVIDIA H100"}).save(two[1] / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="device NVIDIA H100, first with cpu"):
+        join(two, two[0].with_name("joined"))
 
 
 def test_a_sweep_needs_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
