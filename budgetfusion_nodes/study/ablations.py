@@ -29,6 +29,7 @@ from .variance import quality_by_metric
 
 REFERENCE_SEEDS = 3
 PROMPT_COUNTS = (25, 50, 100, 200, 400, 800)
+"""Of the learning curve, as far as there are so many; all there are come last."""
 
 Job = tuple[str, str, Callable[[], FloatArray]]
 """(group, variant, scores [N, C] for every prompt)."""
@@ -156,9 +157,7 @@ def _length(text: str, features: ConditioningFeatures) -> torch.Tensor:
 def _prompt_jobs(evidence: Evidence, seed: int, options: FitOptions) -> Iterator[Job]:
     train = evidence.rows["train"]
     order = np.random.default_rng(seed).permutation(train)
-    for count in PROMPT_COUNTS:
-        if count > len(train):
-            break
+    for count in (*(n for n in PROMPT_COUNTS if n < len(train)), len(train)):
 
         def scores(count: int = count) -> FloatArray:
             return _with_fewer_prompts(evidence, order[:count], seed, options)

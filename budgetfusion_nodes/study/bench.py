@@ -34,6 +34,7 @@ from ..metrics.measure import Backends
 from ..options import WEIGHTS
 from ..tiny_scenes.classifier import load_classifier
 from . import ablations, comparison, gallery, grid_density, risk_check, synthetic, variance
+from .baselines import baseline_curves
 from .dataset import SweepDataset
 from .evidence import Evidence, Judges, check_belongs, gather, load_judges
 from .fit import FitOptions
@@ -359,11 +360,13 @@ class BenchRun:
         return found
 
     def part_risk(self) -> dict[str, Any]:
-        seed = self.options.seed
+        seed, evidence = self.options.seed, self.evidence
+        one_for_all = baseline_curves(evidence.dataset, evidence.scale, evidence.summaries)["global"]
         return {
             "calibration_prompts": self.planner.risk_table.prompts,
-            "rows": risk_check.risk_table(self.evidence, ALPHAS, QUALITIES, seed),
-            "redealt": risk_check.redealt(self.evidence, ALPHAS, QUALITIES, seed),
+            "rows": risk_check.risk_table(evidence, ALPHAS, QUALITIES, seed),
+            "redealt": risk_check.redealt(evidence, ALPHAS, QUALITIES, seed),
+            "redealt_mean_curve": risk_check.redealt(evidence, ALPHAS, QUALITIES, seed, scores=one_for_all),
         }
 
     def part_shift(self) -> dict[str, Any]:

@@ -282,38 +282,54 @@ def _gains(gains: Mapping[str, Any]) -> str:
 
 
 def _risk(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
-    rows = _risk_rows(part["rows"], {(r["risk"], r["quality"]): r for r in part["redealt"]})
+    again, mean_curve = part["redealt"], part["redealt_mean_curve"]
+    rows = [
+        [*row, share(ours["missed"]), _spread(ours), _spread(curve)]
+        for row, ours, curve in zip(_risk_rows(part["rows"]), again, mean_curve, strict=True)
+    ]
     return "\n\n".join(
         [
             "## Risk",
             _picture(plots, "risk", "Promised and observed misses").strip(),
             f"Misses on held-out prompts with the shipped thresholds ({part['calibration_prompts']} calibration "
-            "prompts). "
-            "*One deal* is the standard deviation that one draw of calibration prompts alone gives; *re-dealt* is "
-            "the mean "
-            f"over {part['redealt'][0]['deals']} deals of calibration and test prompts, which is what the guarantee "
-            "bounds.",
-            _rows(["risk", "quality", "misses", "", "mean steps", "one deal", "re-dealt"], rows),
+            "prompts). *One deal* is the standard deviation that one draw of calibration prompts alone gives. "
+            f"*Re-dealt* are means over {again[0]['deals']} deals of calibration and test prompts, without the luck of "
+            "one deal (and how far single deals spread): the misses are what the guarantee bounds, the steps compare "
+            "our plans with one count for all prompts, read off the mean curve under the same risk control.",
+            _rows(
+                [
+                    "risk",
+                    "quality",
+                    "misses",
+                    "",
+                    "mean steps",
+                    "one deal",
+                    "re-dealt misses",
+                    "re-dealt steps",
+                    "of one count for all",
+                ],
+                rows,
+            ),
         ]
     )
 
 
-def _risk_rows(rows: Sequence[Mapping[str, Any]], redealt: Mapping[Any, Mapping[str, Any]]) -> list[list[str]]:
-    found = []
-    for row in rows:
-        other = redealt.get((row["risk"], row["quality"]))
-        found.append(
-            [
-                f"{row['risk']:g}",
-                f"{row['quality']:.2f}",
-                share(row["missed"]),
-                "holds" if row["holds"] else "**exceeded**",
-                f"{row['mean_steps']:.1f}",
-                f"{row['expected_spread']:.1%}",
-                share(other["missed"]) if other else "",
-            ]
-        )
-    return found
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{row['mean_steps']:.1f} ± {row['steps_spread']:.1f}"
+
+
+def _risk_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            f"{row['risk']:g}",
+            f"{row['quality']:.2f}",
+            share(row["missed"]),
+            "holds" if row["holds"] else "**exceeded**",
+            f"{row['mean_steps']:.1f}",
+            f"{row['expected_spread']:.1%}",
+        ]
+        for row in rows
+    ]
 
 
 def _shift(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
@@ -325,7 +341,7 @@ def _shift(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
             f"{part['prompts']} prompts with four groups of objects. The guarantee is for prompts like the "
             "calibration set and "
             f"does not cover these: it is exceeded in {exceeded} of {len(part['rows'])} rows.",
-            _rows(["risk", "quality", "misses", "", "mean steps", "one deal", ""], _risk_rows(part["rows"], {})),
+            _rows(["risk", "quality", "misses", "", "mean steps", "one deal"], _risk_rows(part["rows"])),
             f"The node warns (distance above 1) on {share(seen['shifted']['share_warned'])} of them and on "
             f"{share(seen['test']['share_warned'])} of the ordinary test prompts; median distance "
             f"{seen['shifted']['median_distance']:.2f} against {seen['test']['median_distance']:.2f}.",

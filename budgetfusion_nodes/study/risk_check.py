@@ -50,12 +50,19 @@ def calibration_spread(alpha: float, prompts: int) -> float:
 
 
 def redealt(
-    evidence: Evidence, alphas: Sequence[float], qualities: Sequence[float], seed: int, times: int = REDEALS
+    evidence: Evidence,
+    alphas: Sequence[float],
+    qualities: Sequence[float],
+    seed: int,
+    times: int = REDEALS,
+    scores: FloatArray | None = None,
 ) -> list[dict[str, Any]]:
-    """Calibration and test prompts are put together and dealt again many times; thresholds from one part, misses on the
-    other. The mean is what the guarantee bounds, without the luck of one deal."""
+    """Calibration and test prompts are put together and dealt again many times; thresholds from one part, misses and
+    steps on the other. The mean misses are what the guarantee bounds, and both means are without the luck of one deal.
+    scores: [N, C] of another rule than the planner."""
     held, rows = evidence.held, evidence.rows
-    upper = np.concatenate([evidence.upper[rows["calibration"]], evidence.upper[rows["test"]]])
+    given = evidence.upper if scores is None else scores
+    upper = np.concatenate([given[rows["calibration"]], given[rows["test"]]])
     seeds = max(held.calibration.shape[1], held.test.shape[1])
     truth = np.concatenate([_padded(held.calibration, seeds), _padded(held.test, seeds)])
     quality = np.clip(1.0 - truth, 0.0, 1.0)
@@ -66,16 +73,19 @@ def redealt(
         rng = np.random.default_rng(seed)
         deals = [rng.permutation(len(upper)) for _ in range(times)]
         for alpha in alphas:
-            rates = []
+            rates, steps = [], []
             for order in deals:
                 theta = controlled_theta(critical[order[:first]], alpha)
                 rates.append(miss_rate(critical[order[first:]], theta))
+                steps.append(held.counts[planned_index(upper[order[first:]], theta)].mean())
             found.append(
                 {
                     "risk": alpha,
                     "quality": q,
                     "missed": float(np.mean(rates)),
                     "spread": float(np.std(rates)),
+                    "mean_steps": float(np.mean(steps)),
+                    "steps_spread": float(np.std(steps)),
                     "deals": times,
                 }
             )

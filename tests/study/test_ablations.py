@@ -34,7 +34,7 @@ def test_every_choice_of_the_issue_is_there(evidence):
     ]
     assert groups["quantile level"] == ["0.1", "0.5", "0.9"]
     assert groups["LSTM direction"] == ["plain", "forward", "backward"]
-    assert groups["training prompts"] == ["25", "50"]
+    assert groups["training prompts"] == ["25", "50", "60"]
     assert len(groups["conditioning"]) == 4 and len(groups["reference"]) == 3
 
 

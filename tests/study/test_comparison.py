@@ -166,6 +166,20 @@ def test_the_guarantee_holds_on_average_over_deals(evidence):
         assert row["missed"] >= row["risk"] - 0.03  # and it is not bought with needless steps
 
 
+def test_steps_over_deals_are_those_of_the_rule(evidence):
+    """A rule that says one count for all costs a whole count in every deal; one that knows the prompts costs less than
+    the mean curve where the prompt decides, as in these data."""
+    truth = np.where(np.arange(evidence.upper.shape[1]) < 10, 1.0, 0.0)  # 12 steps or more are enough for everybody
+    scores = np.broadcast_to(truth, evidence.upper.shape)
+    (row,) = redealt(evidence, (0.2,), (0.8,), 0, times=20, scores=scores)
+    assert row["mean_steps"] == 12.0 and row["steps_spread"] == 0.0
+    mean_curve = baseline_curves(evidence.dataset, evidence.scale, evidence.summaries)["global"]
+    ours, theirs = (redealt(evidence, (0.1,), (0.9,), 0, times=20, scores=s)[0] for s in (None, mean_curve))
+    assert ours["mean_steps"] < 0.9 * theirs["mean_steps"]
+    single = risk_table(evidence, (0.1,), (0.9,), 0)[0]["mean_steps"]
+    assert abs(single - ours["mean_steps"]) < 4 * ours["steps_spread"] + 1.0
+
+
 def test_a_broken_promise_is_seen(evidence):
     """The same table on prompts that need three times the steps: the risk is exceeded and the row says so."""
     data = evidence.dataset
