@@ -11,6 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 """The folder of the pack."""
 WEIGHTS = ROOT / "weights"
 PREFERRED_HOST = "0.30.0"
+DTYPES = ("fp32", "bf16")
+"""Precisions that a study can ask for on the CPU."""
+DEVICES = ("cpu", "gpu")
 
 
 def run_folder() -> Path:

@@ -25,7 +25,7 @@ from .files import in_one_piece
 from .planner import Planner
 from .predictor import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
 from .risk import RiskTable
-from .setting import Setting
+from .setting import Setting, with_precision
 
 FORMAT = "budgetfusion.planner"
 VERSION = "2"  # 1 had the calibration prompts themselves in novelty.*
@@ -239,9 +239,10 @@ def _checked(data: Mapping[str, Any]) -> _Description:
         raise _Reason(f"its novelty_limit is {limit!r}; expected a positive number")
     if not isinstance(data.get("name"), str):
         raise _Reason("it has no name")
+    provenance = _object(data, "provenance")
     return _Description(
         name=data["name"],
-        setting=Setting.from_dict(_object(data, "setting")),
+        setting=with_precision(Setting.from_dict(_object(data, "setting")), provenance.get("data")),
         grid=grid,
         metrics=metrics,
         scale=scale,
@@ -249,7 +250,7 @@ def _checked(data: Mapping[str, Any]) -> _Description:
         sizes=_sizes(_object(data, "sizes")),
         risk=_risk_table(_object(data, "risk")),
         novelty_limit=float(limit),
-        provenance=_object(data, "provenance"),
+        provenance=provenance,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import InputError
@@ -55,6 +55,15 @@ class Setting:
         name = self.model_name or "model " + self.model[:12]
         precision = f", {self.precision}" if self.precision else ""
         return f"{name}, {self.sampler_name} / {self.scheduler}, cfg {self.cfg:g}{size}{precision}"
+
+
+def with_precision(setting: Setting, provenance: Any) -> Setting:
+    """`setting` with its precision. Sweeps and planners of before settings had one name it in the provenance of the
+    sweep alone, among the sampling options."""
+    for key in ("spec", "sampling", "dtype"):
+        provenance = provenance.get(key) if isinstance(provenance, Mapping) else None
+    named = provenance if provenance in ("fp32", "bf16") else ""
+    return replace(setting, precision=setting.precision or named)
 
 
 def differences(planned: Setting, actual: Setting) -> tuple[str, ...]:

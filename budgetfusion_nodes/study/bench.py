@@ -31,7 +31,7 @@ from ..core.planner import Planner
 from ..core.planner_file import load_planner
 from ..core.setting import differences
 from ..metrics.measure import Backends
-from ..options import WEIGHTS
+from ..options import DTYPES, WEIGHTS
 from ..tiny_scenes.classifier import load_classifier
 from . import ablations, comparison, gallery, grid_density, risk_check, synthetic, variance
 from .baselines import baseline_curves
@@ -47,7 +47,7 @@ from .prompts import (
     calibration_scenes,
     tiny_scenes_prompts,
 )
-from .rendering import DTYPES, Sampling, file_digest
+from .rendering import Sampling, file_digest
 from .scene_judge import WRONG, wrong_answers
 from .sweep import (
     DATASET_FILE,
@@ -72,7 +72,7 @@ ALPHAS = (0.05, 0.10, 0.20)
 QUALITY, ALPHA = 0.90, 0.10
 PARTS = ("variance", "rules", "risk", "shift", "ablations", "grid", "peers", "profile", "gallery")
 HOST_PARTS = ("peers", "profile")
-VERSION = 2
+VERSION = 3
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
     {"train": 40, "calibration": 30, "test": 20},
@@ -197,9 +197,14 @@ class BenchRun:
         return self._render("own sweep", folder, prompts, self._calibrated_sampling(), len(prompts.pairs))
 
     def _calibrated_sampling(self) -> Sampling:
-        """In the precision of the planner's own sweep, where its file says it."""
+        """In the precision of the planner's own sweep, where its file says it. InputError for one of a GPU."""
         dtype = self.planner.setting.precision
-        return replace(self._sampling(), dtype=dtype) if dtype in DTYPES else self._sampling()
+        if dtype and dtype not in DTYPES:
+            raise InputError(
+                f"--planner: {self.options.planner.name} was made in {dtype}, and the benchmark renders its own sweeps "
+                "on the CPU. Name the planner's sweep with --sweep."
+            )
+        return replace(self._sampling(), dtype=dtype) if dtype else self._sampling()
 
     def _unseen(self, prompts: PromptList) -> PromptList:
         """Without the scenes that the planner was calibrated on, except for training."""
@@ -222,11 +227,12 @@ class BenchRun:
         grid: tuple[int, ...] | None = None,
     ) -> Path:
         """Renders what is missing. Gives the folder with the data: `folder` and a digest of all that decides them, so
-        that a sweep of another model, seed or grid lies beside it."""
+        that a sweep of another model, seed, grid or host lies beside it."""
         d_sim = self.planner.backends.get("d_sim", "auto")
         counts = grid or self.planner.grid
         spec = make_spec(self.options.checkpoint, prompts, sampling, grid=counts, batch=batch, d_sim=d_sim)
-        folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}")
+        version = host_version(self.options.host) or "unknown"
+        folder = folder.with_name(f"{folder.name}-{spec.digest()[:12]}-{version}")
         job = SweepJob(
             folder,
             self.options.host,
@@ -257,6 +263,12 @@ class BenchRun:
         if self.spec.checkpoint_sha256 != digest:
             raise InputError(
                 f"--checkpoint: {self.options.checkpoint.name} is not the model that the sweep was rendered with."
+            )
+        device = self.evidence.dataset.provenance.get("device", "cpu")
+        if device != "cpu":
+            raise InputError(
+                f"--sweep: it was rendered on {device}, and the benchmark renders on the CPU, where the same seeds "
+                "give other pictures. Leave out the parts that render: shift and grid, and variance without --crossed."
             )
         return self.spec.sampling
 
@@ -306,7 +318,7 @@ class BenchRun:
         evidence = self.evidence
         rows = evidence.rows["test"]
         report = variance.variance_report(evidence.dataset, evidence.scale, QUALITIES, rows)
-        found = {"sweep": {**report, "dtype": self.spec.sampling.dtype}}
+        found = {"sweep": {**report, "dtype": evidence.dataset.setting.precision}}
         if self.options.full or self.options.crossed:
             folder = self.options.crossed or self._crossed()
             crossed = _dataset(folder)
@@ -318,7 +330,7 @@ class BenchRun:
                     "this benchmark made, or leave it out."
                 )
             report = variance.variance_report(crossed, evidence.scale, QUALITIES, crossed.rows("test"))
-            found["crossed"] = {**report, "dtype": open_job(folder).spec.sampling.dtype}
+            found["crossed"] = {**report, "dtype": crossed.setting.precision}
         return found
 
     def _crossed(self) -> Path:
@@ -396,8 +408,9 @@ class BenchRun:
         }
 
     def part_grid(self) -> dict[str, Any] | None:
-        """None in a quick run: it renders for half an hour."""
-        if not self.options.full:
+        """None in a quick run: it renders for half an hour; and where no count lies between the planner's."""
+        if not self.options.full or grid_density.refined(self.planner.grid) == self.planner.grid:
+            log.warning("part grid: left out; it needs --full and a planner's grid with room between its counts.")
             return None
         dataset, planner = _dataset(self._finer()), self.planner
         check_belongs(grid_density.thinned(dataset, planner.grid), planner)
@@ -542,6 +555,7 @@ class BenchRun:
                 "prompts": {split: len(rows) for split, rows in self.evidence.rows.items()},
                 "trajectories": {split: int(present[rows].sum()) for split, rows in self.evidence.rows.items()},
                 "sampling": asdict(self.spec.sampling),
+                "precision": dataset.setting.precision,
             },
             "seed": self.options.seed,
             "host": dict(dataset.provenance).get("host_version"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.curves import DEFAULT_GRID, METRICS, parse_grid
 from ..core.errors import InputError
-from ..options import ROOT, WEIGHTS, add_host_option, number, run_folder, whole
+from ..options import DEVICES, DTYPES, ROOT, WEIGHTS, add_host_option, number, run_folder, whole
 
 if TYPE_CHECKING:
     from ..core.planner import Planner
@@ -159,10 +159,8 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="1 skips the negative prompt (%(default)s)")
     parser.add_argument("--width", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
     parser.add_argument("--height", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of the denoiser; fp32: as ComfyUI runs it"
-    )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: ComfyUI chooses (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser on the CPU (default: fp32)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="gpu: as ComfyUI renders there (%(default)s)")
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument(
@@ -194,6 +192,7 @@ def _words(values: Sequence[int]) -> str:
 def run_sweep(args: argparse.Namespace) -> int:
     from .sweep import prepare, run_here, run_workers
 
+    _check_not_remeasured(args.out)
     job = _job(args)
     missing = prepare(job)
     finished = len(job.shards) - len(missing)
@@ -222,15 +221,19 @@ def run_merge(args: argparse.Namespace) -> int:
 def _merge(job: SweepJob, partial: bool) -> int:
     from .sweep import merge, save_merged
 
-    if (job.out / AS_RENDERED).is_file():
-        raise InputError(
-            f"--out: {job.out} was measured again by 'study remeasure', and merging would put the old numbers back. "
-            f"Remove {AS_RENDERED} there if that is what you want."
-        )
+    _check_not_remeasured(job.out)
     merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
     save_merged(merged, job.out)
     _say_written(job.out, merged)
     return 0
+
+
+def _check_not_remeasured(out: Path) -> None:
+    if (out / AS_RENDERED).is_file():
+        raise InputError(
+            f"--out: {out} was measured again by 'study remeasure', and merging would put the old numbers back. "
+            f"Remove {AS_RENDERED} there if that is what you want."
+        )
 
 
 def _say_written(out: Path, merged: Merged) -> None:
@@ -243,7 +246,11 @@ def _say_written(out: Path, merged: Merged) -> None:
 def run_join(args: argparse.Namespace) -> int:
     from .joining import join
 
-    _say_written(args.out, join(args.sweeps, args.out, {"commit": _commit(), "command": _command_line()}))
+    merged = join(args.sweeps, args.out, {"commit": _commit(), "command": _command_line()})
+    _say_written(args.out, merged)
+    left_out = merged.dataset.provenance["source"]["left_out"]
+    if left_out:
+        _say(f"{left_out} prompts were left out: an earlier sweep holds the same text or scene.")
     return 0
 
 
@@ -257,12 +264,13 @@ def run_remeasure(args: argparse.Namespace) -> int:
     job, path = _found_job(args.sweep), args.sweep / DATASET_FILE
     dataset = SweepDataset.load(path)
     kept = path.with_name(AS_RENDERED)
-    if not kept.is_file():
-        dataset.save(kept)
     backends = Backends.from_values(args.d_sim or dataset.backends["d_sim"], args.image_encoder)
     made = {"commit": _commit(), "command": _command_line()}
     with _bar(args, int(dataset.present.sum()), 0, "render") as advance:
-        remeasure(dataset, job.prompts, args.sweep, backends, metrics, made, advance).save(path)
+        again = remeasure(dataset, job.prompts, args.sweep, backends, metrics, made, advance)
+    if not kept.is_file():
+        dataset.save(kept)
+    again.save(path)
     _say(f"{path}: {', '.join(metrics)} measured again; {kept.name} holds what it was. 'study train' fits a planner.")
     return 0
 
@@ -326,7 +334,10 @@ def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
     from .rendering import Sampling
 
     check_sampler(args.sampler)
-    return Sampling(args.sampler, scheduler, args.cfg, args.width, args.height, args.dtype)
+    if args.device == "gpu" and args.dtype:
+        raise InputError("--dtype: on a GPU ComfyUI chooses the precision, as it does for renders. Leave --dtype out.")
+    dtype = args.dtype or ("host" if args.device == "gpu" else "fp32")
+    return Sampling(args.sampler, scheduler, args.cfg, args.width, args.height, dtype)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from ..core.curves import METRICS, FloatArray, all_counts, interpolate_log_n, validate_grid, worst
 from ..core.errors import InputError
 from ..core.files import in_one_piece
-from ..core.setting import Setting
+from ..core.setting import Setting, with_precision
 
 FORMAT = "budgetfusion.sweep"
 VERSION = "1"
@@ -134,18 +134,10 @@ class SweepDataset:
                     raise InputError(f"{file.name} is not sweep data of version {VERSION}. Run 'study sweep' again.")
                 arrays = {name: opened.get_tensor(name) for name in ARRAYS}
             description = json.loads(metadata["sweep"])
-            setting = _with_precision(Setting.from_dict(description.pop("setting")), description["provenance"])
+            setting = with_precision(Setting.from_dict(description.pop("setting")), description["provenance"])
             return cls(**arrays, **description, setting=setting)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file.name} cannot be read as sweep data ({error}). Run 'study sweep' again.") from error
-
-
-def _with_precision(setting: Setting, provenance: Any) -> Setting:
-    """Sweeps of before settings had a precision name it among the sampling options alone."""
-    for key in ("spec", "sampling", "dtype"):
-        provenance = provenance.get(key) if isinstance(provenance, Mapping) else None
-    known = setting.precision or (provenance if isinstance(provenance, str) else "")
-    return replace(setting, precision=known)
 
 
 def true_quality(dataset: SweepDataset, scale: tuple[float, ...]) -> FloatArray:

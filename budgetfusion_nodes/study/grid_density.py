@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from ..core.curves import FloatArray, all_counts
 from ..core.errors import InputError
 from ..core.risk import controlled_theta, critical_thetas
-from .allocation import HeldOut, outcome, per_prompt, planned_at_mean, planned_index
-from .bootstrap import bootstrap
+from .allocation import HeldOut, IndexArray, per_prompt, planned_index
+from .bootstrap import bootstrap, interval
 from .dataset import SweepDataset, true_quality, true_shortfall
 from .fit import FitOptions, fit_token_projection, project_prompts
 from .oracles import needed
@@ -49,7 +49,7 @@ def refined(grid: Sequence[int], size: int = FINE) -> tuple[int, ...]:
 def grids(own: tuple[int, ...], fine: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Those that are compared, coarse to fine. InputError where `fine` does not hold the planner's own counts."""
     if not set(own) < set(fine):
-        raise InputError(f"grid: the finer sweep's counts {fine} do not hold the planner's {own}. Sweep with both.")
+        raise InputError(f"grid: the counts {fine} are not the planner's {own} and more. Sweep with both.")
     places = (np.unique(np.linspace(0, len(own) - 1, size).round().astype(int)) for size in THINNED if size < len(own))
     return [*(tuple(own[k] for k in kept) for kept in places), own, fine]
 
@@ -70,9 +70,8 @@ def compare_grids(
     options: FitOptions,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """JSON-safe. For each grid: what the promise costs and how often it is missed, misses at the finest grid's cost,
-    and how far t* on this grid lies from t* on the finest one. Test prompts; steps and misses are means over networks.
-    """
+    """JSON-safe. For each grid: what the promise costs and how often it is missed, both also as differences from the
+    planner's own grid, and how far t* on this grid lies from t* on the finest one. Of the test prompts."""
     truth = true_shortfall(dataset, scale)
     test, calibration = dataset.rows("test"), dataset.rows("calibration")
     held = HeldOut(np.asarray(all_counts(dataset.grid)), truth[test], truth[calibration])
@@ -80,51 +79,72 @@ def compare_grids(
     listed = grids(own, dataset.grid)
     exact = needed(held.counts, held.test_quality, q)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    scores: dict[tuple[int, ...], list[FloatArray]] = {}
+    promised: dict[tuple[int, ...], _Promise] = {}
     for done, grid in enumerate(listed):
         if progress is not None:
             progress(done, len(listed))
         coarse = thinned(dataset, grid)
         seen = true_quality(coarse, scale)
-        seeds = range(seed, seed + NETWORK_SEEDS)
-        scores[grid] = [network_scores(coarse, features, scale, member, options) for member in seeds]
+        scores = [
+            network_scores(coarse, features, scale, member, options) for member in range(seed, seed + NETWORK_SEEDS)
+        ]
+        promised[grid] = _promise(held, scores, seen[calibration], test, calibration, q, alpha)
         at = needed(held.counts, seen[test], q)
         found[grid] = {
             "grid": list(grid),
             "rendered_steps": sum(grid),
-            "at_our_promise": _promise(held, scores[grid], seen[calibration], test, calibration, q, alpha, seed),
             "needed": {
                 "mean": float(np.nanmean(at)),
                 "mean_difference": float(np.nanmean(np.abs(at - exact))),
                 "too_early": float((at < exact)[~np.isnan(at)].mean()),
             },
         }
-    cost = found[dataset.grid]["at_our_promise"]["mean_steps"]
     for grid in listed:
-        mixtures = [planned_at_mean(held.counts, each[test], cost) for each in scores[grid]]
-        missed = np.mean([outcome(held, mixture, q)["violation_controlled"] for mixture in mixtures], axis=0)
-        found[grid]["missed_at_equal_cost"] = bootstrap(missed, seed)
+        found[grid]["at_our_promise"] = promised[grid].figures(promised[own], seed)
     prompts = {split: len(dataset.rows(split)) for split in ("train", "calibration", "test")}
-    return {"prompts": prompts, "equal_cost": cost, "networks": NETWORK_SEEDS, "grids": [found[g] for g in listed]}
+    return {"prompts": prompts, "networks": NETWORK_SEEDS, "own": len(own), "grids": [found[g] for g in listed]}
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """What one grid's rules do to each test prompt."""
+
+    steps: FloatArray
+    """[networks, N]"""
+    missed: FloatArray
+    """[networks, N]"""
+
+    def figures(self, own: _Promise, seed: int) -> dict[str, Any]:
+        """Means over prompts and networks, and how far they are from those of `own` (paired over prompts)."""
+        by_network = self.steps.mean(axis=1)
+        return {
+            "mean_steps": float(self.steps.mean()),
+            "steps_of_networks": [float(by_network.min()), float(by_network.max())],
+            "missed": bootstrap(self.missed.mean(axis=0), seed),
+            "more_steps": interval(_difference, seed, self.steps.mean(axis=0), own.steps.mean(axis=0)),
+            "more_misses": interval(_difference, seed, self.missed.mean(axis=0), own.missed.mean(axis=0)),
+        }
+
+
+def _difference(a: FloatArray, b: FloatArray) -> Any:
+    return a.mean(axis=-1) - b.mean(axis=-1)
 
 
 def _promise(
     held: HeldOut,
     scores: Sequence[FloatArray],
     calibration_quality: FloatArray,
-    test: Any,
-    calibration: Any,
+    test: IndexArray,
+    calibration: IndexArray,
     q: float,
     alpha: float,
-    seed: int,
-) -> dict[str, Any]:
-    """Thresholds from what the thinned sweep knows of the calibration prompts."""
+) -> _Promise:
+    """Thresholds from what the thinned sweep knows of the calibration prompts; steps and misses by all counts."""
     results = []
     for each in scores:
         theta = controlled_theta(critical_thetas(each[calibration], calibration_quality, q), alpha)
         results.append(per_prompt(held, planned_index(each[test], theta), q))
-    missed = np.mean([result["violation_controlled"] for result in results], axis=0)
-    return {
-        "mean_steps": float(np.mean([result["steps"] for result in results])),
-        "missed": bootstrap(missed, seed),
-    }
+    return _Promise(
+        np.stack([result["steps"] for result in results]),
+        np.stack([result["violation_controlled"] for result in results]),
+    )

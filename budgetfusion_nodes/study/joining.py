@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,17 +57,23 @@ def join(folders: Sequence[Path], out: Path, made: Mapping[str, Any] | None = No
     """
     if len(folders) < 2:
         raise InputError("join: name at least two folders of finished sweeps.")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out: {out} is not empty. Choose another folder.")
-    parts = _parts(folders)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: {out} is not an empty folder. Choose another one.")
+    parts = _parts([folder.resolve() for folder in folders])
     prompts = _prompts(parts)
     spec = replace(parts[0].spec, prompts_sha256=prompts.digest())
     merged = _merged(parts, spec, prompts, made or {})
-    out.mkdir(parents=True, exist_ok=True)
-    _copy_pictures(parts, out)
-    prompts.save(out / PROMPTS_FILE)
-    write_json(out / SPEC_FILE, spec.to_dict())
-    save_merged(merged, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.", ignore_cleanup_errors=True) as scratch:
+        made_here = Path(scratch) / "sweep"
+        made_here.mkdir()
+        _copy_pictures(parts, made_here)
+        prompts.save(made_here / PROMPTS_FILE)
+        write_json(made_here / SPEC_FILE, spec.to_dict())
+        save_merged(merged, made_here)
+        if out.exists():
+            out.rmdir()
+        made_here.rename(out)  # a join that fails leaves nothing behind
     return merged
 
 
@@ -81,8 +88,8 @@ def _parts(folders: Sequence[Path]) -> list[_Part]:
         rows = {text: row for row, text in enumerate(whole.prompts)}
         kept = []
         for index, prompt in enumerate(job.prompts.prompts):
-            if prompt.text not in rows:
-                raise InputError(f"join: the data of {folder.name} lack {prompt.text!r}. Finish that sweep first.")
+            if not _is_whole(whole, rows.get(prompt.text), prompt):
+                raise InputError(f"join: {folder.name} lacks renders of {prompt.text!r}. Finish that sweep first.")
             if prompt.text not in texts and prompt.key not in keys:
                 kept.append(index)
                 texts.add(prompt.text)
@@ -92,14 +99,20 @@ def _parts(folders: Sequence[Path]) -> list[_Part]:
     return parts
 
 
+def _is_whole(data: SweepDataset, row: int | None, prompt: StudyPrompt) -> bool:
+    """Whether every seed of the prompt was rendered, each in its place: judges are copied by place."""
+    return row is not None and data.seeds[row][data.present[row]].tolist() == list(prompt.seeds)
+
+
 def _check_same(parts: Sequence[_Part], folder: Path, spec: SweepSpec, data: SweepDataset) -> None:
     if not parts:
         return
     first = parts[0]
     if replace(spec, prompts_sha256="") != replace(first.spec, prompts_sha256=""):
+        places = f"in {first.folder.name}", f"in {folder.name}"
+        differing = changes(first.spec, replace(spec, prompts_sha256=first.spec.prompts_sha256), places)
         raise InputError(
-            f"join: {folder.name} was rendered with other settings than {first.folder.name} "
-            f"({changes(first.spec, replace(spec, prompts_sha256=first.spec.prompts_sha256))})."
+            f"join: {folder.name} was rendered with other settings than {first.folder.name} ({differing})."
         )
     for name, usual in SAME.items():
         here, there = data.provenance.get(name, usual), first.whole.provenance.get(name, usual)
@@ -128,7 +141,7 @@ def _merged(parts: Sequence[_Part], spec: SweepSpec, prompts: PromptList, made: 
 
 
 def _provenance(parts: Sequence[_Part], spec: SweepSpec, prompts: PromptList, data: SweepDataset) -> dict[str, Any]:
-    own = ("trajectories", "worker_seconds", "commit", "command", "measured_again")
+    own = ("trajectories", "worker_seconds", "commit", "command", "measured_again", "joined")
     first = parts[0].whole.provenance
     return {
         "spec": spec.to_dict(),

@@ -8,7 +8,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from ..tiny_scenes.host_model import register
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("fp32", "bf16")
-DEVICES = ("cpu", "gpu")
 CPU = torch.device("cpu")
+PIXELS_AT_ONCE = 1 << 22
+"""Measured at once: every count of 85 trajectories at 64 x 64 and 12 counts, of one at 512 x 512."""
 JUDGES = ("latent_rmse", "mdsi", "ms_ssim")
 """Distances to the full-step image that no plan is made with: RMSE in model space, MDSI and 1 - MS-SSIM of piq (0 is
 equal)."""
@@ -54,7 +54,8 @@ class Sampling:
     width: int = 64
     height: int = 64
     dtype: str = "fp32"
-    """bf16: the denoiser under autocast. Faster, but its rounding is part of every distance."""
+    """fp32; bf16: the denoiser under autocast, faster, but its rounding is part of every distance; host: whatever
+    ComfyUI chooses on its GPU (the Setting then says which)."""
 
     def setting(self, fingerprint: str, name: str, precision: str) -> Setting:
         """precision: the model's own, which autocast overrules."""
@@ -66,7 +67,7 @@ class Sampling:
             self.width,
             self.height,
             model_name=name,
-            precision=precision if self.dtype == "fp32" else self.dtype,
+            precision="bf16" if self.dtype == "bf16" else precision,
         )
 
 
@@ -95,11 +96,11 @@ class Measured:
 
 
 def load_model(host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "cpu") -> LoadedModel:
-    """Starts the host and loads the checkpoint file through its own loader. device: one of DEVICES; on "gpu" the host
+    """Starts the host and loads the checkpoint file through its own loader. device: "cpu" or "gpu"; on "gpu" the host
     chooses device and precision as it does for an artist's renders."""
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: there is no file {checkpoint.name} in {checkpoint.parent}.")
-    if device == "gpu" and not torch.accelerator.is_available():
+    if device == "gpu" and not getattr(torch, "accelerator", torch.cuda).is_available():
         raise InputError(
             "--device: PyTorch finds no GPU here. Install the PyTorch that belongs to your GPU, or leave --device out."
         )
@@ -179,21 +180,27 @@ class Renderer:
                 report(len(seeds) * nfe(self.sampling.sampler_name, steps))
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.sampling.dtype == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.loaded.device.type, torch.bfloat16)
+        if self.sampling.dtype == "bf16":
+            return torch.autocast(self.loaded.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
     def images(self, latents: Tensor) -> Tensor:
         """[n, K, 3, H, W] in [0, 1] of latents [n, K, C, H, W], by the host's VAE Decode."""
         n, counts = latents.shape[:2]
-        decoded = decode(self.loaded.vae, {"samples": latents.flatten(0, 1)}).float().clamp(0.0, 1.0)
-        return to_bchw(decoded).reshape(n, counts, 3, *decoded.shape[1:3]).clone()
+        with torch.inference_mode():  # as the host runs its nodes: a VAE's weights would ask for gradients
+            decoded = decode(self.loaded.vae, {"samples": latents.flatten(0, 1)}).float().clamp(0.0, 1.0)
+        return to_bchw(decoded.clone()).reshape(n, counts, 3, *decoded.shape[1:3])
 
     def measure(self, latents: Tensor, images: Tensor) -> Measured:
-        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W]. The result is on the CPU."""
+        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W], as many trajectories at once as the device
+        should hold. The result is on the CPU."""
         device = self.loaded.device
-        found = measure_trajectories(latents.to(device), images.to(device), self.backends)
-        return Measured(found.shortfall.cpu(), found.l_snr.cpu(), found.judges.cpu())
+        at_once = max(1, PIXELS_AT_ONCE // images[0, :, 0].numel())
+        parts = [
+            measure_trajectories(some.to(device), seen.to(device), self.backends)
+            for some, seen in zip(latents.split(at_once), images.split(at_once), strict=True)
+        ]
+        return Measured(*(torch.cat([getattr(p, f.name).cpu() for p in parts]) for f in fields(Measured)))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from torch import Tensor
 from ..core.curves import DEFAULT_GRID, METRICS
 from ..core.errors import BudgetFusionError, InputError
 from ..core.files import in_one_piece
-from ..core.setting import Setting
+from ..core.setting import Setting, with_precision
 from ..host.conditioning import extract
 from ..host.sampling import nfe
 from ..metrics.measure import Backends
@@ -101,7 +101,7 @@ class SweepJob:
     image_encoder: str = "shipped"
     """For Backends.from_values; spec.i_clip says the same without a path."""
     device: str = "cpu"
-    """One of rendering.DEVICES. Not part of the spec, but shards of different ones do not merge."""
+    """"cpu" or "gpu". Not part of the spec, but shards of different ones do not merge."""
     keep_images: int = 0
     """Trajectories, from the first on, whose images are saved."""
 
@@ -172,6 +172,9 @@ class ShardRenderer:
             "torch": torch.__version__,
             "device": device_name(loaded.device),
         }
+        finished = next((i for i in range(len(job.shards)) if is_finished(job, i)), None)
+        if finished is not None:  # else hours of rendering would end in shards that do not merge
+            _common_facts([read_shard(job, finished), Shard({}, self.facts)])
 
     def render(self, index: int, report: Report | None = None) -> None:
         """Renders, measures and writes one shard."""
@@ -341,8 +344,11 @@ class Shard:
 
 def read_shard(job: SweepJob, index: int) -> Shard:
     with safe_open(job.shard_path(index), framework="numpy") as opened:
-        metadata = opened.metadata() or {}
-        return Shard({name: opened.get_tensor(name) for name in SHARD_ARRAYS}, json.loads(metadata["facts"]))
+        facts = json.loads((opened.metadata() or {})["facts"])
+        arrays = {name: opened.get_tensor(name) for name in SHARD_ARRAYS}
+    setting = with_precision(Setting.from_dict(facts["setting"]), {"spec": job.spec.to_dict()})
+    # a shard that does not name its device is of before there was a choice
+    return Shard(arrays, {"device": "cpu", **facts, "setting": setting.to_dict()})
 
 
 @dataclass(frozen=True)
@@ -356,6 +362,8 @@ class Merged:
 
 def merge(job: SweepJob, provenance: Mapping[str, Any] | None = None, *, partial: bool = False) -> Merged:
     """All shards as one data set. An unfinished sweep is an error, unless `partial`: then of what is there."""
+    if "joined" in job.prompts.source:
+        raise InputError(f"--out: {job.out} is a joined sweep. It has no shards; its data are {DATASET_FILE}.")
     finished = [i for i in range(len(job.shards)) if is_finished(job, i)]
     if not finished or (len(finished) < len(job.shards) and not partial):
         raise InputError(
@@ -387,8 +395,8 @@ def _common_facts(shards: Sequence[Shard]) -> dict[str, Any]:
         for name, value in first.items():
             if shard.facts.get(name) != value:
                 raise InputError(
-                    f"--out: shards differ in {name} ({value} and {shard.facts.get(name)}). The model, the encoder or "
-                    "the host changed between runs: sweep again in another folder."
+                    f"--out: shards differ in {name} ({value} and {shard.facts.get(name)}). The model, the encoder, "
+                    "the host or --device changed between runs: go on as before, or sweep in another folder."
                 )
     return first
 
@@ -432,7 +440,7 @@ def _provenance(job: SweepJob, shards: Sequence[Shard], facts: Mapping[str, Any]
         "trajectories": int(sum(len(shard.arrays["prompt"]) for shard in shards)),
         "host_version": facts["host_version"],
         "torch": facts["torch"],
-        "device": facts.get("device", "cpu"),
+        "device": facts["device"],
         "worker_seconds": seconds,
     }
 
@@ -464,10 +472,10 @@ def make_spec(
     return SweepSpec(checkpoint.name, file_digest(checkpoint), prompts.digest(), sampling, i_clip=named, **changes)
 
 
-def changes(found: SweepSpec, wanted: SweepSpec) -> str:
-    """What differs, in words."""
+def changes(found: SweepSpec, wanted: SweepSpec, places: tuple[str, str] = ("there", "now")) -> str:
+    """What differs, in words; `places` say where each was found."""
     a, b = _flat(found.to_dict()), _flat(wanted.to_dict())
-    return ", ".join(f"{key}: {a[key]} there, {b[key]} now" for key in a if a[key] != b[key])
+    return ", ".join(f"{key}: {a[key]} {places[0]}, {b[key]} {places[1]}" for key in a if a[key] != b[key])
 
 
 def _flat(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,19 @@ def test_a_planner_survives_its_file(planner, saved, conditioning):
     assert saved.stat().st_size < 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("provenance", "wanted"),
+    [({"data": {"spec": {"sampling": {"dtype": "bf16"}}}}, "bf16"), ({"data": "by hand"}, ""), ({}, "")],
+)
+def test_an_older_file_names_its_precision_in_its_provenance(planner, tmp_path, provenance, wanted):
+    path = tmp_path / "older.safetensors"
+    save_planner(path, replace(planner, setting=replace(planner.setting, precision="")), provenance)
+    older = rewrite(
+        path, description=lambda d: {**d, "setting": {k: v for k, v in d["setting"].items() if k != "precision"}}
+    )
+    assert load_planner(older).setting == replace(planner.setting, precision=wanted)
+
+
 def test_provenance_can_be_given_at_saving(planner, tmp_path):
     save_planner(tmp_path / "p.safetensors", planner, {"commit": "abc", "data": {"prompts": 800}})
     assert load_planner(tmp_path / "p.safetensors").provenance == {"commit": "abc", "data": {"prompts": 800}}

@@ -90,6 +90,35 @@ def test_the_data_carry_conditioning_setting_and_backends(
     assert len(list((job.out / "images").glob("*.png"))) == 2
 
 
+class WeighingVae:
+    """Decodes with a weight that asks for gradients, as a KL-VAE's do; the pixel VAE of Tiny Scenes has none."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode():  # as the host loads a checkpoint
+            self.weight = torch.nn.Parameter(torch.full((1,), 0.5))
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return (samples * self.weight).movedim(1, -1)
+
+
+def test_a_vae_with_weights_decodes_to_plain_pictures(loaded: Any) -> None:
+    renderer = Renderer(LoadedModel(loaded.model, loaded.clip, WeighingVae(), "0"), SAMPLING, None)
+    latents = torch.rand(2, 3, 3, 16, 16)
+    images = renderer.images(latents)
+    assert not images.requires_grad and not images.is_inference()
+    torch.testing.assert_close(images, latents * 0.5)
+
+
+def test_measuring_in_parts_changes_nothing(loaded: Any, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(LoadedModel(loaded.model, loaded.clip, loaded.vae, "0"), SAMPLING, Backends.from_values("haarpsi", str(encoder)))
+    images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole = renderer.measure(images * 2 - 1, images)
+    monkeypatch.setattr("budgetfusion_nodes.study.rendering.PIXELS_AT_ONCE", 64 * 64 * 2)
+    parts = renderer.measure(images * 2 - 1, images)
+    for name in ("shortfall", "l_snr", "judges"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+
+
 def test_a_killed_run_goes_on_where_it_stopped(
     swept: SweepDataset, job: SweepJob, session: Any, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,14 @@ from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset, select
 from budgetfusion_nodes.study.evidence import load_judges
 from budgetfusion_nodes.study.joining import join
 from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt, calibration_scenes, tiny_scenes_prompts
-from budgetfusion_nodes.study.rendering import JUDGES, Sampling, load_model, measure_trajectories, ms_ssim_distance
+from budgetfusion_nodes.study.rendering import (
+    JUDGES,
+    LoadedModel,
+    Sampling,
+    load_model,
+    measure_trajectories,
+    ms_ssim_distance,
+)
 from budgetfusion_nodes.study.strips import strip_path
 from budgetfusion_nodes.study.sweep import SweepJob, SweepSpec, is_finished, merge, prepare, run_here
 from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
@@ -237,7 +245,53 @@ def test_merging_does_not_undo_a_second_measurement(
     assert "put the old numbers back" in capsys.readouterr().err
     assert (job.out / sweep.DATASET_FILE).read_bytes() == b"measured again"
     (job.out / AS_RENDERED).unlink()
-    assert cli.main(command) == 0 and merge(job).dataset.prompts
+    assert cli.main(command) == 0
+    assert SweepDataset.load(job.out / sweep.DATASET_FILE).prompts == merge(job).dataset.prompts
+
+
+def test_a_remeasurement_that_fails_leaves_the_sweep_as_it_was(
+    job: SweepJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(job, monkeypatch)
+    command = ["--quiet", "study", "remeasure", "--sweep", str(job.out), "--metrics", "l_snr", "--d-sim", "haarpsi"]
+    assert cli.main(["study", "merge", "--out", str(job.out)]) == 0
+    assert cli.main(command) == 2  # no picture was kept
+    assert "was not kept" in capsys.readouterr().err
+    assert not (job.out / AS_RENDERED).exists()
+    assert cli.main(["study", "merge", "--out", str(job.out)]) == 0
+
+
+def test_shards_of_before_there_was_a_precision_and_a_device_go_on(
+    job: SweepJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render_all(job, monkeypatch)
+    for index in range(len(job.shards)):
+        shard = sweep.read_shard(job, index)
+        assert shard.facts["device"] == "cpu"
+        old = {key: value for key, value in shard.facts["setting"].items() if key != "precision"}
+        facts = {key: value for key, value in shard.facts.items() if key != "device"}
+        new = {**shard.facts, "device": "cpu"}
+        sweep.write_shard(job, index, shard.arrays, {**facts, "setting": old} if index % 2 else new)
+    found = merge(job).dataset
+    assert found.setting == SETTING and found.provenance["device"] == "cpu"
+
+
+def test_a_sweep_goes_on_only_where_it_began(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is rendered, not hours later when shards are merged."""
+    render_all(job, monkeypatch)
+    shard = sweep.read_shard(job, 0)
+    sweep.write_shard(job, 0, shard.arrays, {**shard.facts, "device": "NVIDIA H100"})
+    monkeypatch.undo()
+    stub = LoadedModel(None, None, None, "0")
+    monkeypatch.setattr(sweep, "load_model", lambda *_: stub)
+    monkeypatch.setattr(sweep, "identify", lambda *_: SETTING)
+    monkeypatch.setattr(sweep, "Renderer", lambda *_: None)
+    backends = SimpleNamespace(names=lambda: dict.fromkeys(METRICS, "numbers"))
+    monkeypatch.setattr(sweep.Backends, "from_values", lambda *_: backends)
+    with pytest.raises(InputError, match=r"differ in device \(NVIDIA H100 and cpu\).*--device"):
+        sweep.ShardRenderer(job, job.out)
+    sweep.write_shard(job, 0, shard.arrays, shard.facts)
+    assert sweep.ShardRenderer(job, job.out).facts["device"] == "cpu"
 
 
 def test_other_settings_or_prompts_in_the_folder_are_refused(job: SweepJob) -> None:
@@ -477,9 +531,9 @@ def test_joined_sweeps_are_one(two: tuple[Path, Path], tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"grid": (2, 4, 8), "batch": 8}, "batch: 4 there, 8 now"),
+        ({"grid": (2, 4, 8), "batch": 8}, "batch: 4 in first, 8 in other"),
         ({"checkpoint_sha256": "1" * 64}, "checkpoint_sha256"),
-        ({"sampling": Sampling(dtype="bf16")}, "dtype: fp32 there, bf16 now"),
+        ({"sampling": Sampling(dtype="bf16")}, "dtype: fp32 in first, bf16 in other"),
     ],
 )
 def test_sweeps_of_other_settings_do_not_join(
@@ -497,10 +551,17 @@ def test_only_whole_sweeps_of_one_host_join_and_only_into_an_empty_folder(two: t
     out = first.with_name("joined")
     with pytest.raises(InputError, match="at least two"):
         join([first], out)
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         join([first, more], more)
+    with pytest.raises(InputError, match="not an empty folder"):
+        join([first, more], more / sweep.DATASET_FILE)
     data = SweepDataset.load(more / sweep.DATASET_FILE)
     select(data, np.arange(3)).save(more / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="Finish that sweep first"):
+        join([first, more], out)
+    seeds = data.seeds.copy()
+    seeds[1, 0] = ABSENT  # a seed before another: judges would land beside the wrong one
+    replace(data, seeds=seeds).save(more / sweep.DATASET_FILE)
     with pytest.raises(InputError, match="Finish that sweep first"):
         join([first, more], out)
     replace(data, provenance={**data.provenance, "host_version": "9"}).save(more / sweep.DATASET_FILE)
@@ -509,7 +570,24 @@ def test_only_whole_sweeps_of_one_host_join_and_only_into_an_empty_folder(two: t
     (more / sweep.DATASET_FILE).unlink()
     with pytest.raises(InputError, match="cannot be read"):
         join([first, more], out)
-    assert not out.exists()
+    assert not out.exists() and sorted(path.name for path in out.parent.iterdir()) == ["first", "more"]
+
+
+def test_a_joined_sweep_has_no_shards_to_merge(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "joined"
+    out.mkdir()
+    assert cli.main(["study", "join", *map(str, two), "--out", str(out)]) == 0
+    assert "1 prompts were left out" in capsys.readouterr().out
+    assert cli.main(["study", "merge", "--out", str(out)]) == 2
+    assert "is a joined sweep" in capsys.readouterr().err
+    third = tiny_scenes_prompts(6, {"train": 2, "calibration": 0, "test": 0}, SEEDS)
+    with pytest.MonkeyPatch.context() as patch:
+        finished_sweep(tmp_path / "third", third, patch)
+    again = join([out, tmp_path / "third"], tmp_path / "twice").dataset
+    assert len(again.prompts) == 17
+    assert [part["command"] for part in again.provenance["joined"][0]["joined"]] == ["first", "more"]
 
 
 def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
@@ -519,6 +597,17 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(InputError, match="finds no GPU"):
         load_model(tmp_path, tmp_path, tmp_path / "model.safetensors", "gpu")
+
+
+def test_on_a_gpu_the_precision_is_comfyuis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model.safetensors"
+    model.touch()
+    command = ["study", "sweep", "--checkpoint", str(model), "--out", str(tmp_path / "s"), "--device", "gpu"]
+    assert cli.main([*command, "--dtype", "fp32"]) == 2
+    assert "ComfyUI chooses the precision" in capsys.readouterr().err
+    assert Sampling(dtype="host").setting("a", "b", "fp16").precision == "fp16"
+    assert Sampling(dtype="bf16").setting("a", "b", "fp32").precision == "bf16"
+    assert Sampling().setting("a", "b", "fp32").precision == "fp32"
 
 
 def test_sweeps_of_two_devices_do_not_join(two: tuple[Path, Path]) -> None:
