@@ -72,6 +72,9 @@ ALPHAS = (0.05, 0.10, 0.20)
 QUALITY, ALPHA = 0.90, 0.10
 PARTS = ("variance", "rules", "risk", "shift", "ablations", "grid", "peers", "profile", "gallery")
 HOST_PARTS = ("peers", "profile")
+"""Need the host in this process."""
+RENDERING_PARTS = ("variance", "shift", "grid")
+"""Render sweeps of their own, variance in a full run only."""
 VERSION = 3
 """Of the parts' files: a part of another version is computed again."""
 QUICK_COUNTS, QUICK_SEEDS = (
@@ -199,10 +202,11 @@ class BenchRun:
     def _calibrated_sampling(self) -> Sampling:
         """In the precision of the planner's own sweep, where its file says it. InputError for one of a GPU."""
         dtype = self.planner.setting.precision
-        if dtype and dtype not in DTYPES:
+        device = _nested(self.planner.provenance, "data").get("device", "cpu")
+        if device != "cpu" or (dtype and dtype not in DTYPES):
             raise InputError(
-                f"--planner: {self.options.planner.name} was made in {dtype}, and the benchmark renders its own sweeps "
-                "on the CPU. Name the planner's sweep with --sweep."
+                f"--planner: {self.options.planner.name} was made in {dtype or 'unknown precision'} on {device}, and "
+                "the benchmark renders its own sweeps on the CPU. Name the planner's sweep with --sweep."
             )
         return replace(self._sampling(), dtype=dtype) if dtype else self._sampling()
 
@@ -268,7 +272,13 @@ class BenchRun:
         if device != "cpu":
             raise InputError(
                 f"--sweep: it was rendered on {device}, and the benchmark renders on the CPU, where the same seeds "
-                "give other pictures. Leave out the parts that render: shift and grid, and variance without --crossed."
+                "give other pictures. Name --parts without shift and grid; with --full, variance needs --crossed."
+            )
+        theirs, ours = self.evidence.dataset.provenance.get("host_version"), host_version(self.options.host)
+        if theirs and ours and theirs != ours:
+            raise InputError(
+                f"--host: the sweep was rendered by ComfyUI {theirs}, and this is {ours}. Name the sweep's ComfyUI, "
+                "or --parts without shift and grid; with --full, variance needs --crossed."
             )
         return self.spec.sampling
 
@@ -302,9 +312,13 @@ class BenchRun:
         return host_version(self.options.host), file_digest(checkpoint) if checkpoint.is_file() else None
 
     def _path(self, name: str) -> Path:
-        further = (*self._host_inputs(), self._peer_count()) if name in HOST_PARTS else ()
-        if name == "variance" and self.options.crossed:
+        further: tuple[Any, ...] = ()
+        if name in HOST_PARTS:
+            further = (*self._host_inputs(), self._peer_count())
+        elif name == "variance" and self.options.crossed:
             further = (_dataset_digest(self.options.crossed),)
+        elif name in RENDERING_PARTS and (self.options.full or name == "shift"):
+            further = self._host_inputs()
         return self.options.work / "parts" / f"{name}-{self.key(*further)}.json"
 
     def finished(self, name: str) -> dict[str, Any] | None:
@@ -377,8 +391,7 @@ class BenchRun:
         return {
             "calibration_prompts": self.planner.risk_table.prompts,
             "rows": risk_check.risk_table(evidence, ALPHAS, QUALITIES, seed),
-            "redealt": risk_check.redealt(evidence, ALPHAS, QUALITIES, seed),
-            "redealt_mean_curve": risk_check.redealt(evidence, ALPHAS, QUALITIES, seed, scores=one_for_all),
+            "redealt": risk_check.redealt(evidence, ALPHAS, QUALITIES, seed, other=one_for_all),
         }
 
     def part_shift(self) -> dict[str, Any]:
@@ -409,8 +422,10 @@ class BenchRun:
 
     def part_grid(self) -> dict[str, Any] | None:
         """None in a quick run: it renders for half an hour; and where no count lies between the planner's."""
-        if not self.options.full or grid_density.refined(self.planner.grid) == self.planner.grid:
-            log.warning("part grid: left out; it needs --full and a planner's grid with room between its counts.")
+        if not self.options.full:
+            return None
+        if grid_density.refined(self.planner.grid) == self.planner.grid:
+            log.warning("part grid: left out, because no count lies between those of the planner.")
             return None
         dataset, planner = _dataset(self._finer()), self.planner
         check_belongs(grid_density.thinned(dataset, planner.grid), planner)

@@ -175,7 +175,11 @@ def _variance(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
                         f"{row['at_the_smallest_count']:.0%} / {row['at_the_target']:.0%}",
                     ]
                 )
-        other = "" if report.get("dtype") == part["sweep"].get("dtype") else f", rendered in {report['dtype']}"
+        other = (
+            ""
+            if report.get("dtype") == part["sweep"].get("dtype")
+            else f", rendered in {report['dtype'] or 'unknown precision'}"
+        )
         text.append(
             f"Variance of log t*(q), {report['prompts']} prompts x {_count(report['seeds'], 'seed')}, {words}{other}:"
         )
@@ -282,40 +286,44 @@ def _gains(gains: Mapping[str, Any]) -> str:
 
 
 def _risk(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
-    again, mean_curve = part["redealt"], part["redealt_mean_curve"]
+    again = {(row["risk"], row["quality"]): row for row in part["redealt"]}
+    dealt = [again[row["risk"], row["quality"]] for row in part["rows"]]
     rows = [
-        [*row, share(ours["missed"]), _spread(ours), _spread(curve)]
-        for row, ours, curve in zip(_risk_rows(part["rows"]), again, mean_curve, strict=True)
+        [
+            *row,
+            share(deal["missed"]),
+            f"{deal['mean_steps']:.1f}",
+            share(deal["other"]["missed"]),
+            f"{deal['other']['mean_steps']:.1f}",
+            f"{deal['more_steps']['mean']:+.1f} ± {deal['more_steps']['spread']:.1f}",
+        ]
+        for row, deal in zip(_risk_rows(part["rows"]), dealt, strict=True)
     ]
+    head = ["risk", "quality", "misses", "", "mean steps", "one deal"]
     return "\n\n".join(
         [
             "## Risk",
             _picture(plots, "risk", "Promised and observed misses").strip(),
             f"Misses on held-out prompts with the shipped thresholds ({part['calibration_prompts']} calibration "
             "prompts). *One deal* is the standard deviation that one draw of calibration prompts alone gives. "
-            f"*Re-dealt* are means over {again[0]['deals']} deals of calibration and test prompts, without the luck of "
-            "one deal (and how far single deals spread): the misses are what the guarantee bounds, the steps compare "
-            "our plans with one count for all prompts, read off the mean curve under the same risk control.",
+            f"*Re-dealt* are means over {dealt[0]['deals']} deals of calibration and test prompts, without the luck of "
+            "one deal: the misses are what the guarantee bounds. *One count* is the same risk control on the curve "
+            "that nine tenths of all training renders stay below, the same for every prompt; it can only take whole "
+            "counts, so it misses less than it may. The last column is the difference in steps and how far single "
+            "deals spread around it.",
             _rows(
                 [
-                    "risk",
-                    "quality",
-                    "misses",
-                    "",
-                    "mean steps",
-                    "one deal",
+                    *head,
                     "re-dealt misses",
                     "re-dealt steps",
-                    "of one count for all",
+                    "one count: misses",
+                    "one count: steps",
+                    "steps of ours more",
                 ],
                 rows,
             ),
         ]
     )
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{row['mean_steps']:.1f} ± {row['steps_spread']:.1f}"
 
 
 def _risk_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -482,7 +490,7 @@ def _grid(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
                 f"{row['needed']['mean']:.1f}",
                 f"{row['needed']['mean_difference']:.2f}",
                 share(row["needed"]["too_early"]),
-                f"{promise['mean_steps']:.1f} ({low:.1f} to {high:.1f})",
+                f"{promise['mean_steps']:.1f} ({low:.1f} - {high:.1f})",
                 "" if itself else number(promise["more_steps"], "+.2f"),
                 share(promise["missed"]),
                 "" if itself else share(promise["more_misses"]),
@@ -496,9 +504,10 @@ def _grid(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
             f"prompts at {len(part['grids'][-1]['grid'])} step counts, and the same sweep thinned out. Networks and "
             f"thresholds come from the thinned data alone (quality {QUALITY}, risk {ALPHA:g}); everything is judged by "
             "all counts, so the densest grid agrees with itself by construction. Steps are means over "
-            f"{part['networks']} networks (from the least to the most). The differences are from the planner's own "
-            f"{own} counts, over the same prompts; their intervals do not hold the luck of the calibration prompts.",
-            _rows([*head, "more than with ours", "misses then", "more than with ours"], rows),
+            f"{part['networks']} networks (least - most). The differences are from the planner's own {own} counts, "
+            "over the same prompts; their intervals hold the luck of the test prompts alone, not that of the networks "
+            "and of the calibration prompts.",
+            _rows([*head, "steps more", "misses then", "misses more"], rows),
         ]
     )
 

@@ -221,18 +221,27 @@ def run_merge(args: argparse.Namespace) -> int:
 def _merge(job: SweepJob, partial: bool) -> int:
     from .sweep import merge, save_merged
 
-    _check_not_remeasured(job.out)
     merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
+    _check_not_remeasured(job.out)
     save_merged(merged, job.out)
     _say_written(job.out, merged)
     return 0
 
 
 def _check_not_remeasured(out: Path) -> None:
-    if (out / AS_RENDERED).is_file():
+    from .dataset import SweepDataset
+    from .sweep import DATASET_FILE
+
+    if not (out / AS_RENDERED).is_file():
+        return
+    try:
+        provenance = SweepDataset.load(out / DATASET_FILE).provenance
+    except InputError:  # data that cannot be read are no loss
+        return
+    if "measured_again" in provenance:
         raise InputError(
             f"--out: {out} was measured again by 'study remeasure', and merging would put the old numbers back. "
-            f"Remove {AS_RENDERED} there if that is what you want."
+            f"Rename {AS_RENDERED} there to {DATASET_FILE} if that is what you want."
         )
 
 

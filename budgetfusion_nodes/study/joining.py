@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
-from .dataset import SweepDataset, merge_datasets, select
+from .dataset import ABSENT, SweepDataset, merge_datasets, select
 from .evidence import load_judges
 from .prompts import PromptList, StudyPrompt
 from .rendering import JUDGES
@@ -63,17 +62,16 @@ def join(folders: Sequence[Path], out: Path, made: Mapping[str, Any] | None = No
     prompts = _prompts(parts)
     spec = replace(parts[0].spec, prompts_sha256=prompts.digest())
     merged = _merged(parts, spec, prompts, made or {})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.", ignore_cleanup_errors=True) as scratch:
-        made_here = Path(scratch) / "sweep"
-        made_here.mkdir()
-        _copy_pictures(parts, made_here)
-        prompts.save(made_here / PROMPTS_FILE)
-        write_json(made_here / SPEC_FILE, spec.to_dict())
-        save_merged(merged, made_here)
-        if out.exists():
-            out.rmdir()
-        made_here.rename(out)  # a join that fails leaves nothing behind
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _copy_pictures(parts, out)
+        prompts.save(out / PROMPTS_FILE)
+        write_json(out / SPEC_FILE, spec.to_dict())
+        save_merged(merged, out)
+    except OSError as error:
+        for path in out.iterdir():  # it was empty: what lies there is half a sweep
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise InputError(f"--out: {out} cannot be written ({error}). Choose another folder.") from error
     return merged
 
 
@@ -101,7 +99,8 @@ def _parts(folders: Sequence[Path]) -> list[_Part]:
 
 def _is_whole(data: SweepDataset, row: int | None, prompt: StudyPrompt) -> bool:
     """Whether every seed of the prompt was rendered, each in its place: judges are copied by place."""
-    return row is not None and data.seeds[row][data.present[row]].tolist() == list(prompt.seeds)
+    rest = [ABSENT] * (data.seeds.shape[1] - len(prompt.seeds))
+    return row is not None and data.seeds[row].tolist() == [*prompt.seeds, *rest]
 
 
 def _check_same(parts: Sequence[_Part], folder: Path, spec: SweepSpec, data: SweepDataset) -> None:
@@ -113,6 +112,11 @@ def _check_same(parts: Sequence[_Part], folder: Path, spec: SweepSpec, data: Swe
         differing = changes(first.spec, replace(spec, prompts_sha256=first.spec.prompts_sha256), places)
         raise InputError(
             f"join: {folder.name} was rendered with other settings than {first.folder.name} ({differing})."
+        )
+    if ("measured_again" in data.provenance) != ("measured_again" in first.whole.provenance):
+        raise InputError(
+            f"join: one of {first.folder.name} and {folder.name} was measured again from its 8-bit pictures. Run "
+            "'study remeasure' on the other one too."
         )
     for name, usual in SAME.items():
         here, there = data.provenance.get(name, usual), first.whole.provenance.get(name, usual)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.curves import FloatArray
-from ..core.risk import controlled_theta, critical_thetas
+from ..core.risk import KAPPA_MIN, controlled_theta, critical_thetas
 from .allocation import per_prompt, planned_index
 from .bootstrap import bootstrap
 from .evidence import Evidence
@@ -55,45 +55,56 @@ def redealt(
     qualities: Sequence[float],
     seed: int,
     times: int = REDEALS,
-    scores: FloatArray | None = None,
+    other: FloatArray | None = None,
 ) -> list[dict[str, Any]]:
     """Calibration and test prompts are put together and dealt again many times; thresholds from one part, misses and
     steps on the other. The mean misses are what the guarantee bounds, and both means are without the luck of one deal.
-    scores: [N, C] of another rule than the planner."""
+    other: scores [N, C] of a second rule, which goes through the same deals ("other" in each row)."""
     held, rows = evidence.held, evidence.rows
-    given = evidence.upper if scores is None else scores
-    upper = np.concatenate([given[rows["calibration"]], given[rows["test"]]])
     seeds = max(held.calibration.shape[1], held.test.shape[1])
     truth = np.concatenate([_padded(held.calibration, seeds), _padded(held.test, seeds)])
     quality = np.clip(1.0 - truth, 0.0, 1.0)
     first = len(rows["calibration"])
+    rules = {"ours": evidence.upper} | ({} if other is None else {"other": other})
+    scores = {name: np.concatenate([u[rows["calibration"]], u[rows["test"]]]) for name, u in rules.items()}
     found = []
     for q in qualities:
-        critical = critical_thetas(upper, quality, q)  # [N, S]; a plan at theta misses exactly if critical <= theta
+        critical = {name: critical_thetas(upper, quality, q) for name, upper in scores.items()}  # [N, S]
         rng = np.random.default_rng(seed)
-        deals = [rng.permutation(len(upper)) for _ in range(times)]
+        deals = [rng.permutation(len(quality)) for _ in range(times)]
         for alpha in alphas:
-            rates, steps = [], []
-            for order in deals:
-                theta = controlled_theta(critical[order[:first]], alpha)
-                rates.append(miss_rate(critical[order[first:]], theta))
-                steps.append(held.counts[planned_index(upper[order[first:]], theta)].mean())
-            found.append(
-                {
-                    "risk": alpha,
-                    "quality": q,
-                    "missed": float(np.mean(rates)),
-                    "spread": float(np.std(rates)),
-                    "mean_steps": float(np.mean(steps)),
-                    "steps_spread": float(np.std(steps)),
-                    "deals": times,
-                }
-            )
+            results = {}
+            for name, upper in scores.items():
+                pairs = []
+                for order in deals:
+                    # with the cap of core.risk.calibrate
+                    theta = min(controlled_theta(critical[name][order[:first]], alpha), (1.0 - q) / KAPPA_MIN)
+                    steps = held.counts[planned_index(upper[order[first:]], theta)].mean()
+                    pairs.append((miss_rate(critical[name][order[first:]], theta), steps))
+                results[name] = np.array(pairs)
+            row = {"risk": alpha, "quality": q, "deals": times, **_over_deals(results["ours"])}
+            if other is not None:
+                more = results["ours"][:, 1] - results["other"][:, 1]
+                row["other"] = _over_deals(results["other"])
+                row["more_steps"] = {"mean": float(more.mean()), "spread": float(more.std())}
+            found.append(row)
     return found
 
 
+def _over_deals(pairs: FloatArray) -> dict[str, float]:
+    """pairs: [deals, 2] misses and steps."""
+    (missed, steps), (spread, steps_spread) = pairs.mean(axis=0), pairs.std(axis=0)
+    return {
+        "missed": float(missed),
+        "spread": float(spread),
+        "mean_steps": float(steps),
+        "steps_spread": float(steps_spread),
+    }
+
+
 def miss_rate(critical: FloatArray, theta: float) -> float:
-    """Mean over prompts of the share of seeds that miss at theta. critical: [N, S], NaN for absent seeds."""
+    """Mean over prompts of the share of seeds that miss at theta: a plan misses exactly if critical <= theta.
+    critical: [N, S], NaN for absent seeds."""
     missed = np.where(np.isnan(critical), np.nan, np.isfinite(critical) & (critical <= theta))
     return float(np.nanmean(missed, axis=1).mean())
 

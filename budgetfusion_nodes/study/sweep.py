@@ -174,7 +174,7 @@ class ShardRenderer:
         }
         finished = next((i for i in range(len(job.shards)) if is_finished(job, i)), None)
         if finished is not None:  # else hours of rendering would end in shards that do not merge
-            _common_facts([read_shard(job, finished), Shard({}, self.facts)])
+            _common_facts(job, [read_shard(job, finished), Shard({}, self.facts)])
 
     def render(self, index: int, report: Report | None = None) -> None:
         """Renders, measures and writes one shard."""
@@ -362,15 +362,15 @@ class Merged:
 
 def merge(job: SweepJob, provenance: Mapping[str, Any] | None = None, *, partial: bool = False) -> Merged:
     """All shards as one data set. An unfinished sweep is an error, unless `partial`: then of what is there."""
-    if "joined" in job.prompts.source:
-        raise InputError(f"--out: {job.out} is a joined sweep. It has no shards; its data are {DATASET_FILE}.")
     finished = [i for i in range(len(job.shards)) if is_finished(job, i)]
+    if not finished and "joined" in job.prompts.source and (job.out / DATASET_FILE).is_file():
+        raise InputError(f"--out: {job.out} is a joined sweep. It has no shards; its data are {DATASET_FILE}.")
     if not finished or (len(finished) < len(job.shards) and not partial):
         raise InputError(
             f"--out: {len(finished)} of {len(job.shards)} shards are finished. Run 'study sweep' again to go on."
         )
     shards = [read_shard(job, i) for i in finished]
-    facts = _common_facts(shards)
+    facts = _common_facts(job, shards)
     rows = _rows(shards)
     arrays = _empty(shards, len(rows), max(len(p.seeds) for p in job.prompts.prompts), len(job.spec.grid))
     for shard in shards:
@@ -389,14 +389,15 @@ def merge(job: SweepJob, provenance: Mapping[str, Any] | None = None, *, partial
     return Merged(dataset, judges)
 
 
-def _common_facts(shards: Sequence[Shard]) -> dict[str, Any]:
+def _common_facts(job: SweepJob, shards: Sequence[Shard]) -> dict[str, Any]:
     first = {k: v for k, v in shards[0].facts.items() if k != "seconds"}
     for shard in shards[1:]:
         for name, value in first.items():
             if shard.facts.get(name) != value:
                 raise InputError(
-                    f"--out: shards differ in {name} ({value} and {shard.facts.get(name)}). The model, the encoder, "
-                    "the host or --device changed between runs: go on as before, or sweep in another folder."
+                    f"{job.out}: shards differ in {name} ({value} and {shard.facts.get(name)}). The model, the "
+                    "encoder, ComfyUI, PyTorch or --device changed between runs: go on with what it began with, or "
+                    "start the sweep in another folder."
                 )
     return first
 

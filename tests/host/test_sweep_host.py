@@ -110,7 +110,9 @@ def test_a_vae_with_weights_decodes_to_plain_pictures(loaded: Any) -> None:
 
 
 def test_measuring_in_parts_changes_nothing(loaded: Any, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    renderer = Renderer(LoadedModel(loaded.model, loaded.clip, loaded.vae, "0"), SAMPLING, Backends.from_values("haarpsi", str(encoder)))
+    renderer = Renderer(
+        LoadedModel(loaded.model, loaded.clip, loaded.vae, "0"), SAMPLING, Backends.from_values("haarpsi", str(encoder))
+    )
     images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole = renderer.measure(images * 2 - 1, images)
     monkeypatch.setattr("budgetfusion_nodes.study.rendering.PIXELS_AT_ONCE", 64 * 64 * 2)

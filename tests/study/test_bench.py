@@ -274,6 +274,15 @@ def test_the_report_says_what_the_parts_say(run: BenchRun, parts: dict[str, Any]
     assert text.index("## Goals") < text.index("Three were tried.") < text.index("## Risk")
     for row in parts["risk"]["rows"]:
         assert share(row["missed"]) in text
+    for deal in parts["risk"]["redealt"]:  # each beside the row that it belongs to
+        (line,) = (x for x in text.splitlines() if x.startswith(f"| {deal['risk']:g} | {deal['quality']:.2f} |"))
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[7:11] == [
+            share(deal["missed"]),
+            f"{deal['mean_steps']:.1f}",
+            share(deal["other"]["missed"]),
+            f"{deal['other']['mean_steps']:.1f}",
+        ]
     for goal in table:
         assert goal.name in text and goal.found in text
     for file in ("variance.png", "rules.png", "risk.png", "too_few_steps.png"):

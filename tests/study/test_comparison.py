@@ -169,15 +169,19 @@ def test_the_guarantee_holds_on_average_over_deals(evidence):
 def test_steps_over_deals_are_those_of_the_rule(evidence):
     """A rule that says one count for all costs a whole count in every deal; one that knows the prompts costs less than
     the mean curve where the prompt decides, as in these data."""
-    truth = np.where(np.arange(evidence.upper.shape[1]) < 10, 1.0, 0.0)  # 12 steps or more are enough for everybody
-    scores = np.broadcast_to(truth, evidence.upper.shape)
-    (row,) = redealt(evidence, (0.2,), (0.8,), 0, times=20, scores=scores)
-    assert row["mean_steps"] == 12.0 and row["steps_spread"] == 0.0
+    limits = np.where(np.arange(evidence.upper.shape[1]) < 10, 1.0, 0.0)  # 12 steps or more are enough for everybody
+    scores = np.broadcast_to(limits, evidence.upper.shape)
+    (row,) = redealt(evidence, (0.2,), (0.8,), 0, times=20, other=scores)
+    assert row["other"]["mean_steps"] == 12.0 and row["other"]["steps_spread"] == 0.0
+    assert row["more_steps"]["mean"] == pytest.approx(row["mean_steps"] - 12.0)
+    assert row["more_steps"]["spread"] == pytest.approx(row["steps_spread"])
     mean_curve = baseline_curves(evidence.dataset, evidence.scale, evidence.summaries)["global"]
-    ours, theirs = (redealt(evidence, (0.1,), (0.9,), 0, times=20, scores=s)[0] for s in (None, mean_curve))
-    assert ours["mean_steps"] < 0.9 * theirs["mean_steps"]
+    (row,) = redealt(evidence, (0.1,), (0.9,), 0, times=20, other=mean_curve)
+    assert row["mean_steps"] < 0.9 * row["other"]["mean_steps"]
     single = risk_table(evidence, (0.1,), (0.9,), 0)[0]["mean_steps"]
-    assert abs(single - ours["mean_steps"]) < 4 * ours["steps_spread"] + 1.0
+    assert abs(single - row["mean_steps"]) < 4 * row["steps_spread"] + 1.0
+    (same,) = redealt(evidence, (0.1,), (0.9,), 0, times=20, other=evidence.upper)
+    assert same["more_steps"] == {"mean": 0.0, "spread": 0.0} and same["other"]["missed"] == same["missed"]
 
 
 def test_a_broken_promise_is_seen(evidence):

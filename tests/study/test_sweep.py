@@ -19,7 +19,7 @@ from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.metrics.measure import Backends, measure
-from budgetfusion_nodes.study import sweep
+from budgetfusion_nodes.study import commands, joining, sweep
 from budgetfusion_nodes.study.commands import AS_RENDERED
 from budgetfusion_nodes.study.dataset import ABSENT, SweepDataset, select
 from budgetfusion_nodes.study.evidence import load_judges
@@ -239,14 +239,23 @@ def test_merging_does_not_undo_a_second_measurement(
     render_all(job, monkeypatch)
     command = ["study", "merge", "--out", str(job.out)]
     assert cli.main(command) == 0
-    (job.out / AS_RENDERED).touch()
-    (job.out / sweep.DATASET_FILE).write_bytes(b"measured again")
+    data, path = merge(job).dataset, job.out / sweep.DATASET_FILE
+    data.save(job.out / AS_RENDERED)
+    assert cli.main(command) == 0  # a remeasurement that was killed before it wrote
+    replace(data, provenance={**data.provenance, "measured_again": {}}).save(path)
+    again = path.read_bytes()
     assert cli.main(command) == 2
     assert "put the old numbers back" in capsys.readouterr().err
-    assert (job.out / sweep.DATASET_FILE).read_bytes() == b"measured again"
-    (job.out / AS_RENDERED).unlink()
-    assert cli.main(command) == 0
-    assert SweepDataset.load(job.out / sweep.DATASET_FILE).prompts == merge(job).dataset.prompts
+    assert path.read_bytes() == again
+    (job.out / AS_RENDERED).replace(path)  # the remedy that is named
+    assert cli.main(command) == 0 and "measured_again" not in SweepDataset.load(path).provenance
+
+
+def test_a_joined_prompt_list_can_be_swept_again(job: SweepJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = PromptList(job.prompts.prompts, {"joined": [], "left_out": 0})
+    again = replace(job, prompts=prompts)
+    render_all(again, monkeypatch)
+    assert merge(again).dataset.prompts == tuple(p.text for p in prompts.prompts)
 
 
 def test_a_remeasurement_that_fails_leaves_the_sweep_as_it_was(
@@ -564,13 +573,38 @@ def test_only_whole_sweeps_of_one_host_join_and_only_into_an_empty_folder(two: t
     replace(data, seeds=seeds).save(more / sweep.DATASET_FILE)
     with pytest.raises(InputError, match="Finish that sweep first"):
         join([first, more], out)
+    wide = replace(
+        data, **{name: np.repeat(getattr(data, name), 2, axis=1) for name in ("seeds", "shortfall", "l_snr")}
+    )
+    wide.seeds[:, 1] = wide.seeds[:, 3] = ABSENT  # both seeds are there, with a gap between them
+    wide.seeds[:, 2] = data.seeds[:, 1]
+    wide.save(more / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="Finish that sweep first"):
+        join([first, more], out)
+    replace(data, provenance={**data.provenance, "measured_again": {}}).save(more / sweep.DATASET_FILE)
+    with pytest.raises(InputError, match="measured again from its 8-bit pictures"):
+        join([first, more], out)
     replace(data, provenance={**data.provenance, "host_version": "9"}).save(more / sweep.DATASET_FILE)
     with pytest.raises(InputError, match="host_version 9, first with 0"):
         join([first, more], out)
     (more / sweep.DATASET_FILE).unlink()
     with pytest.raises(InputError, match="cannot be read"):
         join([first, more], out)
-    assert not out.exists() and sorted(path.name for path in out.parent.iterdir()) == ["first", "more"]
+    assert not out.exists()
+
+
+def test_a_join_that_cannot_be_written_leaves_an_empty_folder(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(joining, "save_merged", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        join(two, tmp_path / "joined")
+    assert list((tmp_path / "joined").iterdir()) == []
+    monkeypatch.undo()
+    assert len(join(two, tmp_path / "joined").dataset.prompts) == 15
 
 
 def test_a_joined_sweep_has_no_shards_to_merge(
@@ -594,7 +628,7 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model.safetensors").touch()
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(getattr(torch, "accelerator", torch.cuda), "is_available", lambda: False)
     with pytest.raises(InputError, match="finds no GPU"):
         load_model(tmp_path, tmp_path, tmp_path / "model.safetensors", "gpu")
 
@@ -605,6 +639,8 @@ def test_on_a_gpu_the_precision_is_comfyuis(tmp_path: Path, capsys: pytest.Captu
     command = ["study", "sweep", "--checkpoint", str(model), "--out", str(tmp_path / "s"), "--device", "gpu"]
     assert cli.main([*command, "--dtype", "fp32"]) == 2
     assert "ComfyUI chooses the precision" in capsys.readouterr().err
+    given = cli.build_parser().parse_args([*command, "--host", str(tmp_path)])
+    assert commands._sampling(given, "karras").dtype == "host"
     assert Sampling(dtype="host").setting("a", "b", "fp16").precision == "fp16"
     assert Sampling(dtype="bf16").setting("a", "b", "fp32").precision == "bf16"
     assert Sampling().setting("a", "b", "fp32").precision == "fp32"
