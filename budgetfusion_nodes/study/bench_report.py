@@ -295,7 +295,7 @@ def _risk(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
             f"{deal['mean_steps']:.1f}",
             share(deal["other"]["missed"]),
             f"{deal['other']['mean_steps']:.1f}",
-            f"{deal['more_steps']['mean']:+.1f} ± {deal['more_steps']['spread']:.1f}",
+            _difference(deal["more_steps"], "+.1f"),
         ]
         for row, deal in zip(_risk_rows(part["rows"]), dealt, strict=True)
     ]
@@ -491,9 +491,9 @@ def _grid(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
                 f"{row['needed']['mean_difference']:.2f}",
                 share(row["needed"]["too_early"]),
                 f"{promise['mean_steps']:.1f} ({low:.1f} - {high:.1f})",
-                "" if itself else number(promise["more_steps"], "+.2f"),
+                "" if itself else _difference(promise["more_steps"], "+.1f"),
                 share(promise["missed"]),
-                "" if itself else share(promise["more_misses"]),
+                "" if itself else _difference(promise["more_misses"], "+.1%"),
             ]
         )
     head = ["counts", "steps rendered for a seed", "mean t*", "t* off by", "t* too early", "steps for our promise"]
@@ -503,13 +503,17 @@ def _grid(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:
             f"A sweep of {prompts['train']} training, {prompts['calibration']} calibration and {prompts['test']} test "
             f"prompts at {len(part['grids'][-1]['grid'])} step counts, and the same sweep thinned out. Networks and "
             f"thresholds come from the thinned data alone (quality {QUALITY}, risk {ALPHA:g}); everything is judged by "
-            "all counts, so the densest grid agrees with itself by construction. Steps are means over "
-            f"{part['networks']} networks (least - most). The differences are from the planner's own {own} counts, "
-            "over the same prompts; their intervals hold the luck of the test prompts alone, not that of the networks "
-            "and of the calibration prompts.",
+            "all counts, so the densest grid agrees with itself by construction. Means over "
+            f"{part['networks']} networks (of steps also the least - most) and {part['deals']} deals of calibration "
+            "and test prompts, the same for every grid. "
+            f"The differences are from the planner's own {own} counts, ± how far single deals spread.",
             _rows([*head, "steps more", "misses then", "misses more"], rows),
         ]
     )
+
+
+def _difference(row: Mapping[str, float], form: str) -> str:
+    return f"{row['mean']:{form}} ± {row['spread']:{form.removeprefix('+')}}"
 
 
 def _profile(part: Mapping[str, Any], plots: Mapping[str, str]) -> str:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..core.curves import FloatArray, all_counts
 from ..core.errors import InputError
-from ..core.risk import controlled_theta, critical_thetas
-from .allocation import HeldOut, IndexArray, per_prompt, planned_index
-from .bootstrap import bootstrap, interval
-from .dataset import SweepDataset, true_quality, true_shortfall
+from ..core.risk import critical_thetas
+from .dataset import SweepDataset, true_quality
 from .fit import FitOptions, fit_token_projection, project_prompts
 from .oracles import needed
+from .risk_check import make_deals, mean_and_spread, means_over_deals, over_deals
 from .rivals import network_scores
 
 FINE = 24
@@ -71,25 +70,32 @@ def compare_grids(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """JSON-safe. For each grid: what the promise costs and how often it is missed, both also as differences from the
-    planner's own grid, and how far t* on this grid lies from t* on the finest one. Of the test prompts."""
-    truth = true_shortfall(dataset, scale)
-    test, calibration = dataset.rows("test"), dataset.rows("calibration")
-    held = HeldOut(np.asarray(all_counts(dataset.grid)), truth[test], truth[calibration])
+    planner's own grid, and how far t* on this grid lies from t* on the finest one.
+
+    Calibration and test prompts are dealt anew many times, the same way for every grid, so that the luck of one deal is
+    in no figure: thresholds come from what the thinned sweep knows of one part, misses and steps are those of the other
+    part by every count."""
+    rows = np.concatenate([dataset.rows("calibration"), dataset.rows("test")])
+    deals = make_deals(len(rows), len(dataset.rows("calibration")), seed)
+    counts = np.asarray(all_counts(dataset.grid))
+    truth = true_quality(dataset, scale)[rows]
+    exact = needed(counts, truth, q)
     features = project_prompts(dataset, fit_token_projection(dataset, seed))
     listed = grids(own, dataset.grid)
-    exact = needed(held.counts, held.test_quality, q)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    promised: dict[tuple[int, ...], _Promise] = {}
+    dealt: dict[tuple[int, ...], FloatArray] = {}
     for done, grid in enumerate(listed):
         if progress is not None:
             progress(done, len(listed))
         coarse = thinned(dataset, grid)
-        seen = true_quality(coarse, scale)
-        scores = [
-            network_scores(coarse, features, scale, member, options) for member in range(seed, seed + NETWORK_SEEDS)
-        ]
-        promised[grid] = _promise(held, scores, seen[calibration], test, calibration, q, alpha)
-        at = needed(held.counts, seen[test], q)
+        seen = true_quality(coarse, scale)[rows]
+        by_network = []
+        for member in range(seed, seed + NETWORK_SEEDS):
+            scores = network_scores(coarse, features, scale, member, options)[rows]
+            known, true = critical_thetas(scores, seen, q), critical_thetas(scores, truth, q)
+            by_network.append(over_deals(deals, scores, known, true, counts, q, alpha))
+        dealt[grid] = np.array(by_network)  # [networks, deals, 2]
+        at = needed(counts, seen, q)
         found[grid] = {
             "grid": list(grid),
             "rendered_steps": sum(grid),
@@ -100,51 +106,19 @@ def compare_grids(
             },
         }
     for grid in listed:
-        found[grid]["at_our_promise"] = promised[grid].figures(promised[own], seed)
-    prompts = {split: len(dataset.rows(split)) for split in ("train", "calibration", "test")}
-    return {"prompts": prompts, "networks": NETWORK_SEEDS, "own": len(own), "grids": [found[g] for g in listed]}
-
-
-@dataclass(frozen=True)
-class _Promise:
-    """What one grid's rules do to each test prompt."""
-
-    steps: FloatArray
-    """[networks, N]"""
-    missed: FloatArray
-    """[networks, N]"""
-
-    def figures(self, own: _Promise, seed: int) -> dict[str, Any]:
-        """Means over prompts and networks, and how far they are from those of `own` (paired over prompts)."""
-        by_network = self.steps.mean(axis=1)
-        return {
-            "mean_steps": float(self.steps.mean()),
-            "steps_of_networks": [float(by_network.min()), float(by_network.max())],
-            "missed": bootstrap(self.missed.mean(axis=0), seed),
-            "more_steps": interval(_difference, seed, self.steps.mean(axis=0), own.steps.mean(axis=0)),
-            "more_misses": interval(_difference, seed, self.missed.mean(axis=0), own.missed.mean(axis=0)),
+        of_networks = dealt[grid].mean(axis=1)[:, 1]
+        more = (dealt[grid] - dealt[own]).mean(axis=0)  # the same deals, so pair by pair
+        found[grid]["at_our_promise"] = {
+            **means_over_deals(dealt[grid].mean(axis=0)),
+            "steps_of_networks": [float(of_networks.min()), float(of_networks.max())],
+            "more_misses": mean_and_spread(more[:, 0]),
+            "more_steps": mean_and_spread(more[:, 1]),
         }
-
-
-def _difference(a: FloatArray, b: FloatArray) -> Any:
-    return a.mean(axis=-1) - b.mean(axis=-1)
-
-
-def _promise(
-    held: HeldOut,
-    scores: Sequence[FloatArray],
-    calibration_quality: FloatArray,
-    test: IndexArray,
-    calibration: IndexArray,
-    q: float,
-    alpha: float,
-) -> _Promise:
-    """Thresholds from what the thinned sweep knows of the calibration prompts; steps and misses by all counts."""
-    results = []
-    for each in scores:
-        theta = controlled_theta(critical_thetas(each[calibration], calibration_quality, q), alpha)
-        results.append(per_prompt(held, planned_index(each[test], theta), q))
-    return _Promise(
-        np.stack([result["steps"] for result in results]),
-        np.stack([result["violation_controlled"] for result in results]),
-    )
+    prompts = {split: len(dataset.rows(split)) for split in ("train", "calibration", "test")}
+    return {
+        "prompts": prompts,
+        "networks": NETWORK_SEEDS,
+        "deals": len(deals),
+        "own": len(own),
+        "grids": [found[grid] for grid in listed],
+    }

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.curves import FloatArray
 from ..core.risk import KAPPA_MIN, controlled_theta, critical_thetas
-from .allocation import per_prompt, planned_index
+from .allocation import IndexArray, per_prompt, planned_index
 from .bootstrap import bootstrap
 from .evidence import Evidence
 
@@ -64,42 +64,68 @@ def redealt(
     seeds = max(held.calibration.shape[1], held.test.shape[1])
     truth = np.concatenate([_padded(held.calibration, seeds), _padded(held.test, seeds)])
     quality = np.clip(1.0 - truth, 0.0, 1.0)
-    first = len(rows["calibration"])
+    deals = make_deals(len(quality), len(rows["calibration"]), seed, times)
     rules = {"ours": evidence.upper} | ({} if other is None else {"other": other})
     scores = {name: np.concatenate([u[rows["calibration"]], u[rows["test"]]]) for name, u in rules.items()}
     found = []
     for q in qualities:
         critical = {name: critical_thetas(upper, quality, q) for name, upper in scores.items()}  # [N, S]
-        rng = np.random.default_rng(seed)
-        deals = [rng.permutation(len(quality)) for _ in range(times)]
         for alpha in alphas:
-            results = {}
-            for name, upper in scores.items():
-                pairs = []
-                for order in deals:
-                    # with the cap of core.risk.calibrate
-                    theta = min(controlled_theta(critical[name][order[:first]], alpha), (1.0 - q) / KAPPA_MIN)
-                    steps = held.counts[planned_index(upper[order[first:]], theta)].mean()
-                    pairs.append((miss_rate(critical[name][order[first:]], theta), steps))
-                results[name] = np.array(pairs)
-            row = {"risk": alpha, "quality": q, "deals": times, **_over_deals(results["ours"])}
+            results = {
+                name: over_deals(deals, scores[name], critical[name], critical[name], held.counts, q, alpha)
+                for name in scores
+            }
+            row = {"risk": alpha, "quality": q, "deals": times, **means_over_deals(results["ours"])}
             if other is not None:
-                more = results["ours"][:, 1] - results["other"][:, 1]
-                row["other"] = _over_deals(results["other"])
-                row["more_steps"] = {"mean": float(more.mean()), "spread": float(more.std())}
+                row["other"] = means_over_deals(results["other"])
+                row["more_steps"] = mean_and_spread(results["ours"][:, 1] - results["other"][:, 1])
             found.append(row)
     return found
 
 
-def _over_deals(pairs: FloatArray) -> dict[str, float]:
-    """pairs: [deals, 2] misses and steps."""
-    (missed, steps), (spread, steps_spread) = pairs.mean(axis=0), pairs.std(axis=0)
+Deals = Sequence[tuple[IndexArray, IndexArray]]
+"""(calibration rows, test rows) of each deal."""
+
+
+def make_deals(prompts: int, calibration: int, seed: int, times: int = REDEALS) -> Deals:
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(prompts) for _ in range(times)]
+    return [(order[:calibration], order[calibration:]) for order in orders]
+
+
+def over_deals(
+    deals: Deals,
+    scores: FloatArray,
+    known: FloatArray,
+    true: FloatArray,
+    counts: IndexArray,
+    q: float,
+    alpha: float,
+) -> FloatArray:
+    """[deals, 2] misses and mean steps of a rule whose threshold comes from each deal's calibration prompts.
+
+    scores: [N, C]; known, true: [N, S] critical thresholds (`critical_thetas`) by what the calibration knows of the
+    renders, and by what they are."""
+    found = []
+    for calibration, test in deals:
+        theta = min(controlled_theta(known[calibration], alpha), (1.0 - q) / KAPPA_MIN)  # as core.risk.calibrate
+        found.append((miss_rate(true[test], theta), counts[planned_index(scores[test], theta)].mean()))
+    return np.array(found)
+
+
+def means_over_deals(pairs: FloatArray) -> dict[str, float]:
+    """Of what `over_deals` gives."""
+    missed, steps = mean_and_spread(pairs[:, 0]), mean_and_spread(pairs[:, 1])
     return {
-        "missed": float(missed),
-        "spread": float(spread),
-        "mean_steps": float(steps),
-        "steps_spread": float(steps_spread),
+        "missed": missed["mean"],
+        "spread": missed["spread"],
+        "mean_steps": steps["mean"],
+        "steps_spread": steps["spread"],
     }
+
+
+def mean_and_spread(values: FloatArray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "spread": float(values.std())}
 
 
 def miss_rate(critical: FloatArray, theta: float) -> float:

@@ -393,7 +393,7 @@ def test_further_sweeps_are_of_the_same_kind(run: BenchRun, folder: Path, monkey
     assert fine is not None and [len(row["grid"]) for row in fine["grids"]] == [4, 6, 8, 12, 24]
     assert fine["prompts"] == {"train": 40, "calibration": 30, "test": 30}
     text = markdown({"grid": fine}, full.provenance(), "command", goals(None, None, 0.1), {})
-    assert "2 8 17 50 | 77 |" in text and share(fine["grids"][0]["at_our_promise"]["more_misses"]) in text
+    assert "2 8 17 50 | 77 |" in text and share(fine["grids"][0]["at_our_promise"]["missed"]) in text
     assert shifted.part_grid() is None  # half an hour of rendering is nothing for a quick run
     figures = shifted.part_shift()
     assert figures["prompts"] == 24 and len(figures["rows"]) == 9

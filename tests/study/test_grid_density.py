@@ -63,14 +63,14 @@ def test_denser_grids_find_the_needed_count_better(found):
 
 def test_costs_and_misses_are_those_of_rules_that_keep_the_promise(found):
     assert [row["rendered_steps"] for row in found["grids"]][3:] == [202, sum(refined(DEFAULT_GRID))]
-    own = found["grids"][3]["at_our_promise"]
+    own, fine = (row["at_our_promise"] for row in found["grids"][3:])
+    assert 0.07 < fine["missed"] <= 0.1 and 0.07 < own["missed"] <= 0.11  # over many deals, with all that is known
     for row in (each["at_our_promise"] for each in found["grids"]):
-        assert row["missed"]["value"] <= 0.16  # three standard deviations of 60 calibration and 60 test prompts
         low, high = row["steps_of_networks"]
         assert 2 <= low <= row["mean_steps"] <= high <= 50
-        assert row["more_steps"]["value"] == pytest.approx(row["mean_steps"] - own["mean_steps"])
-        assert row["more_misses"]["value"] == pytest.approx(row["missed"]["value"] - own["missed"]["value"])
-    assert own["more_steps"] == own["more_misses"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert row["more_steps"]["mean"] == pytest.approx(row["mean_steps"] - own["mean_steps"])
+        assert row["more_misses"]["mean"] == pytest.approx(row["missed"] - own["missed"])
+    assert own["more_steps"] == own["more_misses"] == {"mean": 0.0, "spread": 0.0}
 
 
 def test_a_dip_between_the_counts_is_missed_by_the_thinned_sweep(fine):
@@ -83,7 +83,7 @@ def test_a_dip_between_the_counts_is_missed_by_the_thinned_sweep(fine):
     own, all_counts = rows[3], rows[4]
     assert own["needed"] == {"mean": 3.0, "mean_difference": 3.0, "too_early": 1.0}
     assert all_counts["needed"] == {"mean": 6.0, "mean_difference": 0.0, "too_early": 0.0}
-    assert own["at_our_promise"]["missed"]["value"] == 1.0 and own["at_our_promise"]["mean_steps"] < 5.5
-    assert all_counts["at_our_promise"]["missed"]["value"] <= 0.1
+    assert own["at_our_promise"]["missed"] == 1.0 and own["at_our_promise"]["mean_steps"] < 5.5
+    assert all_counts["at_our_promise"]["missed"] <= 0.1
     assert all_counts["at_our_promise"]["mean_steps"] > 5.5
-    assert all_counts["at_our_promise"]["more_misses"]["high"] < -0.8
+    assert all_counts["at_our_promise"]["more_misses"]["mean"] < -0.8
