@@ -87,6 +87,11 @@ def controlled_theta(critical: ArrayLike, alpha: float) -> float:
     return float(max(np.nextafter(breakpoint_, -np.inf), 0.0))  # the loss jumps at the breakpoint: stay below it
 
 
+def capped_theta(critical: ArrayLike, q: float, alpha: float) -> float:
+    """`controlled_theta`, at most (1 - q) / KAPPA_MIN. critical: [N, S]."""
+    return min(controlled_theta(critical, alpha), (1.0 - q) / KAPPA_MIN)
+
+
 def calibrate(
     upper: ArrayLike,
     true_quality: ArrayLike,
@@ -98,7 +103,7 @@ def calibrate(
     for column, q in enumerate(qualities):
         critical = critical_thetas(upper, true_quality, q)
         for row, alpha in enumerate(alphas):
-            table[row, column] = min(controlled_theta(critical, alpha), (1.0 - q) / KAPPA_MIN)
+            table[row, column] = capped_theta(critical, q, alpha)
     table = np.minimum.accumulate(table, axis=1)  # already so up to ties; the file format promises it
     table = np.maximum.accumulate(table, axis=0)
     rows = tuple(tuple(row) for row in table.tolist())

@@ -347,9 +347,13 @@ class BenchRun:
             found["crossed"] = {**report, "dtype": crossed.setting.precision}
         return found
 
+    def _first(self, split: str, count: int) -> list[StudyPrompt]:
+        """The first prompts of one split, in the sweep's order."""
+        return [prompt for prompt in self.prompts.prompts if prompt.split == split][:count]
+
     def _crossed(self) -> Path:
         """150 test prompts, each rendered from the same 8 noise seeds: only then seed and rest can be told apart."""
-        chosen = [p for p in self.prompts.prompts if p.split == "test"][:CROSSED_PROMPTS]
+        chosen = self._first("test", CROSSED_PROMPTS)
         rng = np.random.default_rng([self.options.seed, 8])
         seeds = tuple(int(s) for s in rng.choice(2**32, CROSSED_SEEDS, replace=False))
         prompts = PromptList(tuple(replace(p, seeds=seeds) for p in chosen), {"made": "crossed seeds"})
@@ -357,9 +361,7 @@ class BenchRun:
 
     def _finer(self) -> Path:
         """Prompts of the sweep, one of their seeds each, at twice as many step counts."""
-        chosen = [
-            p for split, n in FINER_PROMPTS.items() for p in [q for q in self.prompts.prompts if q.split == split][:n]
-        ]
+        chosen = [prompt for split, count in FINER_PROMPTS.items() for prompt in self._first(split, count)]
         prompts = PromptList(tuple(replace(p, seeds=p.seeds[:1]) for p in chosen), {"made": "finer grid"})
         grid = grid_density.refined(self.planner.grid)
         return self._render("finer grid", self.options.work / "finer", prompts, self.side_sampling(), 0, grid=grid)
@@ -480,7 +482,7 @@ class BenchRun:
         return backends
 
     def peer_prompts(self) -> list[StudyPrompt]:
-        return [prompt for prompt in self.prompts.prompts if prompt.split == "test"][: self._peer_count()]
+        return self._first("test", self._peer_count())
 
     def _peer_count(self) -> int:
         return self.options.peer_prompts or (40 if self.options.full else 5)

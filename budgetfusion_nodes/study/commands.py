@@ -215,6 +215,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def run_merge(args: argparse.Namespace) -> int:
+    _check_not_remeasured(args.out)
     return _merge(_found_job(args.out), partial=args.partial)
 
 
@@ -222,7 +223,6 @@ def _merge(job: SweepJob, partial: bool) -> int:
     from .sweep import merge, save_merged
 
     merged = merge(job, {"commit": _commit(), "command": _command_line()}, partial=partial)
-    _check_not_remeasured(job.out)
     save_merged(merged, job.out)
     _say_written(job.out, merged)
     return 0

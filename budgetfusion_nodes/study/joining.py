@@ -69,7 +69,7 @@ def join(folders: Sequence[Path], out: Path, made: Mapping[str, Any] | None = No
         write_json(out / SPEC_FILE, spec.to_dict())
         save_merged(merged, out)
     except OSError as error:
-        for path in out.iterdir():  # it was empty: what lies there is half a sweep
+        for path in out.iterdir() if out.is_dir() else ():  # it was empty: what lies there is half a sweep
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise InputError(f"--out: {out} cannot be written ({error}). Choose another folder.") from error
     return merged

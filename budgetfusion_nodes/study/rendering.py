@@ -25,14 +25,12 @@ from ..host.sampling import decode, nfe
 from ..metrics.i_clip import cosine
 from ..metrics.images import to_bchw
 from ..metrics.l_snr import l_snr
-from ..metrics.measure import Backends, from_values
+from ..metrics.measure import CHUNK_PIXELS, Backends, from_values
 from ..tiny_scenes.host_model import register
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-PIXELS_AT_ONCE = 1 << 22
-"""Measured at once: every count of 85 trajectories at 64 x 64 and 12 counts, of one at 512 x 512."""
 JUDGES = ("latent_rmse", "mdsi", "ms_ssim")
 """Distances to the full-step image that no plan is made with: RMSE in model space, MDSI and 1 - MS-SSIM of piq (0 is
 equal)."""
@@ -195,7 +193,7 @@ class Renderer:
         """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W], as many trajectories at once as the device
         should hold. The result is on the CPU."""
         device = self.loaded.device
-        at_once = max(1, PIXELS_AT_ONCE // images[0, :, 0].numel())
+        at_once = max(1, CHUNK_PIXELS // images[0, :, 0].numel())
         parts = [
             measure_trajectories(some.to(device), seen.to(device), self.backends)
             for some, seen in zip(latents.split(at_once), images.split(at_once), strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.curves import FloatArray
-from ..core.risk import KAPPA_MIN, controlled_theta, critical_thetas
+from ..core.risk import capped_theta, critical_thetas
 from .allocation import IndexArray, per_prompt, planned_index
 from .bootstrap import bootstrap
 from .evidence import Evidence
@@ -108,7 +108,7 @@ def over_deals(
     renders, and by what they are."""
     found = []
     for calibration, test in deals:
-        theta = min(controlled_theta(known[calibration], alpha), (1.0 - q) / KAPPA_MIN)  # as core.risk.calibrate
+        theta = capped_theta(known[calibration], q, alpha)
         found.append((miss_rate(true[test], theta), counts[planned_index(scores[test], theta)].mean()))
     return np.array(found)
 

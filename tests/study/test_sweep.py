@@ -605,6 +605,8 @@ def test_a_join_that_cannot_be_written_leaves_an_empty_folder(
     assert list((tmp_path / "joined").iterdir()) == []
     monkeypatch.undo()
     assert len(join(two, tmp_path / "joined").dataset.prompts) == 15
+    with pytest.raises(InputError, match="cannot be written"):
+        join(two, two[0] / sweep.DATASET_FILE / "below a file")
 
 
 def test_a_joined_sweep_has_no_shards_to_merge(
