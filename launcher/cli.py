@@ -216,7 +216,7 @@ def _demo(options: argparse.Namespace) -> int:
     set_up(layout, [host], _runtime_groups())
     with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
         say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")
-        command = [str(layout.python), "-m", "budgetfusion_nodes.demo", "--server", server.url]
+        command = [str(layout.python), "-m", "research.demo", "--server", server.url]
         command += [
             "--out",
             str(options.out.absolute()),
@@ -239,7 +239,7 @@ def _bench(options: argparse.Namespace) -> int:
     layout = Layout.from_environment()
     host = chosen_host(layout, options.host_version)
     set_up(layout, [host], [packages.HOST])
-    command = [str(layout.python), "-m", "budgetfusion_nodes", "study", "bench"]
+    command = [str(layout.python), "-m", "research", "study", "bench"]
     command += ["--host", str(host.path), "--out", str(options.out.absolute())]
     if options.full:
         command.append("--full")

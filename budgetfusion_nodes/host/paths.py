@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ..core.errors import PlannerFileError
-from ..core.planner import Planner
-from ..core.planner_file import load_planner
+from ..predictor.planner import Planner
+from ..predictor.planner_file import load_planner
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CHECKPOINTS = WEIGHTS / "checkpoints"

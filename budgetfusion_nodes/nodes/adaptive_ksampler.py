@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.planning import Request, obey, plan_render
-from ..host.receipt import make_receipt
 from ..host.sampling import check_latent, nfe, render
+from ..planning.receipt import make_receipt
+from ..planning.service import Request, obey, plan_render
 from . import schema as s
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.planning import Request, plan_render
 from ..host.sampling import get_sigmas
+from ..planning.service import Request, plan_render
 from . import schema as s
 
 

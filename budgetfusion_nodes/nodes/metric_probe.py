@@ -82,7 +82,7 @@ class PerceptualMetricProbe(io.ComfyNode):
         plan: Any = None,
     ) -> io.NodeOutput:
         # on use: the metrics would add to the start of every host, and most runs measure nothing
-        from ..host.probe import probe
+        from ..planning.probe import probe
         from .plot import draw
 
         result = probe(images, reference, step_counts, d_sim_backend, clip_vision, plan)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.plan import METRIC_WORDS, Plan
-from ..host.probe import Probe, prediction_error
+from ..planning.probe import Probe, prediction_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..host.paths import list_planners
-from ..host.planning import AUTO
+from ..planning.service import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000

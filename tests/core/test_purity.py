@@ -1,4 +1,4 @@
-"""Core and metrics never need the host: proven in a fresh interpreter and by walking every import."""
+"""Core, predictor and metrics never need the host: proven in a fresh interpreter and by walking every import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = ("core", "metrics")
+PURE = ("core", "predictor", "metrics")
 HOST = {
     "comfy",
     "comfy_api",
@@ -22,7 +22,7 @@ HOST = {
     "execution",
     "latent_preview",
 }
-OWN_PARTS = {"core": set(), "metrics": {"core"}}
+OWN_PARTS = {"core": set(), "predictor": {"core"}, "metrics": {"core"}}
 
 
 def files(part: str) -> list[Path]:
@@ -57,7 +57,13 @@ def test_parts_import_only_what_lies_below_them(part):
             assert level <= depth
 
 
-def test_core_and_metrics_import_in_a_fresh_interpreter_without_the_host():
+def test_the_pack_never_imports_what_an_artist_does_not_install():
+    for path in sorted((ROOT / "budgetfusion_nodes").rglob("*.py")):
+        found = [module for level, module in imports(path) if not level]
+        assert not {"research", "launcher", "tests"} & {module.split(".")[0] for module in found}, path
+
+
+def test_pure_parts_import_in_a_fresh_interpreter_without_the_host():
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for part in PURE

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS
-from budgetfusion_nodes.core.features import fit_novelty, fit_projection
 from budgetfusion_nodes.core.plan import Plan
-from budgetfusion_nodes.core.planner import Planner
-from budgetfusion_nodes.core.planner_file import save_planner
-from budgetfusion_nodes.core.predictor import CurvePredictor, PredictorSize
 from budgetfusion_nodes.core.risk import ALPHAS, QUALITIES, RiskTable
 from budgetfusion_nodes.core.setting import Setting
-from budgetfusion_nodes.host.boot import PACK_ROOT, HostRun, HostSession, start_host
+from budgetfusion_nodes.predictor.features import fit_novelty, fit_projection
+from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
+from budgetfusion_nodes.predictor.planner import Planner
+from budgetfusion_nodes.predictor.planner_file import save_planner
+from research.in_process_host import PACK_ROOT, HostRun, HostSession, start_host
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"

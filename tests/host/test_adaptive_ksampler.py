@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, HostSession, interrupted_after
+from research.in_process_host import HostInterrupted, HostRunError, HostSession, interrupted_after
 
 
 def stock(make_node: Any, to: Any, adaptive: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from budgetfusion_nodes.metrics.measure import Backends
-from budgetfusion_nodes.options import WEIGHTS
-from budgetfusion_nodes.study.gpu_profile import SD21_PARAMETERS, sd21_profile, sd21_unet
-from budgetfusion_nodes.study.peers import Bench, Variant, counting, run_prompts, summarise
-from budgetfusion_nodes.study.profiling import STAGES, end_to_end, metric_times
-from budgetfusion_nodes.study.prompts import tiny_scenes_prompts
-from budgetfusion_nodes.study.rendering import LoadedModel, Sampling
-from budgetfusion_nodes.tiny_scenes.classifier import load_classifier
+from research.bench.gpu_profile import SD21_PARAMETERS, sd21_profile, sd21_unet
+from research.bench.peers import Bench, Variant, counting, run_prompts, summarise
+from research.bench.profiling import STAGES, end_to_end, metric_times
+from research.options import WEIGHTS
+from research.sweeps.prompts import tiny_scenes_prompts
+from research.sweeps.rendering import LoadedModel, Sampling
+from research.tiny_scenes_training.classifier import load_classifier
 
 CHOSEN = (
     Variant("stock KSampler", "6", "steps", 6),

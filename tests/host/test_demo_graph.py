@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from budgetfusion_nodes.demo import graph as graphs
-from budgetfusion_nodes.demo.__main__ import to_row
-from budgetfusion_nodes.demo.client import Finished
-from budgetfusion_nodes.host.boot import HostSession
+from research.demo import graph as graphs
+from research.demo.__main__ import to_row
+from research.demo.client import Finished
+from research.in_process_host import HostSession
 
 QUALITY = 0.8
 PROMPT = "a large red circle in the centre on a plain white background"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from budgetfusion_nodes.host.boot import PACK_ROOT, HostStartError, HostValidationError, start_host
+from research.in_process_host import PACK_ROOT, HostStartError, HostValidationError, start_host
 
 IDS = {f"BudgetFusion_{name}" for name in ("BudgetPlanner", "AdaptiveKSampler", "StepSweep", "PerceptualMetricProbe")}
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "demo_out", "node_modules")

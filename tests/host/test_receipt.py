@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from budgetfusion_nodes.host.receipt import Receipt
+from budgetfusion_nodes.planning.receipt import Receipt
 
 FACTS: dict[str, Any] = {
     "nfe": 12,

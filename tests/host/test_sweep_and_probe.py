@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.curves import METRICS
-from budgetfusion_nodes.host.boot import HostInterrupted, HostRunError, HostValidationError, interrupted_after
 from budgetfusion_nodes.metrics.backends import load_d_sim
+from research.in_process_host import HostInterrupted, HostRunError, HostValidationError, interrupted_after
 
 COUNTS = (2, 3, 5)
 

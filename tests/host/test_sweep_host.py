@@ -14,12 +14,12 @@ import torch
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch
 from budgetfusion_nodes.metrics.measure import Backends, measure
-from budgetfusion_nodes.study.convergence import COLUMNS, compare_schedulers
-from budgetfusion_nodes.study.dataset import SweepDataset
-from budgetfusion_nodes.study.prompts import PromptList, tiny_scenes_prompts
-from budgetfusion_nodes.study.rendering import LoadedModel, Renderer, Sampling, with_first_evaluation_reused
-from budgetfusion_nodes.study.sweep import SweepJob, make_spec, merge, prepare, run_here, run_sweep, run_workers
-from budgetfusion_nodes.tiny_scenes.image_encoder import build_model, save_encoder
+from budgetfusion_nodes.predictor.dataset import SweepDataset
+from research.sweeps.convergence import COLUMNS, compare_schedulers
+from research.sweeps.prompts import PromptList, tiny_scenes_prompts
+from research.sweeps.rendering import LoadedModel, Renderer, Sampling, with_first_evaluation_reused
+from research.sweeps.sweep import SweepJob, make_spec, merge, prepare, run_here, run_sweep, run_workers
+from research.tiny_scenes_training.image_encoder import build_model, save_encoder
 
 GRID = (2, 3, 8)
 SAMPLING = Sampling()

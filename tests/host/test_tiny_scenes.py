@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from budgetfusion_nodes.host.boot import HostRunError
 from budgetfusion_nodes.tiny_scenes.captions import describe
-from budgetfusion_nodes.tiny_scenes.classifier import SceneClassifier, save_classifier
-from budgetfusion_nodes.tiny_scenes.evaluate import Generator, run
 from budgetfusion_nodes.tiny_scenes.scenes import sample_scenes
 from budgetfusion_nodes.tiny_scenes.tokenizer import WordTokenizer
-from budgetfusion_nodes.tiny_scenes.training_model import TinyScenesTrainingModel, load_checkpoint
+from research.in_process_host import HostRunError
+from research.tiny_scenes_training.classifier import SceneClassifier, save_classifier
+from research.tiny_scenes_training.evaluate import Generator, run
+from research.tiny_scenes_training.training_model import TinyScenesTrainingModel, load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from budgetfusion_nodes.host.boot import PACK_ROOT, HostValidationError
-from budgetfusion_nodes.host.workflows import (
+from research.in_process_host import PACK_ROOT, HostValidationError
+from research.templates.workflows import (
     BLUEPRINT,
     BLUEPRINTS,
     BOUNDARY_IN,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from budgetfusion_nodes.host.boot import PACK_ROOT
 from budgetfusion_nodes.host.energy import watt_hours
+from research.in_process_host import PACK_ROOT
 
 
 def test_the_probe_sends_the_plan_that_it_was_given(bench: Any, make_node: Any, to: Any) -> None:

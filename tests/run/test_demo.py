@@ -20,18 +20,18 @@ import pytest
 from aiohttp import web
 from PIL import Image, ImageFont
 
-from budgetfusion_nodes.demo import __main__ as demo
-from budgetfusion_nodes.demo import graph as graphs
-from budgetfusion_nodes.demo import prompts as lists
-from budgetfusion_nodes.demo.client import Client, Finished, explain_refusal
-from budgetfusion_nodes.demo.errors import DemoError
-from budgetfusion_nodes.demo.report import Report, Row
-from budgetfusion_nodes.demo.sheet import PAIR_WIDTH, SIDE, Pair, draw_sheet, wrap
-from budgetfusion_nodes.study import prompts as study_prompts
-from budgetfusion_nodes.study.prompts import PromptList, StudyPrompt
 from budgetfusion_nodes.tiny_scenes.captions import describe, vocabulary, words
 from budgetfusion_nodes.tiny_scenes.scenes import is_held_out, sample_scenes
 from launcher.layout import ROOT
+from research.demo import __main__ as demo
+from research.demo import graph as graphs
+from research.demo import prompts as lists
+from research.demo.client import Client, Finished, explain_refusal
+from research.demo.errors import DemoError
+from research.demo.report import Report, Row
+from research.demo.sheet import PAIR_WIDTH, SIDE, Pair, draw_sheet, wrap
+from research.sweeps import prompts as study_prompts
+from research.sweeps.prompts import PromptList, StudyPrompt
 
 ISSUE_KEYS = {"host_version", "target_steps", "prompts", "mean_steps", "saved_steps_pct", "saved_seconds_pct"}
 ISSUE_PROMPT_KEYS = {
@@ -373,6 +373,6 @@ def test_the_demos_side_needs_neither_torch_nor_the_host() -> None:
     code = "import sys, budgetfusion_nodes.demo.__main__; print(sorted({'torch', 'comfy', 'nodes'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for file in (ROOT / "budgetfusion_nodes" / "demo").glob("*.py"):
+    for file in (ROOT / "research" / "demo").glob("*.py"):
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), f"{file.name} says nothing about itself"
     assert aiohttp.ClientSession  # the websocket client that requirements/client.txt brings

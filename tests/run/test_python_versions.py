@@ -48,7 +48,7 @@ def test_genuine_other_pythons_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_the_launcher_parses_under_every_supported_grammar(version: tuple[int, int]) -> None:
-    for file in (*(ROOT / "launcher").glob("*.py"), *(ROOT / "budgetfusion_nodes" / "demo").glob("*.py")):
+    for file in (*(ROOT / "launcher").glob("*.py"), *(ROOT / "research" / "demo").glob("*.py")):
         ast.parse(file.read_text(encoding="utf-8"), feature_version=version)
 
 

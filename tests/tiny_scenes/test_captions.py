@@ -10,7 +10,6 @@ import pytest
 
 from budgetfusion_nodes.tiny_scenes import captions
 from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, UNKNOWN, describe, vocabulary, words
-from budgetfusion_nodes.tiny_scenes.data import attribute_names, attributes_of
 from budgetfusion_nodes.tiny_scenes.scenes import (
     COLOURS,
     HELD_OUT,
@@ -22,6 +21,7 @@ from budgetfusion_nodes.tiny_scenes.scenes import (
     sample_scenes,
 )
 from budgetfusion_nodes.tiny_scenes.tokenizer import WordTokenizer
+from research.tiny_scenes_training.data import attribute_names, attributes_of
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from budgetfusion_nodes.core.planner_file import save_planner  # noqa: E402
 from budgetfusion_nodes.core.setting import Setting  # noqa: E402
-from budgetfusion_nodes.host.boot import start_host  # noqa: E402
 from budgetfusion_nodes.metrics.measure import Backends  # noqa: E402
+from budgetfusion_nodes.predictor.planner_file import save_planner  # noqa: E402
+from research.in_process_host import start_host  # noqa: E402
 
 CHECKPOINT = "tiny_scenes.safetensors"  # as the example graphs name it
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}

@@ -15,13 +15,13 @@ import torch
 
 from budgetfusion_nodes.core.errors import BudgetFusionError
 from budgetfusion_nodes.core.plan import Decision
-from budgetfusion_nodes.core.planner import Planner, Prediction
 from budgetfusion_nodes.core.setting import Setting, differences
-from budgetfusion_nodes.host import planning
 from budgetfusion_nodes.host.conditioning import _extras_notes
 from budgetfusion_nodes.host.identity import model_notes
-from budgetfusion_nodes.host.planning import _check_serves
 from budgetfusion_nodes.host.sampling import check_sampler
+from budgetfusion_nodes.planning import service as planning
+from budgetfusion_nodes.planning.service import _check_serves
+from budgetfusion_nodes.predictor.planner import Planner, Prediction
 
 LOCALES = Path(__file__).parents[2] / "locales"
 ENGLISH = json.loads((LOCALES / "en" / "main.json").read_text(encoding="utf-8"))["budgetfusion"]

@@ -1,0 +1,1 @@
+"""What is predicted and fitted: features, network, planner, planner file, fit. PyTorch, no host."""

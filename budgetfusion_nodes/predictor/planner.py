@@ -1,0 +1,186 @@
+"""A planner: everything fitted for one setting, and the call that turns a prompt's conditioning into a Plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..core.curves import FloatArray, limiting_metric, quality
+from ..core.plan import (
+    DEFAULT_MAX_STEPS,
+    DEFAULT_MIN_STEPS,
+    DEFAULT_QUALITY,
+    DEFAULT_RISK,
+    Decision,
+    Plan,
+    check_request,
+    threshold_at,
+)
+from ..core.risk import RiskTable
+from ..core.setting import Setting, differences
+from .features import ConditioningFeatures, Novelty, Projection, collate
+from .network import CurvePredictor, ensemble_quantiles
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted curves of one prompt."""
+
+    grid: tuple[int, ...]
+    metrics: tuple[str, ...]
+    scale: tuple[float, ...]
+    normalised: FloatArray
+    """[K, M, 3] low, median and high quantile of shortfall / scale."""
+    distance: float
+    """Above 1 the prompt is unlike those that the planner was made with."""
+
+    def quality(self, level: int) -> tuple[float, ...]:
+        """Q at each grid count from quantile `level` of the shortfall: 0 gives the high, 2 the low quality curve."""
+        return tuple(quality(self.normalised[..., level], np.ones(len(self.metrics))).tolist())
+
+    def shortfall_median(self) -> dict[str, tuple[float, ...]]:
+        """Metric -> median predicted distance to the full-step image, in the metric's unit."""
+        columns = zip(self.metrics, self.normalised[..., 1].T, self.scale, strict=True)
+        return {metric: tuple((column * scale).tolist()) for metric, column, scale in columns}
+
+    def high(self) -> dict[str, list[float]]:
+        """Metric -> upper quantile of shortfall / scale at each grid count."""
+        return {metric: self.normalised[:, m, 2].tolist() for m, metric in enumerate(self.metrics)}
+
+    def limiting(self) -> tuple[str, ...]:
+        """The metric that sets the upper curve at each grid count."""
+        index = limiting_metric(self.normalised[..., 2], np.ones(len(self.metrics)))
+        return tuple(self.metrics[i] for i in index.tolist())
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Fitted parts; built by study/fit.py or read by planner_file.load_planner."""
+
+    name: str
+    setting: Setting
+    grid: tuple[int, ...]
+    metrics: tuple[str, ...]
+    scale: tuple[float, ...]
+    """s_m in the metric's unit."""
+    backends: Mapping[str, str]
+    """Metric -> the backend that measured it."""
+    projection: Projection
+    networks: tuple[CurvePredictor, ...]
+    risk_table: RiskTable
+    novelty: Novelty
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target_steps(self) -> int:
+        """T: the count whose image counts as full quality."""
+        return self.grid[-1]
+
+    @property
+    def risk_range(self) -> tuple[float, float]:
+        return self.risk_table.alphas[0], self.risk_table.alphas[-1]
+
+    def features(self, tokens: Tensor, pooled: Tensor | None) -> ConditioningFeatures:
+        return self.projection(tokens, pooled)
+
+    def predict(self, tokens: Tensor, pooled: Tensor | None = None) -> Prediction:
+        """tokens: [L, D]; pooled: [P] or None. UnsupportedError for the output of another text encoder."""
+        features = self.features(tokens, pooled)
+        curves = ensemble_quantiles(self.networks, collate([features]))[0]
+        return Prediction(
+            grid=self.grid,
+            metrics=self.metrics,
+            scale=self.scale,
+            normalised=curves.double().numpy(),
+            distance=self.novelty.distance(features),
+        )
+
+    def plan(
+        self,
+        tokens: Tensor,
+        pooled: Tensor | None = None,
+        *,
+        quality: float = DEFAULT_QUALITY,
+        risk: float = DEFAULT_RISK,
+        min_steps: int = DEFAULT_MIN_STEPS,
+        max_steps: int = DEFAULT_MAX_STEPS,
+        setting: Setting | None = None,
+        nfe_of: Callable[[int], int] | None = None,
+    ) -> Plan:
+        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls.
+
+        Raises only InputError (a value out of range) and UnsupportedError (another text encoder).
+        """
+        started = time.perf_counter()
+        check_request(quality, risk, min_steps, max_steps, self.risk_range)
+        prediction = self.predict(tokens, pooled)
+        knots = self.risk_table.thresholds(risk)
+        decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
+        steps = decision.steps(quality, min_steps, max_steps)
+        return Plan(
+            steps=steps,
+            max_steps=max_steps,
+            min_steps=min_steps,
+            quality=quality,
+            risk=risk,
+            quality_predicted=decision.quality_at(steps),
+            set_by=decision.set_by(quality),
+            grid=self.grid,
+            quality_low=prediction.quality(2),
+            quality_median=prediction.quality(1),
+            quality_high=prediction.quality(0),
+            shortfall_median=prediction.shortfall_median(),
+            threshold=threshold_at(knots, quality),
+            planner=self.name,
+            setting=self.setting,
+            warnings=self._warnings(decision, prediction, quality, risk, min_steps, max_steps, setting, pooled),
+            nfe=steps if nfe_of is None else nfe_of(steps),
+            seconds=time.perf_counter() - started,
+            distance=prediction.distance,
+            decision=decision,
+        )
+
+    def _warnings(
+        self,
+        decision: Decision,
+        prediction: Prediction,
+        quality: float,
+        risk: float,
+        min_steps: int,
+        max_steps: int,
+        setting: Setting | None,
+        pooled: Tensor | None,
+    ) -> tuple[str, ...]:
+        target = self.target_steps
+        wanted = decision.steps(quality, 1, target)
+        found: list[str] = []
+        if wanted > max_steps:
+            found.append(
+                f"Quality {quality:.2f} needs {wanted} steps, but max_steps is {max_steps}: the quality may not be "
+                "reached. Raise max_steps or lower quality."
+            )
+        if max_steps > target:
+            found.append(
+                f"max_steps is {max_steps}, but this planner knows nothing beyond {target} steps, its full-step image: "
+                f"plans end at {target}."
+            )
+        if min_steps > target:
+            found.append(f"min_steps {min_steps} is above the planner's {target} steps: min_steps decides here.")
+        if not self.risk_table.enough_prompts(risk):
+            found.append(
+                f"{self.risk_table.prompts} calibration prompts cannot vouch for a risk of {risk:.0%}: all {target} "
+                "steps are planned. Raise risk, or calibrate on more prompts."
+            )
+        if not prediction.distance <= 1.0:
+            found.append(
+                f"This prompt is unlike the prompts the planner was calibrated on (distance {prediction.distance:.2f}, "
+                "1 is the edge): the risk is not vouched for."
+            )
+        if pooled is None and self.projection.pooled_mean.shape[0] > 0:
+            found.append("The conditioning has no pooled output, which the planner was calibrated with.")
+        return (*found, *(differences(self.setting, setting) if setting is not None else ()))

@@ -1,0 +1,46 @@
+"""The command line of the research tools: training and judging the shipped models, sweeps and the benchmark.
+
+The demo, the tests, a server and the start-up cost are commands of run.py, which also sets everything up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from .sweeps import commands as sweep_commands
+from .tiny_scenes_training import commands as tiny_scenes_commands
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Each command sets `run`: a function of the parsed options that returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m research", description="BudgetFusion's own tools.")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only results")
+    groups = parser.add_subparsers(required=True, metavar="GROUP")
+    tiny_scenes_commands.add_parser(groups)
+    sweep_commands.add_parser(groups)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. What the user can mend is one sentence and status 2; 130 after Ctrl+C."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    level = logging.WARNING if options.quiet else logging.INFO
+    for package in ("research", "budgetfusion_nodes"):
+        logging.getLogger(package).setLevel(level)
+    from budgetfusion_nodes.core.errors import BudgetFusionError
+
+    from .in_process_host import HostStartError
+
+    try:
+        return int(options.run(options) or 0)
+    except (BudgetFusionError, HostStartError, FileNotFoundError, ValueError) as error:
+        logging.getLogger(__name__).debug("the command failed", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was saved so far is kept", file=sys.stderr)
+        return 130

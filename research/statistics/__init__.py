@@ -1,0 +1,1 @@
+"""Allocation rules, oracles, intervals and shares of variance; numpy only."""

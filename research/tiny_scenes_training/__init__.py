@@ -1,0 +1,1 @@
+"""Scenes, renderer, training and evaluation of the models that the repository ships."""
