@@ -87,7 +87,8 @@ def fit_planner(
     networks = train_ensemble(dataset, features, scale, seed, options)
     planner = _assemble(dataset, name, scale, projection, features, networks)
     logger.info("fitted %d networks in %.0f s", len(networks), time.perf_counter() - started)
-    provenance = {"data": dict(dataset.provenance), "fit": {"seed": seed, "options": asdict(options)}}
+    prompts = {split: len(dataset.rows(split)) for split in LEAST_PROMPTS}
+    provenance = {"data": {**dataset.provenance, **prompts}, "fit": {"seed": seed, "options": asdict(options)}}
     return replace(planner, provenance=provenance)
 
 

@@ -35,7 +35,7 @@ MAX_NETWORKS = 16
 DTYPES = {"F16", "F32"}
 LARGEST = 1e30
 MAX_WHITENING = 1e12
-REMEDY = "Choose another planner, or fit this one again with 'python -m budgetfusion_nodes study train'."
+REMEDY = "Choose another planner, or fit this one again with 'python -m research study train'."
 # the largest value of each size that is accepted: a foreign file must not make us allocate
 SIZE_LIMITS = {
     "token_in": 65536,

@@ -36,5 +36,4 @@ def fit_and_report(
         seed,
     )
     report["fit"] = {"seconds": round(time.perf_counter() - started, 1), **planner.provenance["fit"]}
-    data = {**planner.provenance["data"], **report["prompts"]}
-    return replace(planner, provenance={**planner.provenance, "data": data, "held_out": report["summary"]}), report
+    return replace(planner, provenance={**planner.provenance, "held_out": report["summary"]}), report

@@ -370,7 +370,7 @@ def test_only_pictures_of_an_earlier_demo_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_demos_side_needs_neither_torch_nor_the_host() -> None:
-    code = "import sys, budgetfusion_nodes.demo.__main__; print(sorted({'torch', 'comfy', 'nodes'} & set(sys.modules)))"
+    code = "import sys, research.demo.__main__; print(sorted({'torch', 'comfy', 'nodes'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     for file in (ROOT / "research" / "demo").glob("*.py"):

@@ -16,7 +16,7 @@ from research.options import default_host
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from budgetfusion_nodes.cli import build_parser; build_parser(); "
+        "import sys; from research.cli import build_parser; build_parser(); "
         "print([m for m in ('torch', 'open_clip', 'matplotlib', 'skimage') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
