@@ -2,13 +2,13 @@
 # Trains the generators on a GPU machine without a network, judges them, and puts at most 8 files of at most 16 MiB
 # into $OUT. From the repository's root, with what pack.sh made carried along as .gpu/:
 #   research/gpu/train_flow.sh [flow|eps|both] [TOTAL]    TOTAL seconds that all may take (default 530)
-# The training gets what rendering before it leaves, less RESERVE seconds (default 130) for compiling and judging.
+# The training gets what rendering before it leaves, less RESERVE seconds (default 130, both: 180) for compiling and judging.
 # TOY=1 runs everything on the CPU in small. GPU_PACK, WORK, OUT, PYTHON, HOST and CHANGES (JSON members for the
 # settings of the training, such as '"batch": 512,') may be set.
 set -uo pipefail
 mode=${1:-flow}
 total=${2:-530}
-reserve=${RESERVE:-130}
+[ "$mode" = both ] && reserve=${RESERVE:-180} || reserve=${RESERVE:-130}
 pack=${GPU_PACK:-.gpu}
 work=${WORK:-/tmp/budgetfusion-train}
 out=${OUT:?set OUT to a folder}
