@@ -23,7 +23,7 @@ PHRASINGS = 4
 
 @dataclass(frozen=True)
 class RenderedScenes:
-    """`images` [N, H, W, 3] uint8 (64 x 64 unless told), `tokens` [N, PHRASINGS, 48] uint8, `attributes` [N, A] uint8 of 0 and 1."""
+    """`images` [N, H, W, 3], `tokens` [N, PHRASINGS, 48] and `attributes` [N, A] of 0 and 1, all uint8."""
 
     images: NDArray[np.uint8]
     tokens: NDArray[np.uint8]

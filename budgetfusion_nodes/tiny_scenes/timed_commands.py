@@ -38,7 +38,7 @@ def add_timed_train(parser: argparse.ArgumentParser) -> None:
         "--settings",
         default="{}",
         metavar="JSON",
-        help="changes to TimedSettings in tiny_scenes/timed_train.py, such as '{\"seconds\": 60}' (default: %(default)s)",
+        help="changes to TimedSettings in tiny_scenes/timed_train.py: '{\"seconds\": 60}' (default: %(default)s)",
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="FILE", help="begin with these weights (default for eps: the shipped ones)"
@@ -98,9 +98,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     """Options of `tiny-scenes split`."""
     parser.set_defaults(run=split)
     parser.add_argument("--checkpoint", type=Path, default=FLOW_CHECKPOINT, help="(default: %(default)s)")
-    parser.add_argument(
-        "--models", type=Path, required=True, metavar="FOLDER", help="the models folder of a ComfyUI"
-    )
+    parser.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="the models folder of a ComfyUI")
 
 
 def split(options: argparse.Namespace) -> int:

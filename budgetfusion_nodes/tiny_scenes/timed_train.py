@@ -129,7 +129,9 @@ class DeviceScenes:
         def chance(share: float) -> Tensor:
             return torch.rand(size, generator=generator, device=device) < share
 
-        index = torch.where(chance(settings.lone_share), self.lone[integers(len(self.lone))], integers(len(self.images)))
+        index = torch.where(
+            chance(settings.lone_share), self.lone[integers(len(self.lone))], integers(len(self.images))
+        )
         tokens = self.tokens[index, integers(self.tokens.shape[1])].long()
         tokens = torch.where(chance(settings.caption_dropout)[:, None], self.empty, tokens)
         return self.images[index].float().div(127.5).sub(1), tokens
@@ -141,7 +143,9 @@ def prepare_data(folder: Path, settings: TimedSettings, workers: int) -> dict[in
     if settings.large_every:
         counts[128] = settings.large_scenes
     return {
-        size: rendered_scenes(folder / f"scenes-{size}-{count}-{settings.seed}", count, settings.seed, workers, 500, size)
+        size: rendered_scenes(
+            folder / f"scenes-{size}-{count}-{settings.seed}", count, settings.seed, workers, 500, size
+        )
         for size, count in counts.items()
     }
 

@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 tar -C "$host/" -cf - --exclude=__pycache__ --anchored --exclude=./tests --exclude=./tests-unit --exclude=./models \
-    --exclude=./.github --exclude=./.ci --exclude=./blueprints --exclude=./openapi.yaml . | xz -6 > "$out/host.tar.xz"
+    --exclude=./.github --exclude=./.ci --exclude=./blueprints --exclude=./openapi.yaml . | gzip -9 > "$out/host.tar.gz"
 
 pin() { "$python" -c "import importlib.metadata as m; print('$1==' + m.version('$1'))"; }
 for name in comfy-kitchen comfy-aimdo torchsde trampoline pydantic pydantic-core annotated-types typing-inspection SQLAlchemy \
@@ -30,5 +30,5 @@ rm -f "$work"/site/comfy_kitchen/backends/*/_C*.so
 # av is imported by the host's video types and used by none of our graphs
 mkdir -p "$work/site/av"
 cp "$root/research/gpu/av_stub.py" "$work/site/av/__init__.py"
-tar -C "$work/site" -cf - . | xz -6 > "$out/site.tar.xz"
+tar -C "$work/site" -cf - . | gzip -9 > "$out/site.tar.gz"
 ls -l "$out"

@@ -21,9 +21,9 @@ say() { echo "[$((SECONDS - began)) s] $*"; }
 
 host=${HOST:-$work/host}
 if [ ! -f "$host/nodes.py" ]; then
-    mkdir -p "$work/host" && tar -C "$work/host" -xJf "$pack/host.tar.xz" || exit 1
+    mkdir -p "$work/host" && tar -C "$work/host" -xzf "$pack/host.tar.gz" || exit 1
 fi
-[ -d "$work/site" ] || { mkdir -p "$work/site" && tar -C "$work/site" -xJf "$pack/site.tar.xz" || exit 1; }
+[ -d "$work/site" ] || { mkdir -p "$work/site" && tar -C "$work/site" -xzf "$pack/site.tar.gz" || exit 1; }
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 BUDGETFUSION_RUN_DIR=$work/run
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 device=cuda

@@ -1,4 +1,4 @@
-"""Tiny Scenes Flow in the genuine host: one checkpoint or split files, fp8, LoRA, shift, sizes; and it is what is trained."""
+"""Tiny Scenes Flow in the genuine host is what is trained: one file or split files, fp8, LoRA, shift, sizes."""
 
 from __future__ import annotations
 
@@ -147,16 +147,13 @@ def test_lora_patches_the_blocks(whole: Any, session: Any) -> None:
     folder = session.base_dir / "models" / "loras"
     folder.mkdir(exist_ok=True)
     save_file(lora, folder / "flow_lora.safetensors")
-    (patched,) = sys.modules["nodes"].LoraLoaderModelOnly().load_lora_model_only(
-        whole[0], "flow_lora.safetensors", 1.0
-    )
+    (patched,) = sys.modules["nodes"].LoraLoaderModelOnly().load_lora_model_only(whole[0], "flow_lora.safetensors", 1.0)
     assert list(patched.patches) == [f"{target}.weight"]
     assert not torch.equal(render((patched, *whole[1:])), render(whole))
     assert torch.equal(render(whole), render(whole))
 
 
 def test_saved_checkpoint_loads_again(whole: Any, session: Any) -> None:
-    sys.modules["nodes"]  # the host's node is in its extras
     from comfy_extras.nodes_model_merging import save_checkpoint  # pyright: ignore[reportMissingImports]
 
     model, clip, vae = whole
