@@ -14,7 +14,7 @@ class HaarPsiBackend:
 
     name = "haarpsi"
     min_side = 16
-    bytes_per_pixel = 400
+    bytes_per_pixel = 150
 
     def __init__(self) -> None:
         require_package("piq", "haarpsi")

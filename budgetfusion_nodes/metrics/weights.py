@@ -22,13 +22,13 @@ def has_package(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def require_package(package: str, backend: str, options: str = "") -> None:
-    """BackendMissingError that names the distribution, and pip's options where it needs some."""
+def require_package(package: str, backend: str) -> None:
+    """BackendMissingError that names the distribution."""
     if not has_package(package):
         distribution = _DISTRIBUTIONS.get(package, package)
         raise BackendMissingError(
             f"{backend}: the Python package {distribution} is not installed. Install it with pip install "
-            f"{options}{distribution}, or choose another backend."
+            f"{distribution}, or choose another backend."
         )
 
 
@@ -64,5 +64,5 @@ def parameters_digest(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach()
         digest.update(f"{name} {list(tensor.shape)}".encode())
         plain = tensor.to(torch.float16) if tensor.is_floating_point() else tensor
-        digest.update(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:DIGITS]

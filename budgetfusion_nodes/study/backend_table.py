@@ -191,7 +191,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="backend_table", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="backend_table", description="What each D-SIM backend sees, as Markdown.")
     parser.add_argument("--backends", nargs="+", default=NAMES, metavar="NAME", help="default: %(default)s")
     found = []
     for name in parser.parse_args(arguments).backends:

@@ -329,10 +329,10 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("haarpsi", "piq"), ("lpips", "lpips"), ("dreamsim", "dreamsim"), ("st_lpips", "--no-deps stlpips-pytorch")],
+    [("haarpsi", "piq"), ("lpips", "lpips"), ("dreamsim", "dreamsim"), ("st_lpips", "stlpips-pytorch")],
 )
 def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = {"--no-deps stlpips-pytorch": "stlpips_pytorch"}.get(package, package)
+    module = {"stlpips-pytorch": "stlpips_pytorch"}.get(package, package)
     hide_packages(monkeypatch, lambda p: p == module)
     assert name not in backends.available_d_sim_backends()
     with pytest.raises(BackendMissingError, match=f"pip install {package}"):
