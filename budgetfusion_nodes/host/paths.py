@@ -20,6 +20,9 @@ PLANNER_FOLDER = "budgetfusion"
 """The name of the artist's own planner folder inside the host's models folder; its key in extra_model_paths.yaml."""
 
 
+ENCODER_FOLDERS = ("clip_vision", "text_encoders", PLANNER_FOLDER)
+
+
 def register_folders() -> None:
     """Tells the host about the shipped checkpoint and about planner files. Safe to call twice."""
     folder_paths = importlib.import_module("folder_paths")
@@ -37,6 +40,15 @@ def planner_folders() -> tuple[Path, ...]:
     if host is None or PLANNER_FOLDER not in host.folder_names_and_paths:
         return (PLANNERS,)
     return tuple(Path(folder) for folder in host.get_folder_paths(PLANNER_FOLDER))
+
+
+def encoder_folders() -> tuple[Path, ...]:
+    """Where the open_clip checkpoint that a planner names may lie: the host's folders of such models, then our own."""
+    host = _folder_paths()
+    if host is None:
+        return ()
+    known = [name for name in ENCODER_FOLDERS if name in host.folder_names_and_paths]
+    return tuple(Path(folder) for name in known for folder in host.get_folder_paths(name))
 
 
 def list_planners() -> tuple[str, ...]:

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
+from ..core.messages import Message, message
 from ..core.plan import Plan
+from ..host.measuring import render_device
+from ..host.paths import encoder_folders
 from ..metrics.images import to_bchw
-from ..metrics.measure import Backends, measure
+from ..metrics.matching import differences, matching_backends
+from ..metrics.measure import measure
+from ..predictor.planner import Planner
 from .service import planner_of
 
 
@@ -34,7 +39,7 @@ class Probe:
     backends: Mapping[str, str]
     """Metric -> what measured it."""
     reference: str
-    notes: tuple[str, ...]
+    notes: tuple[Message, ...]
 
     def first(self) -> tuple[float, float, float]:
         """l_snr, d_sim, i_clip of the first image."""
@@ -49,7 +54,7 @@ class Probe:
             "quality": None if self.quality is None else list(self.quality),
             "backends": dict(self.backends),
             "reference": self.reference,
-            "notes": list(self.notes),
+            "notes": [note.to_dict() for note in self.notes],
         }
 
     def to_json(self) -> str:
@@ -66,8 +71,8 @@ class Probe:
             head += "  quality"
             rows = [f"{row}  {value:>7.3f}" for row, value in zip(rows, self.quality, strict=True)]
         used = ", ".join(f"{metric}: {self.backends[metric]}" for metric in METRICS)
-        lines = [head, *rows, f"Distances from {self.reference}; 0 is equal. Measured with {used}.", *self.notes]
-        return "\n".join(lines)
+        lines = [head, *rows, f"Distances from {self.reference}; 0 is equal. Measured with {used}."]
+        return "\n".join((*lines, *(note.text() for note in self.notes)))
 
 
 def probe(
@@ -79,11 +84,14 @@ def probe(
     if reference is None and count < 2:
         raise InputError("images holds one image and reference is not connected. Connect Step Sweep, or a reference.")
     steps = _steps(step_counts, count)
-    backends, absent = _backends(d_sim, clip_vision, plan)
-    measured = measure(images, images[-1:] if reference is None else reference, backends)
+    planner, notes = _planner(plan)
+    wanted = {} if planner is None else {metric: planner.backends[metric] for metric in planner.metrics}
+    backends = matching_backends(wanted, d_sim, clip_vision, encoder_folders())
+    with render_device(backends, *to_bchw(images[:1]).shape[2:]) as device:
+        measured = measure(images, images[-1:] if reference is None else reference, backends, device=device)
     distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
-    found, notes = _measured_quality(distances, backends.names(), plan)
-    notes = (*notes, *absent)
+    other = differences(wanted, backends.names(), d_sim, clip_vision)
+    found = None if planner is None or other else _quality(distances, planner)
     result = Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
@@ -91,26 +99,28 @@ def probe(
         quality=found,
         backends=backends.names(),
         reference="the last image" if reference is None else "the reference",
-        notes=notes,
+        notes=(*notes, *other),
     )
     error = None if plan is None else prediction_error(result, plan)
     if error is None:
         return result
-    return replace(result, notes=(*notes, f"The plan's predicted quality is off by {error:.3f} on average."))
+    return replace(result, notes=(*result.notes, message("prediction_error", error=f"{error:.3f}")))
 
 
-def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends, tuple[str, ...]]:
-    """With d_sim "auto" the plan's own, so that its quality can be told. Where that is not there, what is, and why."""
-    if d_sim != "auto" or plan is None:
-        return Backends.from_values(d_sim, "auto", clip_vision), ()
+def _planner(plan: Plan | None) -> tuple[Planner | None, tuple[Message, ...]]:
+    """The planner of the plan, or why there is none."""
+    if plan is None:
+        return None, ()
     try:
-        own = planner_of(plan).backends.get("d_sim", "auto")
-    except BudgetFusionError:  # `_measured_quality` says so
-        return Backends.from_values("auto", "auto", clip_vision), ()
-    try:
-        return Backends.from_values(own, "auto", clip_vision), ()
+        return planner_of(plan), ()
     except BudgetFusionError as error:
-        return Backends.from_values("auto", "auto", clip_vision), (str(error),)
+        return None, (message("no_quality", reason=str(error)),)
+
+
+def _quality(distances: Mapping[str, tuple[float, ...]], planner: Planner) -> tuple[float, ...]:
+    """Q of each image on the planner's scale."""
+    shortfall = np.stack([distances[metric] for metric in planner.metrics], axis=-1)
+    return tuple(quality(shortfall, planner.scale).tolist())
 
 
 def prediction_error(result: Probe, plan: Plan) -> float | None:
@@ -136,21 +146,3 @@ def _steps(text: str, count: int) -> tuple[int, ...]:
             "Sweep, or leave step_counts empty."
         )
     return steps
-
-
-def _measured_quality(
-    distances: Mapping[str, tuple[float, ...]], backends: Mapping[str, str], plan: Plan | None
-) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
-    """Q of each image on the scale of the plan's planner, if that was calibrated with the same backends."""
-    if plan is None:
-        return None, ()
-    try:
-        planner = planner_of(plan)
-    except BudgetFusionError as error:
-        return None, (f"No quality: {error}",)
-    other = [m for m in planner.metrics if planner.backends.get(m) != backends[m]]
-    if other:
-        wanted = ", ".join(f"{m} with {planner.backends.get(m)}" for m in other)
-        return None, (f"No quality: the planner was calibrated on {wanted}. Choose the same here.",)
-    shortfall = np.stack([distances[metric] for metric in planner.metrics], axis=-1)
-    return tuple(quality(shortfall, planner.scale).tolist()), ()

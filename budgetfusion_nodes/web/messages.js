@@ -137,7 +137,6 @@ export const EN = {
   host_lora: "The model carries a LoRA or merge ({n} patched weights) that was not there at calibration.",
   host_max_too_low:
     "Quality {quality} needs {n} steps, but max_steps is {max}: the quality may not be reached. Raise max_steps or lower quality.",
-  host_prediction_error: "The plan's predicted quality is off by {error} on average.",
   host_beyond_target:
     "max_steps is {max}, but this planner knows nothing beyond {target} steps, its full-step image: plans end at {again}.",
   host_min_decides: "min_steps {min} is above the planner's {target} steps: min_steps decides here.",
@@ -150,6 +149,23 @@ export const EN = {
   host_mask: "{input} has a mask: the plan treats its text as if it filled the image.",
   host_range: "{input} is limited to a range of the sampling: the plan treats it as if it applied all along.",
   host_controlnet: "{input} carries a ControlNet, which was not there at calibration.",
+
+  said_prediction_error: "The plan's predicted quality is off by {error} on average.",
+  said_no_quality: "No quality: {reason}",
+  said_backend_version:
+    "No quality: the planner was calibrated with {wanted}, and this version measures with {there}. Calibrate again.",
+  said_backend_chosen:
+    "No quality: the planner was calibrated on D-SIM with {wanted}, and d_sim_backend here is {there}. Set d_sim_backend to auto.",
+  said_backend_absent:
+    "No quality: the planner was calibrated on D-SIM with {wanted}, which is not here; measured with {there}. Install {package} with these very weights.",
+  said_backend_clip_vision:
+    "No quality: the planner was calibrated on I-CLIP with {wanted}; measured with {there}. Connect that CLIP Vision model to clip_vision.",
+  said_backend_unread:
+    "No quality: the planner was calibrated on I-CLIP with {wanted}, and the weights of the connected CLIP Vision model ({there}) cannot be read, so it cannot be told whether it is the same. Use Load CLIP Vision.",
+  said_backend_disconnect:
+    "No quality: the planner was calibrated on I-CLIP with {wanted}; measured with the connected {there}. Leave clip_vision unconnected.",
+  said_backend_file:
+    "No quality: the planner was calibrated on I-CLIP with {wanted}, which is not here; measured with {there}. Put the file {file} whose SHA-256 begins with {digest} into models/clip_vision.",
 };
 
 let shown = EN;
@@ -186,6 +202,14 @@ export function fromHost(text) {
     if (found) return t(key, found.groups);
   }
   return text;
+}
+
+/**
+ * A note of the host: a code and its values, or a sentence in English.
+ * @param {string | {code: string, values: Record<string, string | number>}} note
+ */
+export function said(note) {
+  return typeof note === "string" ? fromHost(note) : t(`said_${note.code}`, note.values);
 }
 
 /** @param {string} message */

@@ -4,7 +4,7 @@
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
 
-import { fromHost, t } from "./messages.js";
+import { said, t } from "./messages.js";
 import {
   METRICS, VIEWS, chartLayout, forecast, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
   receiptRows,
@@ -364,7 +364,7 @@ export class PlanPanel {
     this.fill(this.tail, [this.shown, this.index, this.view, options.band], () => [
       ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
-      ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", fromHost(text))), measuredWith(probe)] : []),
+      ...(probe ? [numbers(probe), ...probe.notes.map((note) => element("p", "bf-note", said(note))), measuredWith(probe)] : []),
     ]);
   }
 }

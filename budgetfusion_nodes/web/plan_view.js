@@ -23,7 +23,7 @@ import { count, fromHost, t } from "./messages.js";
  *   images?: number, watt_hours?: number | null, fallback?: string | null}} Receipt
  *
  * @typedef {{steps: number[], counted: boolean, quality: number[] | null, backends: Record<string, string>,
- *   reference: string, notes: string[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
+ *   reference: string, notes: {code: string, values: Record<string, string | number>}[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
  *
  * @typedef {{quality: number, minSteps: number, maxSteps: number, risk: number}} Controls
  * Where the sliders stand now; they may have moved since the plan was made.
