@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.messages import english_words
-from budgetfusion_nodes.core.planner_file import load_planner
+from budgetfusion_nodes.predictor.planner_file import load_planner
 from budgetfusion_nodes.metrics import backends as backends_module
 from budgetfusion_nodes.metrics.backends import load_d_sim
 from budgetfusion_nodes.metrics.encoders import HostClipVisionEncoder
