@@ -16,6 +16,7 @@ import numpy as np
 
 from .curves import all_counts, interpolate_log_n
 from .errors import InputError
+from .schedule import STOCK
 from .setting import Setting
 
 QUALITY_RANGE = (0.50, 0.99)
@@ -24,6 +25,9 @@ DEFAULT_QUALITY = 0.90
 DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
 DEFAULT_MAX_STEPS = 50
+
+LATER_FIELDS = ("schedule", "prefix_steps")
+"""Of a Plan; plans of before lack them."""
 
 METRIC_WORDS = {
     "l_snr": "fine detail against noise (L-SNR)",
@@ -164,6 +168,10 @@ class Plan:
     """Denoiser evaluations of `steps`; the node corrects it for samplers with more than one a step."""
     seconds: float = 0.0
     """Planning time."""
+    schedule: str = STOCK
+    """What the render runs along: `NestedSchedule.to_text`, or "stock"."""
+    prefix_steps: int = 0
+    """Steps that every count shares; 0 with the stock schedule."""
     distance: float | None = None
     """Distance from the prompts the planner was made with; above 1 it is unlike them."""
     decision: Decision | None = None
@@ -205,7 +213,8 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Reads `to_dict`; InputError if a field is missing."""
-        values = {f.name: _frozen(_field(data, f.name, "plan")) for f in fields(cls)}
+        known = [f.name for f in fields(cls) if f.name in data or f.name not in LATER_FIELDS]
+        values = {name: _frozen(_field(data, name, "plan")) for name in known}
         if values["setting"] is not None:
             values["setting"] = Setting.from_dict(values["setting"])
         if values["decision"] is not None:

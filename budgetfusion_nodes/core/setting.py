@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import InputError
+from .schedule import STOCK, NestedSchedule
 
 LARGEST = 1e9  # beyond any cfg or denoise; NaN is not below it
 CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same number is the same
@@ -30,6 +31,8 @@ class Setting:
     precision: str = ""
     """Of the denoiser's arithmetic: fp32, fp16, bf16. Its rounding differs from one step count to the next, so it is
     part of every distance. Empty where nobody knows it (it is then not compared)."""
+    schedule: str = STOCK
+    """`NestedSchedule.to_text`, or "stock"."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,6 +50,7 @@ class Setting:
             denoise=_number(data, "denoise") if "denoise" in data else 1.0,
             model_name=_text(data, "model_name") if "model_name" in data else "",
             precision=_text(data, "precision") if "precision" in data else "",
+            schedule=_schedule(data),
         )
 
     def describe(self) -> str:
@@ -74,6 +78,7 @@ def differences(planned: Setting, actual: Setting) -> tuple[str, ...]:
     for label, was, now in (
         ("sampler", planned.sampler_name, actual.sampler_name),
         ("scheduler", planned.scheduler, actual.scheduler),
+        ("schedule", planned.schedule, actual.schedule),
     ):
         if was != now:
             found.append(f"The planner was calibrated for {label} {was}, this render uses {now}.")
@@ -117,6 +122,12 @@ def _number(data: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
         raise InputError(f"setting: {key} must be a finite number, got {value!r}.")
     return float(value)
+
+
+def _schedule(data: Mapping[str, Any]) -> str:
+    text = _text(data, "schedule") if "schedule" in data else STOCK
+    NestedSchedule.from_text(text)  # InputError where nobody could render along it
+    return text
 
 
 def _pixels(data: Mapping[str, Any], key: str) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, UnsupportedError
 from .energy import watt_hours
+from .prefix_cache import run_key, with_replay
 
 # Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
@@ -50,8 +51,12 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 )
 """Deterministic samplers: more steps approach one image, so a step count has a quality. Value: cost of a step."""
 
+EVALUATIONS: Mapping[str, int] = MappingProxyType({ONE: 1, TWO_LESS_ONE: 2, THREE_LESS_THREE: 3})
+"""Of a step that is not among the last ones."""
+
 CLOCK = "budgetfusion_clock"
 PROGRESS = "budgetfusion_progress"
+SIGMAS = "budgetfusion_sigmas"
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,17 @@ class Render:
     """Of the sampling loop alone: without loading the model, encoding or decoding."""
     watt_hours: float | None = None
     """What the GPU took for it, other programs on it included; None where it does not tell."""
+    evaluations: int = 0
+    """Of the denoiser that `steps` steps need."""
+    replayed: int = 0
+    """Of these, taken from the draft: an earlier run with the same beginning."""
 
     @property
     def seconds_per_step(self) -> float:
-        return self.seconds / self.steps if self.steps else 0.0
+        """Of the steps that were computed; 0 where none was."""
+        if self.evaluations <= self.replayed:
+            return 0.0 if self.replayed or not self.steps else self.seconds / self.steps
+        return self.seconds / (self.steps * (1.0 - self.replayed / self.evaluations))
 
 
 def check_sampler(sampler_name: str) -> None:
@@ -89,6 +101,13 @@ def check_sampler(sampler_name: str) -> None:
 def nfe(sampler_name: str, steps: int) -> int:
     """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in SUPPORTED."""
     return _COST[SUPPORTED.get(sampler_name, ONE)](steps)
+
+
+def shared_evaluations(sampler_name: str, prefix_steps: int) -> int:
+    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one. 0 for a
+    sampler that is not in SUPPORTED."""
+    cost = SUPPORTED.get(sampler_name)
+    return 0 if cost is None else EVALUATIONS[cost] * prefix_steps + 1
 
 
 def get_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
@@ -138,23 +157,37 @@ def render(
     negative: Any,
     latent_image: Mapping[str, Any],
     denoise: float = 1.0,
+    *,
+    sigmas: Tensor | None = None,
+    prefix_steps: int = 0,
 ) -> Render:
-    """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node."""
+    """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node.
+
+    sigmas: [steps + 1], to run in place of the scheduler's; everything else stays the host's. prefix_steps: how many
+    steps other counts share; their evaluations and the next one are kept, and replayed where an earlier run with the
+    same beginning kept them.
+    """
     check_latent(latent_image)
     laps: list[Lap] = []
-    clocked = model.clone()
+    key = run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
+    clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps))
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
+    if sigmas is not None:
+        clocked.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, SIGMAS, _along(sigmas))
     common_ksampler = importlib.import_module("nodes").common_ksampler
     (latent,) = common_ksampler(
         clocked, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
     )
     # no lap at denoise 0, where the host samples nothing
     used = [lap.watt_hours for lap in laps if lap.watt_hours is not None]
+    done = sum(lap.steps for lap in laps)
     return Render(
         latent=latent,
-        steps=sum(lap.steps for lap in laps),
+        steps=done,
         seconds=sum(lap.seconds for lap in laps),
         watt_hours=sum(used) if used and len(used) == len(laps) else None,
+        evaluations=nfe(sampler_name, done),
+        replayed=0 if replay is None else replay.replayed,
     )
 
 
@@ -215,6 +248,15 @@ def _clock(laps: list[Lap]) -> Callable[..., Any]:
         return out
 
     return timed
+
+
+def _along(sigmas: Tensor) -> Callable[..., Any]:
+    """Wraps the host's outer_sample(noise, latent_image, sampler, sigmas, ...): other sigmas go in."""
+
+    def along(executor: Any, noise: Any, latent: Any, sampler: Any, own: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return executor(noise, latent, sampler, sigmas.to(own.device), *args, **kwargs)
+
+    return along
 
 
 def _report(model: Any, bar: Any, done: int, total: int) -> Callable[..., Any]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.schedule import STOCK
 from ..host.sampling import check_latent, nfe, render
 from ..planning.receipt import make_receipt
-from ..planning.service import Request, obey, plan_render
+from ..planning.service import AUTO, Request, obey, plan_render, plan_sigmas
 from . import schema as s
 
 
@@ -59,6 +60,7 @@ class AdaptiveKSampler(io.ComfyNode):
                 s.min_steps_input(),
                 s.risk_input(),
                 s.planner_input(),
+                s.schedule_input(),
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
@@ -91,16 +93,28 @@ class AdaptiveKSampler(io.ComfyNode):
         risk: float,
         planner: str,
         plan: Any = None,
+        schedule: str = AUTO,
     ) -> io.NodeOutput:
         check_latent(latent_image)
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise)
+        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise, schedule)
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None
             else obey(plan, model, request, latent_image)
         )
         done = render(
-            model, seed, decided.steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
+            model,
+            seed,
+            decided.steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            positive,
+            negative,
+            latent_image,
+            denoise,
+            sigmas=None if decided.schedule == STOCK else plan_sigmas(decided, model, request),
+            prefix_steps=decided.prefix_steps,
         )
         receipt = make_receipt(decided, done, nfe(sampler_name, done.steps))
         text = f"{decided.summary()}\n{receipt.text()}"

@@ -6,8 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.sampling import get_sigmas
-from ..planning.service import Request, plan_render
+from ..planning.service import AUTO, Request, plan_render, plan_sigmas
 from . import schema as s
 
 
@@ -47,13 +46,14 @@ class BudgetPlanner(io.ComfyNode):
                 s.max_steps_input(advanced=True),
                 s.risk_input(),
                 s.planner_input(),
+                s.schedule_input(),
             ],
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
                 ),
                 io.Int.Output("steps", tooltip="The planned number of steps, for any sampler node."),
-                io.Sigmas.Output("sigmas", tooltip="The noise levels that KSampler would use with these steps."),
+                io.Sigmas.Output("sigmas", tooltip="The noise levels of these steps, for a custom sampler."),
             ],
         )
 
@@ -77,8 +77,9 @@ class BudgetPlanner(io.ComfyNode):
         risk: float,
         planner: str,
         latent_image: Any = None,
+        schedule: str = AUTO,
     ) -> io.NodeOutput:
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner)
+        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, schedule=schedule)
         plan = plan_render(model, positive, request, latent_image)
-        sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps)
+        sigmas = plan_sigmas(plan, model, request)
         return io.NodeOutput(plan, plan.steps, sigmas, ui={"text": [plan.summary()], "budget_plan": [plan.to_dict()]})

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
+from ..core.schedule import NESTED, STOCK
 from ..host.paths import list_planners
 from ..planning.service import AUTO
 
@@ -152,6 +153,19 @@ def risk_input() -> io.Input:
         round=0.001,
         advanced=True,
         tooltip="The share of new prompts that may end below the wanted quality. Lower takes more steps.",
+    )
+
+
+def schedule_input() -> io.Input:
+    return known(
+        io.Combo.Input,
+        "schedule",
+        options=[AUTO, NESTED, STOCK],
+        default=AUTO,
+        optional=True,
+        tooltip="nested: every step count begins with the same steps, so that the quality slider refines one picture "
+        "instead of changing it. auto: nested where the planner was calibrated for it. stock: the scheduler's own "
+        "steps, as KSampler has them.",
     )
 
 

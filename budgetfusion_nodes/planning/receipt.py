@@ -38,6 +38,10 @@ class Receipt:
     """Pictures of the batch."""
     watt_hours: float | None = None
     """Of the GPU during the sampling loop; None where it does not tell."""
+    prefix_steps: int = 0
+    """Of `steps`, those that every count shares; 0 with the stock schedule."""
+    replayed: int = 0
+    """Of `nfe`, taken from the draft."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "warnings": list(self.warnings)}
@@ -49,7 +53,9 @@ class Receipt:
         compared = [self._against(count) for count in others] if self.steps else []
         return "\n".join(
             [
+                *([f"{self.prefix_steps} + {self.steps - self.prefix_steps} steps."] if self.prefix_steps else []),
                 f"Sampled in {self.seconds:.2f} s ({per_step}, {self.nfe} model evaluations).",
+                *([f"{self.replayed} of them were taken from the draft."] if self.replayed else []),
                 *([f"{', '.join(compared)}."] if compared else []),
                 *([] if self.watt_hours is None else [f"{self.watt_hours:.3g} Wh."]),
             ]
@@ -80,6 +86,8 @@ def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
         warnings=plan.warnings,
         images=_images(render.latent.get("samples")),
         watt_hours=render.watt_hours,
+        prefix_steps=min(plan.prefix_steps, render.steps),
+        replayed=render.replayed,
     )
 
 

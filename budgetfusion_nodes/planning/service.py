@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
+from ..core.messages import message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting, differences
 from ..host.conditioning import extract_all
 from ..host.identity import model_fingerprint, model_notes, model_precision
 from ..host.paths import find_planner, list_planners, read_planner
-from ..host.sampling import check_sampler, nfe, pixel_size
+from ..host.sampling import check_sampler, get_sigmas, nfe, pixel_size
+from ..host.schedule import nested_sigmas
 from ..predictor.planner import Planner
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,8 @@ class Request:
     risk: float = DEFAULT_RISK
     planner: str = AUTO
     denoise: float = 1.0
+    schedule: str = AUTO
+    """auto: nested where the planner has it; nested: the same, and say so where it has not; stock."""
 
     def fallback(self, reason: str, warnings: tuple[str, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -74,7 +81,9 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
         return request.fallback(_unforeseen(error))
     try:
         check_sampler(request.sampler_name)
-        found = _checked_differences(known, render_setting(model, request, latent_image))
+        known = _nested_or_stock(known, known.schedule, model, request)
+        setting = replace(render_setting(model, request, latent_image), schedule=known.schedule)
+        found = _checked_differences(known, setting)
         found += () if known.fallback else model_notes(model)  # a LoRA may lie between the planner and this node
     except BudgetFusionError as error:
         return _all_steps(known, request, str(error))
@@ -100,7 +109,35 @@ def _all_steps(plan: Plan, request: Request, reason: str) -> Plan:
     """The plan, overruled: its curves stay on show, its count does not."""
     steps = plan.max_steps
     cost = nfe(request.sampler_name, steps)
-    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
+    stock = replace(plan, schedule=STOCK, prefix_steps=0)
+    return replace(stock, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
+
+
+def _nested_or_stock(plan: Plan, schedule: str, model: Any, request: Request) -> Plan:
+    """`plan` along `schedule`; along the stock one, and saying why, where that cannot be rendered here."""
+    stock = replace(plan, schedule=STOCK, prefix_steps=0)
+    if schedule == STOCK or plan.fallback is not None:
+        return stock
+    try:
+        nested = NestedSchedule.from_text(schedule)
+        if nested is None:
+            return stock
+        if plan.max_steps <= nested.prefix_steps:
+            said = message("schedule_no_room", max=plan.max_steps, prefix=nested.prefix_steps)
+            return replace(stock, warnings=(*plan.warnings, said.text()))
+        nested_sigmas(model, request.sampler_name, request.scheduler, nested, plan.max_steps, request.denoise)
+    except BudgetFusionError as error:
+        return replace(stock, warnings=(*plan.warnings, str(error)))
+    return replace(plan, schedule=schedule, prefix_steps=nested.prefix_steps)
+
+
+def plan_sigmas(plan: Plan, model: Any, request: Request) -> Tensor:
+    """[steps + 1] of the plan's schedule, on the CPU."""
+    nested = NestedSchedule.from_text(plan.schedule)
+    sampler, scheduler = request.sampler_name, request.scheduler
+    if nested is None:
+        return get_sigmas(model, sampler, scheduler, plan.steps, request.denoise)
+    return nested_sigmas(model, sampler, scheduler, nested, plan.steps, request.denoise)
 
 
 def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Setting:
@@ -123,7 +160,11 @@ def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any]
 def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None) -> Plan:
     check_sampler(request.sampler_name)
     setting = render_setting(model, request, latent_image)
-    planner, notes = choose_planner(request.planner, setting)
+    planner, notes = choose_planner(request.planner, setting, request.schedule)
+    calibrated = planner.setting.schedule
+    setting = replace(setting, schedule=STOCK if request.schedule == STOCK else calibrated)
+    if request.schedule == NESTED and calibrated == STOCK:
+        notes = (*notes, message("schedule_not_calibrated", planner=planner.name).text())
     prompts, prompt_notes = extract_all(positive)
     plans = [
         planner.plan(
@@ -139,22 +180,24 @@ def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str
         for prompt in prompts
     ]
     slowest = max(plans, key=lambda plan: plan.steps)
-    return replace(slowest, warnings=(*slowest.warnings, *model_notes(model), *prompt_notes, *notes))
+    slowest = replace(slowest, warnings=(*slowest.warnings, *model_notes(model), *prompt_notes, *notes))
+    return _nested_or_stock(slowest, setting.schedule, model, request)
 
 
-def choose_planner(name: str, setting: Setting) -> tuple[Planner, tuple[str, ...]]:
+def choose_planner(name: str, setting: Setting, schedule: str = AUTO) -> tuple[Planner, tuple[str, ...]]:
     """The named planner, or with `auto` the one whose calibration is nearest to `setting`; and notes for the artist.
+    schedule: of the Request; with `auto` and `nested` a nested planner comes before a stock one, else after it.
 
     UnsupportedError if it was calibrated for another model or sampler: its curves would say nothing about this render.
     """
     if name == AUTO:
-        return _automatic(setting)
+        return _automatic(setting, schedule)
     planner = read_planner(find_planner(name))
     _check_serves(planner.name, planner.setting, setting)
     return planner, ()
 
 
-def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
+def _automatic(setting: Setting, schedule: str) -> tuple[Planner, tuple[str, ...]]:
     planners, notes = _readable_planners()
     own = [planner for planner in planners if planner.setting.model == setting.model]
     if not own:
@@ -165,7 +208,12 @@ def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
             + "".join(f" {note}" for note in notes)
         )
     nearest = min(
-        own, key=lambda p: (p.setting.sampler_name != setting.sampler_name, len(differences(p.setting, setting)))
+        own,
+        key=lambda p: (
+            p.setting.sampler_name != setting.sampler_name,
+            (p.setting.schedule == STOCK) != (schedule == STOCK),
+            len(differences(replace(p.setting, schedule=setting.schedule), setting)),
+        ),
     )
     _check_serves(nearest.name, nearest.setting, setting)
     return nearest, notes
