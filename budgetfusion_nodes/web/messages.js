@@ -65,9 +65,12 @@ export const EN = {
   row_planner: "Planner",
   row_made_for: "Made for",
   row_energy: "Energy",
+  row_draft: "From the draft",
   nothing_to_sample: "nothing to sample",
   time_row: "{time}, {each} a step, {calls}",
   against_row: "{time} ({steps} instead of {usual})",
+  draft_row: "{n} of {calls}",
+  nested_steps: "{prefix} + {tail} steps",
   energy_row: "{energy}, about {saved} saved against {max}",
 
   axis_steps: "steps",
@@ -86,6 +89,7 @@ export const EN = {
   value_db: "{value} dB away",
   value_away: "{value} away",
 
+  commit_mark: "Up to here every count is the same: {prefix} steps",
   legend_predicted: "predicted",
   legend_distance: "predicted distance; up is nearer",
   legend_band: "likely range",

@@ -17,10 +17,13 @@ import { count, fromHost, t } from "./messages.js";
  * @typedef {{steps: number, max_steps: number, min_steps: number, quality: number, risk: number,
  *   quality_predicted: number | null, set_by: string | null, grid: number[], quality_low: number[],
  *   quality_high: number[], shortfall_median: Record<string, number[]> | null, planner: string,
- *   setting: Setting | null, fallback: string | null, warnings: string[], decision: Decision | null}} Plan
+ *   setting: Setting | null, fallback: string | null, warnings: string[], decision: Decision | null,
+ *   prefix_steps?: number}} Plan
+ * `prefix_steps`: those that every count shares, down to the commit point; 0 with the stock schedule.
  *
  * @typedef {{steps: number, max_steps: number, nfe: number, seconds: number, seconds_per_step: number,
- *   images?: number, watt_hours?: number | null, fallback?: string | null}} Receipt
+ *   images?: number, watt_hours?: number | null, fallback?: string | null, prefix_steps?: number,
+ *   replayed?: number}} Receipt
  *
  * @typedef {{steps: number[], counted: boolean, quality: number[] | null, backends: Record<string, string>,
  *   reference: string, notes: string[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
@@ -325,7 +328,7 @@ export function receiptRows(receipt, plan) {
   const calls = count(receipt.nfe, "calls");
   /** @type {[string, string][]} */
   const rows = [
-    [t("row_steps"), t("headline", { steps, max, saved: fewer(steps, max) })],
+    [t("row_steps"), stepsText(receipt)],
     [t("row_time"), t("time_row", { time: duration(seconds), each: duration(each), calls })],
     [t("row_against", { n: max }), difference(each * (max - steps))],
     ...COMMON_COUNTS.filter((usual) => usual !== max).map(
@@ -337,6 +340,7 @@ export function receiptRows(receipt, plan) {
       },
     ),
   ];
+  if (receipt.replayed) rows.push([t("row_draft"), t("draft_row", { n: receipt.replayed, calls })]);
   if (receipt.watt_hours != null) {
     const energy = wattHours(receipt.watt_hours);
     const saved = wattHours((receipt.watt_hours / steps) * Math.max(max - steps, 0));
@@ -348,6 +352,12 @@ export function receiptRows(receipt, plan) {
     if (plan.setting) rows.push([t("row_made_for"), settingText(plan.setting)]);
   }
   return rows;
+}
+
+/** "9 of 50 (82% fewer), 5 + 4 steps". @param {Receipt} receipt */
+function stepsText({ steps, max_steps: max, prefix_steps: prefix = 0 }) {
+  const told = t("headline", { steps, max, saved: fewer(steps, max) });
+  return prefix ? `${told}, ${t("nested_steps", { prefix, tail: steps - prefix })}` : told;
 }
 
 /** @param {Setting} setting */
@@ -411,11 +421,13 @@ const TICK_GAP = 26; // pixels a three-digit label needs
 
 /**
  * @typedef {{view: View, curve: Curve | null, points: Point[], counted: boolean, chosen: number | null,
- *   floor: number | null, wanted: number | null, minSteps: number | null, maxSteps: number | null}} ChartModel
+ *   floor: number | null, wanted: number | null, minSteps: number | null, maxSteps: number | null,
+ *   commit?: number | null}} ChartModel
+ * `commit`: the count up to which all renders are the same.
  * @typedef {{at: number, label: string}} Tick
  * @typedef {{x0: number, x1: number, y0: number, y1: number, first: number, last: number, xTicks: Tick[],
  *   yTicks: Tick[], line: string, band: string, points: {x: number, y: number}[], floorY: number | null,
- *   wantedY: number | null, chosen: {x: number, y: number | null} | null, outside: {x: number, width: number}[],
+ *   wantedY: number | null, commitX: number | null, chosen: {x: number, y: number | null} | null, outside: {x: number, width: number}[],
  *   x: (n: number) => number, y: (value: number) => number}} ChartLayout
  * Pixels of an SVG; paths are `d` attributes, "" where there is nothing to draw.
  */
@@ -428,7 +440,9 @@ export function chartLayout(model, width, height) {
   const { curve, points, chosen } = model;
   const [x0, x1] = [MARGIN.left, Math.max(width - MARGIN.right, MARGIN.left + 1)];
   const [y0, y1] = [Math.max(height - MARGIN.bottom, MARGIN.top + 1), MARGIN.top];
-  const counts = [...(curve?.counts ?? []), ...points.map((point) => point.n), ...(chosen === null ? [] : [chosen])];
+  const commit = model.commit || null;
+  const single = [chosen, commit].filter((n) => n !== null);
+  const counts = [...(curve?.counts ?? []), ...points.map((point) => point.n), ...single];
   const [first, last] = counts.length ? [Math.min(...counts), Math.max(...counts)] : [2, 50];
   const x = axis(first, last, x0, x1, model.counted);
   const top = model.view === "quality" ? 1 : niceCeiling([...(curve?.line ?? []), ...points.map((p) => p.value)]);
@@ -447,6 +461,7 @@ export function chartLayout(model, width, height) {
     points: points.map((point) => ({ x: x(point.n), y: y(point.value) })),
     floorY: model.floor === null || model.view !== "quality" ? null : y(model.floor),
     wantedY: model.wanted === null || model.view !== "quality" ? null : y(model.wanted),
+    commitX: commit === null ? null : x(commit),
     chosen: chosen === null ? null : { x: x(chosen), y: at < 0 || !curve ? null : y(curve.line[at]) },
     outside: outsideLimits(model, first, last, x, x0, x1),
   };
