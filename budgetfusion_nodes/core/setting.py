@@ -30,6 +30,9 @@ class Setting:
     precision: str = ""
     """Of the denoiser's arithmetic: fp32, fp16, bf16. Its rounding differs from one step count to the next, so it is
     part of every distance. Empty where nobody knows it (it is then not compared)."""
+    sampling: str = ""
+    """Prediction type, shift and sigmas of the model, from host/model_sampling.py. Empty in planners of before, whose
+    `model` says it too."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,6 +50,7 @@ class Setting:
             denoise=_number(data, "denoise") if "denoise" in data else 1.0,
             model_name=_text(data, "model_name") if "model_name" in data else "",
             precision=_text(data, "precision") if "precision" in data else "",
+            sampling=_text(data, "sampling") if "sampling" in data else "",
         )
 
     def describe(self) -> str:

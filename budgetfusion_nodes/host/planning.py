@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
+from ..core.messages import message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
 from ..core.planner import Planner
 from ..core.setting import Setting, differences
 from .conditioning import extract_all
-from .identity import model_fingerprint, model_notes, model_precision
+from .identity import Identity, former_fingerprint, is_former, read_identity
 from .paths import find_planner, list_planners, read_planner
 from .sampling import check_sampler, nfe, pixel_size
 
@@ -74,8 +75,9 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
         return request.fallback(_unforeseen(error))
     try:
         check_sampler(request.sampler_name)
-        found = _checked_differences(known, render_setting(model, request, latent_image))
-        found += () if known.fallback else model_notes(model)  # a LoRA may lie between the planner and this node
+        identity = read_identity(model)
+        found = _checked_differences(known, render_setting(model, request, latent_image, identity))
+        found += () if known.fallback else _notes(identity)  # a LoRA may lie between the planner and this node
     except BudgetFusionError as error:
         return _all_steps(known, request, str(error))
     except Exception as error:
@@ -103,27 +105,36 @@ def _all_steps(plan: Plan, request: Request, reason: str) -> Plan:
     return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
 
 
-def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Setting:
-    """The setting of the render at hand, to compare with a planner's."""
-    fingerprint, name = model_fingerprint(model)
+def _notes(identity: Identity) -> tuple[str, ...]:
+    return tuple(change.text() for change in identity.changes)
+
+
+def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any] | None, identity: Identity) -> Setting:
+    """The setting of the render at hand, to compare with a planner's. UnsupportedError if the model is not known."""
     width, height = (None, None) if latent_image is None else pixel_size(model, latent_image)
     return Setting(
-        model=fingerprint,
+        model=identity.known(),
         sampler_name=request.sampler_name,
         scheduler=request.scheduler,
         cfg=request.cfg,
         width=width,
         height=height,
         denoise=request.denoise,
-        model_name=name,
-        precision=model_precision(model),
+        model_name=identity.name,
+        precision=identity.precision,
+        sampling=identity.sampling.text(),
     )
 
 
 def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None) -> Plan:
     check_sampler(request.sampler_name)
-    setting = render_setting(model, request, latent_image)
-    planner, notes = choose_planner(request.planner, setting)
+    identity = read_identity(model)
+    setting = render_setting(model, request, latent_image, identity)
+    try:
+        planner, notes = choose_planner(request.planner, setting, lambda: former_fingerprint(model))
+    except UnsupportedError as error:
+        merged = [change.text() for change in identity.changes if change.code == "model_merge"]
+        raise UnsupportedError(" ".join((str(error), *merged))) from error
     prompts, prompt_notes = extract_all(positive)
     plans = [
         planner.plan(
@@ -139,23 +150,38 @@ def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str
         for prompt in prompts
     ]
     slowest = max(plans, key=lambda plan: plan.steps)
-    return replace(slowest, warnings=(*slowest.warnings, *model_notes(model), *prompt_notes, *notes))
+    return replace(slowest, warnings=(*slowest.warnings, *_notes(identity), *prompt_notes, *notes))
 
 
-def choose_planner(name: str, setting: Setting) -> tuple[Planner, tuple[str, ...]]:
+Former = Callable[[], str | None]
+"""The model's fingerprint of before, which is read only where a planner of before is at hand."""
+
+
+def choose_planner(name: str, setting: Setting, former: Former = lambda: None) -> tuple[Planner, tuple[str, ...]]:
     """The named planner, or with `auto` the one whose calibration is nearest to `setting`; and notes for the artist.
 
     UnsupportedError if it was calibrated for another model or sampler: its curves would say nothing about this render.
     """
     if name == AUTO:
-        return _automatic(setting)
-    planner = read_planner(find_planner(name))
+        return _automatic(setting, former)
+    (planner,) = _recognised([read_planner(find_planner(name))], setting, former)
     _check_serves(planner.name, planner.setting, setting)
     return planner, ()
 
 
-def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
+def _recognised(planners: list[Planner], setting: Setting, former: Former) -> list[Planner]:
+    """Planners of before that know this model by its former fingerprint are given the present one."""
+    known = former() if any(is_former(planner.setting.model) for planner in planners) else None
+    present = {"model": setting.model, "sampling": setting.sampling}
+    return [
+        replace(planner, setting=replace(planner.setting, **present)) if planner.setting.model == known else planner
+        for planner in planners
+    ]
+
+
+def _automatic(setting: Setting, former: Former = lambda: None) -> tuple[Planner, tuple[str, ...]]:
     planners, notes = _readable_planners()
+    planners = _recognised(planners, setting, former)
     own = [planner for planner in planners if planner.setting.model == setting.model]
     if not own:
         known = ", ".join(sorted({p.setting.model_name or p.name for p in planners})) or "none"
@@ -165,7 +191,12 @@ def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
             + "".join(f" {note}" for note in notes)
         )
     nearest = min(
-        own, key=lambda p: (p.setting.sampler_name != setting.sampler_name, len(differences(p.setting, setting)))
+        own,
+        key=lambda p: (
+            _other_sampling(p.setting, setting),
+            p.setting.sampler_name != setting.sampler_name,
+            len(differences(p.setting, setting)),
+        ),
     )
     _check_serves(nearest.name, nearest.setting, setting)
     return nearest, notes
@@ -189,11 +220,20 @@ def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
             f"planner {name} was calibrated for {calibrated.model_name or 'another model'}, and this is "
             f"{setting.model_name or 'a different one'}. Set planner to auto, or calibrate one for this model."
         )
+    if _other_sampling(calibrated, setting):
+        raise UnsupportedError(
+            message("other_sampling", planner=name, was=calibrated.sampling, now=setting.sampling).text()
+        )
     if calibrated.sampler_name != setting.sampler_name:
         raise UnsupportedError(
             f"planner {name} was calibrated for the sampler {calibrated.sampler_name}, and {setting.sampler_name} "
             f"needs other step counts. Set sampler_name to {calibrated.sampler_name}, or calibrate a planner for it."
         )
+
+
+def _other_sampling(calibrated: Setting, setting: Setting) -> bool:
+    """A v-prediction or shift patch: the same weights, and other curves."""
+    return bool(calibrated.sampling and setting.sampling and calibrated.sampling != setting.sampling)
 
 
 def _as_plan(plan: Any) -> Plan:
@@ -206,11 +246,18 @@ def _as_plan(plan: Any) -> Plan:
     )
 
 
+def _made_for(calibrated: Setting, planned: Setting | None) -> bool:
+    """Equal; a planner of before may know the model by its former fingerprint."""
+    if planned is not None and is_former(calibrated.model):
+        calibrated = replace(calibrated, model=planned.model, sampling=planned.sampling)
+    return calibrated == planned
+
+
 def planner_of(plan: Plan) -> Planner:
     """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
     if plan.fallback is not None or not plan.planner:
         raise PlannerFileError("the plan is a fallback and no planner stands behind it.")
     for planner in _readable_planners()[0]:
-        if planner.name == plan.planner and planner.setting == plan.setting:
+        if planner.name == plan.planner and _made_for(planner.setting, plan.setting):
             return planner
     raise PlannerFileError(f"the planner {plan.planner} that made this plan is no longer among the planner files.")

@@ -45,6 +45,10 @@ def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
 
 
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""For nodes that name a model by its loader in the graph."""
+
+
 def model_input() -> io.Input:
     return io.Model.Input("model", tooltip="The model that denoises the latent.")
 

@@ -19,7 +19,11 @@ function texts(value, path = "") {
 
 test("all seven languages are there", () => assert.deepEqual(readdirSync(FOLDER).sort(), LANGUAGES));
 
-test("English is what the page says by itself", () => assert.deepEqual(read("en", "main.json").budgetfusion, EN));
+// what Python says (`said_`) has its words in the file alone
+test("English is what the page says by itself", () => {
+  const own = Object.entries(read("en", "main.json").budgetfusion).filter(([key]) => !key.startsWith("said_"));
+  assert.deepEqual(Object.fromEntries(own), EN);
+});
 
 for (const language of LANGUAGES) {
   for (const file of FILES) {

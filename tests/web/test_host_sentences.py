@@ -19,7 +19,6 @@ from budgetfusion_nodes.core.planner import Planner, Prediction
 from budgetfusion_nodes.core.setting import Setting, differences
 from budgetfusion_nodes.host import planning
 from budgetfusion_nodes.host.conditioning import _extras_notes
-from budgetfusion_nodes.host.identity import model_notes
 from budgetfusion_nodes.host.planning import _check_serves
 from budgetfusion_nodes.host.sampling import check_sampler
 
@@ -78,11 +77,6 @@ def test_no_planner_for_this_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BudgetFusionError) as refused:
         planning._automatic(replace(SETTING, model="x", model_name="sd15"))
     assert known(str(refused.value)) == ["host_no_planner"], str(refused.value)
-
-
-def test_a_lora() -> None:
-    (lora,) = model_notes(SimpleNamespace(patches={"a": 1, "b": 2}))
-    assert known(lora) == ["host_lora"], lora
 
 
 @pytest.mark.parametrize(
