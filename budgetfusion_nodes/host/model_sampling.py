@@ -9,14 +9,18 @@ OBJECT = "model_sampling"
 NAMELESS = {"object", "Module", "ModelSampling", "ModelSamplingAdvanced", "ModelSamplingOutput"}
 """Classes that every host model has, or that a node makes up on the spot: they say nothing about the sampling."""
 
+SCHEDULE = "Sampling"
+"""Part of the name of the host's schedule classes, and of no prediction type's."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Another one of these is another denoiser to a planner, though the weights are the same."""
 
-    kind: str
-    """Names of the host's classes that make it up, sorted: prediction type (EPS, V_PREDICTION, CONST for flow, ...) and
-    schedule (ModelSamplingDiscrete, ModelSamplingFlux, ...). Empty where the model does not say."""
+    prediction: str = ""
+    """Name of the host's class: EPS, V_PREDICTION, CONST (flow), EDM, LCM, ...; empty where the model does not say."""
+    schedule: str = ""
+    """Name of the host's class: ModelSamplingDiscrete, ModelSamplingDiscreteFlow, ModelSamplingFlux, ..."""
     sigma_min: float | None = None
     sigma_mid: float | None = None
     """Half way through the schedule (`percent_to_sigma(.5)`): a shift or another beta schedule moves it."""
@@ -28,7 +32,7 @@ class Sampling:
         """One line, three significant digits; equal for equal samplings in all host versions."""
         sigmas = " / ".join("?" if s is None else f"{s:.3g}" for s in (self.sigma_min, self.sigma_mid, self.sigma_max))
         shift = "" if self.shift is None else f", shift {self.shift:.3g}"
-        return f"{self.kind or 'unknown'}{shift}, sigma {sigmas}"
+        return f"{self.prediction or '?'} {self.schedule or '?'}{shift}, sigma {sigmas}"
 
 
 def read_sampling(model: Any) -> Sampling:
@@ -45,10 +49,12 @@ def loaded_sampling(model: Any) -> Sampling:
 def describe(sampling: Any) -> Sampling:
     """Sampling of the host's object."""
     if sampling is None:
-        return Sampling("")
-    names = {c.__name__ for c in type(sampling).__mro__} - NAMELESS
+        return Sampling()
+    parts = [c for c in type(sampling).__mro__ if c.__name__ not in NAMELESS]
+    names = sorted(c.__name__ for c in parts if not any(c is not d and issubclass(d, c) for d in parts))
     return Sampling(
-        " ".join(sorted(names)),
+        " ".join(name for name in names if SCHEDULE not in name),
+        " ".join(name for name in names if SCHEDULE in name),
         _number(lambda: sampling.sigma_min),
         _number(lambda: sampling.percent_to_sigma(0.5)),
         _number(lambda: sampling.sigma_max),

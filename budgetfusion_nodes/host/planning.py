@@ -222,7 +222,7 @@ def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
         )
     if _other_sampling(calibrated, setting):
         raise UnsupportedError(
-            message("other_sampling", planner=name, was=calibrated.sampling, now=setting.sampling).text()
+            message("other_sampling", planner=name, was=calibrated.sampling or "?", now=setting.sampling).text()
         )
     if calibrated.sampler_name != setting.sampler_name:
         raise UnsupportedError(
@@ -233,7 +233,7 @@ def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
 
 def _other_sampling(calibrated: Setting, setting: Setting) -> bool:
     """A v-prediction or shift patch: the same weights, and other curves."""
-    return bool(calibrated.sampling and setting.sampling and calibrated.sampling != setting.sampling)
+    return calibrated.model == setting.model and calibrated.sampling != setting.sampling
 
 
 def _as_plan(plan: Any) -> Plan:
