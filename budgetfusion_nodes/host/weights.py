@@ -37,7 +37,8 @@ Found = tuple[str, torch.nn.Module, str]
 DISPATCH = "__torch_dispatch__"
 """What a subclass overrides that answers each operation itself, from data that it need not show."""
 
-PACKED_BUFFERS = (torch.uint8, torch.int8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
+PACKED = (torch.uint8, torch.int8, torch.int32)
+"""Buffers of such a kind are packed weights, if they are large; of other kinds those that are named weights."""
 SMALLEST_BUFFER = 1024
 UNSIGNED = tuple(
     getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name)
@@ -149,7 +150,8 @@ def _walk(network: torch.nn.Module, saved: Mapping[str, Any]) -> list[Found]:
             if value is not None and value.ndim >= 2:
                 (weights if name.endswith("weight") else others).append((path + name, module, name))
         for name, value in module._buffers.items():
-            if value is not None and value.dtype in PACKED_BUFFERS and value.numel() >= SMALLEST_BUFFER:
+            packed = value is not None and (value.dtype in PACKED or name.endswith("weight"))
+            if packed and value.numel() >= SMALLEST_BUFFER:
                 weights.append((path + name, module, name))
         for name, child in module._modules.items():
             inner = uncompiled(saved.get(path + name, child) if saved else child)
