@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.model_name import learn_name
 from ..host.sampling import get_sigmas
 from ..planning.service import Request, plan_render
 from . import schema as s
@@ -48,6 +49,7 @@ class BudgetPlanner(io.ComfyNode):
                 s.risk_input(),
                 s.planner_input(),
             ],
+            hidden=s.HIDDEN,
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
@@ -78,6 +80,7 @@ class BudgetPlanner(io.ComfyNode):
         planner: str,
         latent_image: Any = None,
     ) -> io.NodeOutput:
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner)
         plan = plan_render(model, positive, request, latent_image)
         sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps)

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..host.paths import list_planners
-from ..planning.service import AUTO
+from ..planning.choice import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
@@ -43,6 +43,10 @@ def sampler_names() -> list[str]:
 
 def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
+
+
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""For nodes that name a model by its loader in the graph."""
 
 
 def model_input() -> io.Input:
