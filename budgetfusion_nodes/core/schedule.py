@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .curves import FloatArray
 from .errors import InputError
-from .messages import message
+from .messages import Message, message
 
 Sigmas = NDArray[np.float32]
 """[steps + 1], strictly decreasing, the last 0."""
@@ -101,7 +101,7 @@ class NestedSchedule:
             and _is_warp(warp)
         )
         if not sound:
-            raise InputError(message("schedule_unreadable", schedule=self.to_text()).text())
+            raise InputError(message("schedule_unreadable", schedule=self.to_text()))
 
     def sigmas(
         self, steps: int, quantile: SigmaQuantile, *, denoise: float = 1.0, discard_penultimate: bool = False
@@ -114,7 +114,7 @@ class NestedSchedule:
         scheduler's own spacing is used. InputError where the model has no such sigma.
         """
         if steps < 1:
-            raise InputError(message("schedule_steps", steps=steps).text())
+            raise InputError(message("schedule_steps", steps=steps))
         if denoise <= 0.0:
             return np.zeros(0, dtype=np.float32)
         start = 0.0 if denoise > FULL_DENOISE else 1.0 - denoise
@@ -132,7 +132,7 @@ class NestedSchedule:
         if not quantile.levels[-1] < self.sigma_commit < quantile.levels[0]:
             high, low = (f"{level:g}" for level in (quantile.levels[0], quantile.levels[-1]))
             said = message("schedule_out_of_range", sigma=f"{self.sigma_commit:g}", high=high, low=low)
-            raise InputError(said.text())
+            raise InputError(said)
         return quantile.share(self.sigma_commit)
 
     def prefix_at(self, start: float, commit: float) -> int:
@@ -173,7 +173,15 @@ class NestedSchedule:
                 raise ValueError(text)
             return cls(int(prefix), float(sigma), end, warp)
         except ValueError:
-            raise InputError(message("schedule_unreadable", schedule=text).text()) from None
+            raise InputError(message("schedule_unreadable", schedule=text)) from None
+
+
+def described(schedule: str) -> Message:
+    """A schedule as an artist knows it. InputError for text that is none."""
+    nested = NestedSchedule.from_text(schedule)
+    if nested is None:
+        return message("schedule_stock")
+    return message("schedule_nested", prefix=nested.prefix_steps, sigma=nested.sigma_commit)
 
 
 def density_warp(shares: ArrayLike, speed: ArrayLike, exponent: float, knots: int = 17) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ def check_nestable(sampler_name: str) -> None:
     """UnsupportedError unless this sampler steps along the sigmas that it is given, without fresh noise."""
     check_sampler(sampler_name)
     if sampler_name in IGNORES_SIGMAS:
-        raise UnsupportedError(message("schedule_ignored", sampler=sampler_name).text())
+        raise UnsupportedError(message("schedule_ignored", sampler=sampler_name))
 
 
 def scheduler_quantile(model: Any, scheduler: str) -> SigmaQuantile:

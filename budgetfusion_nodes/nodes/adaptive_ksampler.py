@@ -7,9 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.schedule import STOCK
+from ..host.model_name import learn_name
 from ..host.sampling import check_latent, nfe, render
+from ..planning.nested import plan_sigmas
 from ..planning.receipt import make_receipt
-from ..planning.service import AUTO, Request, obey, plan_render, plan_sigmas
+from ..planning.service import AUTO, Request, obey, plan_render
 from . import schema as s
 
 
@@ -62,6 +64,7 @@ class AdaptiveKSampler(io.ComfyNode):
                 s.planner_input(),
                 s.schedule_input(),
             ],
+            hidden=s.HIDDEN,
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
                 io.Int.Output("steps", tooltip="The decided number of steps."),
@@ -96,11 +99,12 @@ class AdaptiveKSampler(io.ComfyNode):
         schedule: str = AUTO,
     ) -> io.NodeOutput:
         check_latent(latent_image)
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise, schedule)
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None
-            else obey(plan, model, request, latent_image)
+            else obey(plan, model, positive, request, latent_image)
         )
         done = render(
             model,

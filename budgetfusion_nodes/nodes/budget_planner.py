@@ -6,7 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..planning.service import AUTO, Request, plan_render, plan_sigmas
+from ..host.model_name import learn_name
+from ..planning.nested import plan_sigmas
+from ..planning.service import AUTO, Request, plan_render
 from . import schema as s
 
 
@@ -48,6 +50,7 @@ class BudgetPlanner(io.ComfyNode):
                 s.planner_input(),
                 s.schedule_input(),
             ],
+            hidden=s.HIDDEN,
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
@@ -79,6 +82,7 @@ class BudgetPlanner(io.ComfyNode):
         latent_image: Any = None,
         schedule: str = AUTO,
     ) -> io.NodeOutput:
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, schedule=schedule)
         plan = plan_render(model, positive, request, latent_image)
         sigmas = plan_sigmas(plan, model, request)

@@ -13,7 +13,7 @@ from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, D
 from ..core.risk import ALPHAS
 from ..core.schedule import NESTED, STOCK
 from ..host.paths import list_planners
-from ..planning.service import AUTO
+from ..planning.choice import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
@@ -44,6 +44,10 @@ def sampler_names() -> list[str]:
 
 def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
+
+
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""For nodes that name a model by its loader in the graph."""
 
 
 def model_input() -> io.Input:

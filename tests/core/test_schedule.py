@@ -135,7 +135,9 @@ def test_share_and_quantile_undo_each_other() -> None:
             assert q.share(float(q(u))) == pytest.approx(u, abs=1e-9)
 
 
-@pytest.mark.parametrize("bad", [[], [1.0, 0.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [float("nan"), 1.0, 0.0], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "bad", [[], [1.0, 0.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [float("nan"), 1.0, 0.0], [0.0, 0.0]]
+)
 def test_sigmas_that_do_not_fall_are_refused(bad: list[float]) -> None:
     with pytest.raises(InputError):
         SigmaQuantile.from_sigmas(bad)

@@ -174,7 +174,9 @@ def test_reusing_the_first_evaluation_changes_no_bit_and_saves_one_a_run(loaded:
     reused = renderer.latents(positives, [1, 2], GRID)
     assert all(torch.equal(reused[:, i], plain[i].float()) for i in range(len(GRID)))
     assert (evaluations, len(calls)) == (sum(GRID), sum(GRID) - len(GRID) + 1)
-    assert torch.equal(renderer.latents(positives, [3, 4], (3,))[:, 0], render_batch(counted, positives, negative, [3, 4], 3))
+    assert torch.equal(
+        renderer.latents(positives, [3, 4], (3,))[:, 0], render_batch(counted, positives, negative, [3, 4], 3)
+    )
 
 
 def test_prompts_of_different_length_are_rendered_in_one_call(loaded: Any, session: Any) -> None:
