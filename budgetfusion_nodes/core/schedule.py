@@ -56,9 +56,7 @@ class SigmaQuantile:
         kept = np.concatenate([[True], np.diff(positive) != 0]) if positive.size else np.zeros(0, bool)
         levels = positive[kept]
         if levels.size < 2 or not np.isfinite(levels).all() or (np.diff(levels) > 0).any():
-            raise InputError(
-                "scheduler: its sigmas do not fall from a first to a last level. Choose another scheduler."
-            )
+            raise InputError(message("scheduler_unusable"))
         shares = np.flatnonzero(kept) / (positive.size - 1)
         shares[-1] = 1.0  # where the last level is the repeated one
         return cls(tuple(levels.tolist()), tuple(shares.tolist()))
@@ -211,9 +209,7 @@ def _even(steps: int, extra: int, end: float) -> FloatArray:
 def _ended(levels: FloatArray) -> Sigmas:
     sigmas = np.append(levels, 0.0).astype(np.float32)
     if (np.diff(sigmas) >= 0).any():
-        raise InputError(
-            f"{len(levels)} steps are more than this scheduler has different noise levels for. Take fewer."
-        )
+        raise InputError(message("schedule_too_dense", steps=len(levels)))
     return sigmas
 
 

@@ -167,7 +167,7 @@ def test_what_a_ksampler_can_do_is_replayed_too(run: Any, loaded: Any, change: s
 
 
 def test_guidance_functions_run_again_over_replayed_answers(run: Any, loaded: Any) -> None:
-    """Momentum guidance keeps a state: it must see every evaluation, and what it evaluates itself is no answer of ours."""
+    """Momentum guidance keeps a state: it must see every evaluation; what it evaluates itself is no answer of ours."""
 
     def guided(weight: float) -> Any:
         clone, sums = loaded.model.clone(), [0.0]
