@@ -8,7 +8,9 @@ place of `sigma_commit`, a nested schedule of n steps is
     0
 
 with e = `tail_end` and W the tail's warp. e = 1 ends on the scheduler's least sigma, as karras and normal do; e = 0
-stops one spacing before it, as simple and sgm_uniform do. Nothing here knows a model: eps, v and flow differ in Q.
+stops one spacing before it, as simple and sgm_uniform do. Tails of 2 and 3 steps use e = 0 and half of it: a point on
+the least sigma would waste one of so few (measured in docs/nested_schedules.md). Nothing here knows a model: eps, v and
+flow differ in Q alone.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ class NestedSchedule:
         knots = np.asarray(self.tail_warp or (0.0, 1.0))
         mass = np.linspace(0.0, 1.0, knots.size)
         first = float(np.interp(begin, knots, mass))
-        places = np.interp(first + (1.0 - first) * _even(steps, extra, self.tail_end), mass, knots)
+        end = self.tail_end * min(max((steps + extra - 2) / 2, 0.0), 1.0)
+        places = np.interp(first + (1.0 - first) * _even(steps, extra, end), mass, knots)
         return commit + (1.0 - commit) * places
 
     def to_text(self) -> str:

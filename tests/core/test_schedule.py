@@ -93,6 +93,15 @@ def test_the_tails_end_is_the_schedulers_own_convention() -> None:
     assert t[4:] == pytest.approx(commit * (1 - np.arange(5) / 4), abs=0.01)
 
 
+def test_short_tails_waste_no_step_on_the_least_sigma() -> None:
+    """Two steps have their second point half way along the tail, three their last one at 2 / 2.5 of it."""
+    q = quantile()
+    schedule = NestedSchedule(5, float(q(0.6)))
+    assert schedule.sigmas(7, q)[6] == pytest.approx(float(q(0.6 + 0.4 * 0.5)), rel=1e-5)
+    assert schedule.sigmas(8, q)[7] == pytest.approx(float(q(0.6 + 0.4 * 2 / 2.5)), rel=1e-5)
+    assert schedule.sigmas(9, q)[8] == pytest.approx(0.0292, rel=1e-4)
+
+
 @pytest.mark.parametrize("end", [0.0, 1.0])
 def test_discarding_the_penultimate_sigma_is_the_hosts_rule(end: float) -> None:
     q = quantile()
