@@ -13,6 +13,8 @@ from ..core.messages import message
 from ..host.sampling import check_latent, check_sampler, decode, sweep
 from . import schema as s
 
+DEFAULT_COUNTS = " ".join(map(str, DEFAULT_GRID))
+
 
 class StepSweep(io.ComfyNode):
     @classmethod
@@ -35,7 +37,8 @@ class StepSweep(io.ComfyNode):
                 s.scheduler_input(),
                 io.String.Input(
                     "step_counts",
-                    default=" ".join(map(str, DEFAULT_GRID)),
+                    default=DEFAULT_COUNTS,
+                    optional=True,
                     tooltip="Step counts in increasing order. The last one is the full-step image that the others are "
                     "compared with.",
                 ),
@@ -71,7 +74,7 @@ class StepSweep(io.ComfyNode):
         cfg: float,
         sampler_name: str,
         scheduler: str,
-        step_counts: str,
+        step_counts: str = DEFAULT_COUNTS,
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)

@@ -12,7 +12,7 @@ from ..core.errors import BudgetFusionError, PlannerFileError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
 from ..core.schedule import NESTED, STOCK
-from ..core.setting import Setting, change_key, differences
+from ..core.setting import Setting, change_key, change_keys, differences
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import check_sampler, nfe, pixel_size
@@ -142,7 +142,7 @@ def render_setting(
         frames=frame_count(model, latent) if latent else None,
         guidance=guidance,
         sampling=identity.sampling.text(),
-        changes=tuple(change_key(change) for change in identity.changes),
+        changes=change_keys(identity.changes),
         extras=(*extras, *latent_extras(latent)),
     )
 

@@ -26,7 +26,7 @@ from research.tiny_scenes_training.training_model import make_random_checkpoint
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
-HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
+HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
