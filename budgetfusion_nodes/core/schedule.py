@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .curves import FloatArray
 from .errors import InputError
-from .messages import Message, message
+from .messages import Message, message, verbatim
 
 Sigmas = NDArray[np.float32]
 """[steps + 1], strictly decreasing, the last 0."""
@@ -178,8 +178,11 @@ class NestedSchedule:
 
 
 def described(schedule: str) -> Message:
-    """A schedule as an artist knows it. InputError for text that is none."""
-    nested = NestedSchedule.from_text(schedule)
+    """A schedule as an artist knows it; text that nobody can read as it is."""
+    try:
+        nested = NestedSchedule.from_text(schedule)
+    except InputError:
+        return verbatim(schedule)
     if nested is None:
         return message("schedule_stock")
     return message("schedule_nested", prefix=nested.prefix_steps, sigma=nested.sigma_commit)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from budgetfusion_nodes.core.errors import InputError
-from budgetfusion_nodes.core.messages import message
+from budgetfusion_nodes.core.messages import message, verbatim
+from budgetfusion_nodes.core.schedule import described
 from budgetfusion_nodes.core.setting import Setting, differences, named, refusal
 
 SETTING = Setting("abc", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="Tiny Scenes", precision="fp32")
@@ -41,7 +42,8 @@ def test_a_field_of_a_later_version_is_left_alone() -> None:
     [
         ({"sampler_name": "euler"}, "sampler", "dpmpp_2m", "euler"),
         ({"scheduler": "normal"}, "scheduler", "karras", "normal"),
-        ({"schedule": "nested 5 to 1"}, "schedule", "stock", "nested 5 to 1"),
+        ({"schedule": "nested 5@1.0"}, "schedule", message("schedule_stock"), described("nested 5@1.0")),
+        ({"schedule": "of a later version"}, "schedule", message("schedule_stock"), verbatim("of a later version")),
         ({"cfg": 7.5}, "cfg", 3.0, 7.5),
         ({"width": 96}, "size", "64 x 64", "96 x 64"),
         ({"frames": 9}, "frames", 1, 9),
