@@ -30,13 +30,14 @@ def render_batch(
     cfg: float = 3.0,
     width: int = 64,
     height: int = 64,
+    sigmas: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, C, H / ratio, W / ratio] of B prompts, picture i with conditioning i and seed i. Denoise is 1.
 
     `conditionings` are B CONDITIONINGs as CLIPTextEncode makes them, all with one number of tokens (group by
     `token_count` where they differ); `negative` is shared. UnsupportedError for samplers that draw noise while they
-    sample: their pictures would depend on the place in the batch. For a model with the pixel VAE the latents are
-    pixels in [-1, 1].
+    sample: their pictures would depend on the place in the batch. sigmas: [steps + 1], in place of the scheduler's. For
+    a model with the pixel VAE the latents are pixels in [-1, 1].
     """
     check_sampler(sampler_name)
     if len(seeds) != len(conditionings):
@@ -56,6 +57,7 @@ def render_batch(
             positive,
             negative,
             torch.zeros_like(noise),
+            sigmas=sigmas,
             disable_pbar=True,
             seed=int(seeds[0]),
         )

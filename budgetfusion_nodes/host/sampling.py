@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, UnsupportedError
+from ..core.messages import message
+from .conditioning import first_part
 from .energy import watt_hours
+from .prefix_cache import run_key, with_replay
 
 # Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
@@ -50,8 +53,12 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 )
 """Deterministic samplers: more steps approach one image, so a step count has a quality. Value: cost of a step."""
 
+EVALUATIONS: Mapping[str, int] = MappingProxyType({ONE: 1, TWO_LESS_ONE: 2, THREE_LESS_THREE: 3})
+"""Of a step that is not among the last ones."""
+
 CLOCK = "budgetfusion_clock"
 PROGRESS = "budgetfusion_progress"
+SIGMAS = "budgetfusion_sigmas"
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,17 @@ class Render:
     """Of the sampling loop alone: without loading the model, encoding or decoding."""
     watt_hours: float | None = None
     """What the GPU took for it, other programs on it included; None where it does not tell."""
+    evaluations: int = 0
+    """Of the denoiser that `steps` steps need."""
+    replayed: int = 0
+    """Of these, taken from the draft: an earlier run with the same beginning."""
 
     @property
     def seconds_per_step(self) -> float:
-        return self.seconds / self.steps if self.steps else 0.0
+        """Of the steps that were computed; 0 where none was."""
+        if self.evaluations <= self.replayed:
+            return 0.0 if self.replayed or not self.steps else self.seconds / self.steps
+        return self.seconds / (self.steps * (1.0 - self.replayed / self.evaluations))
 
 
 def check_sampler(sampler_name: str) -> None:
@@ -77,18 +91,20 @@ def check_sampler(sampler_name: str) -> None:
     if sampler_name in SUPPORTED:
         return
     if sampler_name == "dpm_adaptive":
-        raise UnsupportedError(
-            "sampler_name: dpm_adaptive chooses its own steps, so nothing can be planned. Choose dpmpp_2m or euler."
-        )
-    raise UnsupportedError(
-        f"sampler_name: {sampler_name} adds fresh noise at each step or is not known to be deterministic, so its image "
-        "does not settle with more steps and no count can be planned. Choose dpmpp_2m or euler, for instance."
-    )
+        raise UnsupportedError(message("sampler_adaptive"))
+    raise UnsupportedError(message("sampler_noisy", sampler=sampler_name))
 
 
 def nfe(sampler_name: str, steps: int) -> int:
     """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in SUPPORTED."""
     return _COST[SUPPORTED.get(sampler_name, ONE)](steps)
+
+
+def shared_evaluations(sampler_name: str, prefix_steps: int) -> int:
+    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one. 0 for a
+    sampler that is not in SUPPORTED."""
+    cost = SUPPORTED.get(sampler_name)
+    return 0 if cost is None else EVALUATIONS[cost] * prefix_steps + 1
 
 
 def get_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
@@ -108,18 +124,16 @@ def check_latent(latent: Any, name: str = "latent_image") -> Any:
     """The samples of a LATENT with at least one image: a tensor, or the host's own type for multi-part latents."""
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if samples is None:
-        raise InputError(f"{name}: this is no LATENT. Connect Empty Latent Image or VAE Encode.")
+        raise InputError(message("latent_none", input=name))
     if isinstance(samples, Tensor) and 0 in samples.shape:
-        raise InputError(
-            f"{name} holds no image (shape {tuple(samples.shape)}). Set batch_size to 1 or more where it is made."
-        )
+        raise InputError(message("latent_empty", input=name, shape=str(tuple(samples.shape))))
     return samples
 
 
 def pixel_size(model: Any, latent: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """(width, height) in pixels of the image that this latent becomes; None where it cannot be told."""
-    samples = check_latent(latent)
-    if not isinstance(samples, Tensor) or samples.ndim < 4:
+    samples = first_part(check_latent(latent))
+    if samples is None or samples.ndim < 4:
         return None, None
     model_ratio = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
     # an empty latent states the ratio it was made for and the host rescales it; an encoded one is the model's own
@@ -138,23 +152,37 @@ def render(
     negative: Any,
     latent_image: Mapping[str, Any],
     denoise: float = 1.0,
+    *,
+    sigmas: Tensor | None = None,
+    prefix_steps: int = 0,
 ) -> Render:
-    """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node."""
+    """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node.
+
+    sigmas: [steps + 1], to run in place of the scheduler's; everything else stays the host's. prefix_steps: how many
+    steps other counts share; their evaluations and the next one are kept, and replayed where an earlier run with the
+    same beginning kept them.
+    """
     check_latent(latent_image)
     laps: list[Lap] = []
-    clocked = model.clone()
+    key = run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
+    clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps))
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
+    if sigmas is not None:
+        clocked.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, SIGMAS, _along(sigmas))
     common_ksampler = importlib.import_module("nodes").common_ksampler
     (latent,) = common_ksampler(
         clocked, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
     )
     # no lap at denoise 0, where the host samples nothing
     used = [lap.watt_hours for lap in laps if lap.watt_hours is not None]
+    done = sum(lap.steps for lap in laps)
     return Render(
         latent=latent,
-        steps=sum(lap.steps for lap in laps),
+        steps=done,
         seconds=sum(lap.seconds for lap in laps),
         watt_hours=sum(used) if used and len(used) == len(laps) else None,
+        evaluations=nfe(sampler_name, done),
+        replayed=0 if replay is None else replay.replayed,
     )
 
 
@@ -215,6 +243,15 @@ def _clock(laps: list[Lap]) -> Callable[..., Any]:
         return out
 
     return timed
+
+
+def _along(sigmas: Tensor) -> Callable[..., Any]:
+    """Wraps the host's outer_sample(noise, latent_image, sampler, sigmas, ...): other sigmas go in."""
+
+    def along(executor: Any, noise: Any, latent: Any, sampler: Any, own: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return executor(noise, latent, sampler, sigmas.to(own.device), *args, **kwargs)
+
+    return along
 
 
 def _report(model: Any, bar: Any, done: int, total: int) -> Callable[..., Any]:

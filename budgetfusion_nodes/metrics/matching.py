@@ -53,25 +53,24 @@ def differences(
     for metric, name in wanted.items():
         other = there.get(metric, "")
         if not is_same(name, other):
-            code, values = _remedy(metric, BackendName.parse(name), BackendName.parse(other), d_sim, clip_vision)
-            found.append(message(f"backend_{code}", metric=metric, wanted=name, there=other, **values))
+            found.append(_remedy(metric, name, other, d_sim, clip_vision))
     return tuple(found)
 
 
-def _remedy(
-    metric: str, wanted: BackendName, there: BackendName, d_sim: str, clip_vision: Any
-) -> tuple[str, dict[str, str]]:
-    if metric == "d_sim" and wanted.family in PACKAGES:
-        if d_sim not in ("auto", str(wanted)):
-            return "chosen", {}
-        return "absent", {"package": PACKAGES[wanted.family]}
-    if metric == "i_clip" and wanted.family == "clip_vision":
-        return ("unread" if there.digest == UNREAD else "clip_vision"), {}
-    if metric == "i_clip" and wanted.family == "open_clip" and wanted.digest:
+def _remedy(metric: str, wanted: str, there: str, d_sim: str, clip_vision: Any) -> Message:
+    name, names = BackendName.parse(wanted), {"metric": metric, "wanted": wanted, "there": there}
+    if metric == "d_sim" and name.family in PACKAGES:
+        if d_sim not in ("auto", wanted):
+            return message("backend_chosen", **names)
+        return message("backend_absent", **names, package=PACKAGES[name.family])
+    if metric == "i_clip" and name.family == "clip_vision":
+        unread = BackendName.parse(there).digest == UNREAD
+        return message("backend_unread", **names) if unread else message("backend_clip_vision", **names)
+    if metric == "i_clip" and name.family == "open_clip" and name.digest:
         if clip_vision is not None:
-            return "disconnect", {}
-        return "file", {"file": wanted.model.rpartition(":")[2], "digest": wanted.digest}
-    return "version", {}
+            return message("backend_disconnect", **names)
+        return message("backend_file", **names, file=name.model.rpartition(":")[2], digest=name.digest)
+    return message("backend_version", **names)
 
 
 def _d_sim(wanted: str, choice: str) -> DSimBackend:

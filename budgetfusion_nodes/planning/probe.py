@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
-from ..core.messages import Message, message
+from ..core.messages import Message, message, word
 from ..core.plan import Plan
 from ..host.measuring import render_device
 from ..host.paths import encoder_folders
@@ -21,7 +21,7 @@ from ..metrics.images import to_bchw
 from ..metrics.matching import differences, matching_backends
 from ..metrics.measure import measure
 from ..predictor.planner import Planner
-from .service import planner_of
+from .choice import planner_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Probe:
     """Q on the scale of the plan's planner; None where it cannot be told."""
     backends: Mapping[str, str]
     """Metric -> what measured it."""
-    reference: str
+    reference: Message
     notes: tuple[Message, ...]
 
     def first(self) -> tuple[float, float, float]:
@@ -53,7 +53,7 @@ class Probe:
             **{metric: list(self.distances[metric]) for metric in METRICS},
             "quality": None if self.quality is None else list(self.quality),
             "backends": dict(self.backends),
-            "reference": self.reference,
+            "reference": self.reference.to_dict(),
             "notes": [note.to_dict() for note in self.notes],
         }
 
@@ -62,17 +62,18 @@ class Probe:
 
     def text(self) -> str:
         """A table, one line for each image, then what it was measured with."""
-        head = f"{'steps' if self.counted else 'image':>5}  {'L-SNR dB':>8}  {'D-SIM':>7}  {'I-CLIP':>7}"
+        counted = word("axis_steps" if self.counted else "axis_image")
+        head = f"{counted:>5}  {'L-SNR dB':>8}  {'D-SIM':>7}  {'I-CLIP':>7}"
         rows = [
             f"{steps:>5}  {values[0]:>8.2f}  {values[1]:>7.4f}  {values[2]:>7.4f}"
             for steps, *values in zip(self.steps, *(self.distances[m] for m in METRICS), strict=True)
         ]
         if self.quality is not None:
-            head += "  quality"
+            head += f"  {word('column_quality')}"
             rows = [f"{row}  {value:>7.3f}" for row, value in zip(rows, self.quality, strict=True)]
         used = ", ".join(f"{metric}: {self.backends[metric]}" for metric in METRICS)
-        lines = [head, *rows, f"Distances from {self.reference}; 0 is equal. Measured with {used}."]
-        return "\n".join((*lines, *(note.text() for note in self.notes)))
+        told = f"{word('distances', reference=self.reference)} {word('measured_with', backends=used)}"
+        return "\n".join([head, *rows, told, *(note.text() for note in self.notes)])
 
 
 def probe(
@@ -82,7 +83,7 @@ def probe(
     cannot be measured and why."""
     count = to_bchw(images).shape[0]
     if reference is None and count < 2:
-        raise InputError("images holds one image and reference is not connected. Connect Step Sweep, or a reference.")
+        raise InputError(message("probe_one_image"))
     steps = _steps(step_counts, count)
     planner, notes = _planner(plan)
     wanted = {} if planner is None else {metric: planner.backends[metric] for metric in planner.metrics}
@@ -98,13 +99,13 @@ def probe(
         distances=distances,
         quality=found,
         backends=backends.names(),
-        reference="the last image" if reference is None else "the reference",
+        reference=message("reference_last") if reference is None else message("reference_given"),
         notes=(*notes, *other),
     )
     error = None if plan is None else prediction_error(result, plan)
     if error is None:
         return result
-    return replace(result, notes=(*result.notes, message("prediction_error", error=f"{error:.3f}")))
+    return replace(result, notes=(*result.notes, message("prediction_error", error=error)))
 
 
 def _planner(plan: Plan | None) -> tuple[Planner | None, tuple[Message, ...]]:
@@ -114,7 +115,7 @@ def _planner(plan: Plan | None) -> tuple[Planner | None, tuple[Message, ...]]:
     try:
         return planner_of(plan), ()
     except BudgetFusionError as error:
-        return None, (message("no_quality", reason=str(error)),)
+        return None, (message("no_quality", reason=error.message),)
 
 
 def _quality(distances: Mapping[str, tuple[float, ...]], planner: Planner) -> tuple[float, ...]:
@@ -141,8 +142,5 @@ def _steps(text: str, count: int) -> tuple[int, ...]:
         return ()
     steps = parse_grid(text)
     if len(steps) != count:
-        raise InputError(
-            f"step_counts names {len(steps)} counts, but images holds {count}. Connect both outputs of the same Step "
-            "Sweep, or leave step_counts empty."
-        )
+        raise InputError(message("probe_counts", named=len(steps), images=count))
     return steps

@@ -249,8 +249,8 @@ export class PlanPanel {
     this.pager.hidden = plans.length < 2 || this.kind === "probe";
     if (this.place) say(this.place, t("prompt_of", { i: this.index + 1, n: plans.length }));
     if (!plan || this.kind === "probe") {
-      const promised = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `promise_${this.kind}`)];
-      this.fill(this.title, promised, () => promised.map((text) => element("p", "bf-promise", text)));
+      const before = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `before_${this.kind}`)];
+      this.fill(this.title, before, () => before.map((text) => element("p", "bf-before", text)));
       this.fill(this.details, [], () => []);
       this.reason.hidden = true;
       delete this.element.dataset.steps;
@@ -316,6 +316,7 @@ export class PlanPanel {
       wanted: planned ? now.quality : null,
       minSteps: planned ? now.minSteps : null,
       maxSteps: planned ? now.maxSteps : null,
+      commit: planned ? plan?.prefix_steps : null,
     };
   }
 
@@ -332,15 +333,15 @@ export class PlanPanel {
     const empty = !model.curve && !model.points.length;
     this.model = model;
     this.layout = empty ? null : layout;
-    // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
+    // A fallback has no curve: the room goes to the reason. Before the first run the empty axes show what will come.
     this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
     attribute(this.svg, "viewBox", `0 0 ${width} ${height}`);
-    const { x0, x1, y0, y1, xTicks, yTicks, floorY, wantedY, chosen, points } = layout;
+    const { x0, x1, y0, y1, xTicks, yTicks, floorY, wantedY, commitX, chosen, points } = layout;
     const frame = [x0, x1, y0, y1, xTicks];
     this.fill(this.layers.axes, [frame, yTicks, model.counted], () => axes(layout, model));
     this.fill(this.layers.outside, [frame, layout.outside], () => outside(layout));
     this.fill(this.layers.curve, [layout.band, layout.line], () => curve(layout));
-    const marked = [frame, floorY, wantedY, chosen, model.chosen, points, this.cursor];
+    const marked = [frame, floorY, wantedY, commitX, chosen, model.chosen, points, this.cursor];
     this.fill(this.layers.marks, marked, () => marks(layout, model, this.cursor));
     this.renderReadout(model, empty);
   }
@@ -422,6 +423,12 @@ function marks(layout, model, cursor) {
     const y = layout.wantedY;
     drawn.push(svg("path", { class: "bf-wanted", d: `M${x1 + 1} ${y}l7 -4v8z` }));
   }
+  if (layout.commitX !== null) {
+    const line = svg("line", { class: "bf-commit", x1: layout.commitX, x2: layout.commitX, y1: y0, y2: y1 });
+    const title = svg("title", {}, t("commit_mark", { prefix: model.commit ?? 0 }));
+    line.append(title);
+    drawn.push(line);
+  }
   if (layout.chosen) {
     const { x, y } = layout.chosen;
     drawn.push(svg("line", { class: "bf-chosen", x1: x, x2: x, y1: y0, y2: y1 }));
@@ -455,6 +462,7 @@ function legend(plan, probe, view) {
     add("bf-mark-floor", t("legend_floor"));
     add("bf-mark-wanted", t("legend_wanted"));
   }
+  if (planned && plan?.prefix_steps) add("bf-mark-commit", t("commit_mark", { prefix: plan.prefix_steps }));
   if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
   if (probe) add("bf-mark-point", t("legend_measured"));
   return box;
@@ -474,7 +482,7 @@ function numbers(probe) {
   const frame = element("div", "bf-numbers");
   frame.tabIndex = 0; // scrolls by keyboard
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", t("distances", { reference: probe.reference }));
+  frame.setAttribute("aria-label", t("distances", { reference: said(probe.reference) }));
   const table = element("table", "");
   const top = element("tr", "");
   top.append(...head.map((text) => element("th", "", text)));
@@ -491,8 +499,8 @@ function numbers(probe) {
 /** @param {Probe} probe */
 function measuredWith(probe) {
   const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
-  const said = [t("distances", { reference: probe.reference }), t("measured_with", { backends: used })];
-  return element("p", "bf-detail", said.join(" "));
+  const told = [t("distances", { reference: said(probe.reference) }), t("measured_with", { backends: used })];
+  return element("p", "bf-detail", told.join(" "));
 }
 
 /** Sets an attribute that differs: equal ones set again would be laid out again. @param {Element} place @param {string} name @param {string} value */

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS, parse_grid
 from budgetfusion_nodes.core.errors import InputError
 from research.options import DEVICES, DTYPES, ROOT, WEIGHTS, add_host_option, number, run_folder, whole
+from research.sweeps import nested_commands
 
 if TYPE_CHECKING:
     from budgetfusion_nodes.predictor.planner import Planner
@@ -46,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     _add_report(commands)
     _add_convergence(commands)
     _add_bench(commands)
+    nested_commands.add_parser(commands)
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -19,7 +19,8 @@ from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch, token_count
-from budgetfusion_nodes.host.identity import model_fingerprint, model_precision
+from budgetfusion_nodes.host.identity import Identity, read_identity
+from budgetfusion_nodes.host.prefix_cache import PrefixCache, with_replay
 from budgetfusion_nodes.host.sampling import decode, nfe
 from budgetfusion_nodes.metrics.images import to_bchw
 from budgetfusion_nodes.metrics.measure import Backends, Series
@@ -29,6 +30,8 @@ from research.in_process_host import import_host, start_host
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+KEPT_BYTES = 2**30
+"""For the evaluation that all counts of a batch share."""
 JUDGES = ("latent_rmse", "mdsi", "ms_ssim")
 """Distances to the full-step image that no plan is made with: RMSE in model space, MDSI and 1 - MS-SSIM of piq (0 is
 equal)."""
@@ -53,17 +56,18 @@ class Sampling:
     """fp32; bf16: the denoiser under autocast, faster, but its rounding is part of every distance; host: whatever
     ComfyUI chooses on its GPU (the Setting then says which)."""
 
-    def setting(self, fingerprint: str, name: str, precision: str) -> Setting:
-        """precision: the model's own, which autocast overrules."""
+    def setting(self, identity: Identity) -> Setting:
+        """Autocast overrules the model's own precision. UnsupportedError if the model cannot be told from others."""
         return Setting(
-            fingerprint,
+            identity.known(),
             self.sampler_name,
             self.scheduler,
             self.cfg,
             self.width,
             self.height,
-            model_name=name,
-            precision="bf16" if self.dtype == "bf16" else precision,
+            model_name=identity.name,
+            precision="bf16" if self.dtype == "bf16" else identity.precision,
+            sampling=identity.sampling.text(),
         )
 
 
@@ -123,7 +127,7 @@ def file_digest(path: Path) -> str:
 
 
 def identify(loaded: LoadedModel, sampling: Sampling) -> Setting:
-    return sampling.setting(*model_fingerprint(loaded.model), model_precision(loaded.model))
+    return sampling.setting(read_identity(loaded.model))
 
 
 class Renderer:
@@ -157,8 +161,9 @@ class Renderer:
     def _counts(
         self, conditionings: Sequence[Any], seeds: Sequence[int], grid: Sequence[int], report: Report | None
     ) -> Iterator[Tensor]:
-        model = with_first_evaluation_reused(self.loaded.model)
+        cache = PrefixCache(limit=KEPT_BYTES)
         for steps in grid:
+            model, _ = with_replay(self.loaded.model, "all counts begin alike", 1, cache)
             with self._precision():
                 yield render_batch(
                     model,
@@ -235,33 +240,3 @@ def ms_ssim_distance(x: Tensor, y: Tensor) -> Tensor:
         x, y, kernel_size=kernel, data_range=1.0, reduction="none", scale_weights=weights / weights.sum()
     )
     return (1.0 - similarity).clamp_min(0.0)
-
-
-def with_first_evaluation_reused(model: Any) -> Any:
-    """A clone of the MODEL that evaluates the denoiser once for all runs that begin with equal noise at equal sigma.
-
-    Every count of a trajectory starts that way, so a sweep over K counts saves K - 1 evaluations; results are the same
-    bits. The wrapper goes around cond and uncond together.
-    """
-    kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
-    clone = model.clone()
-    clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, "budgetfusion_first_evaluation", _FirstEvaluation())
-    return clone
-
-
-class _FirstEvaluation:
-    """CALC_COND_BATCH wrapper: remembers the evaluation at the highest sigma that it saw last."""
-
-    def __init__(self) -> None:
-        self.sigma = float("-inf")
-        self.x: Tensor | None = None
-        self.out: list[Tensor] = []
-
-    def __call__(self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
-        sigma = float(timestep[0])
-        if self.x is not None and sigma == self.sigma and torch.equal(x, self.x):
-            return [tensor.clone() for tensor in self.out]
-        out = executor(model, conds, x, timestep, options)
-        if sigma >= self.sigma:
-            self.sigma, self.x, self.out = sigma, x.clone(), [tensor.clone() for tensor in out]
-        return out

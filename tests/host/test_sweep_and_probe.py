@@ -13,6 +13,7 @@ import torch
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.metrics.backends import load_d_sim
 from research.in_process_host import HostInterrupted, HostRunError, HostValidationError, interrupted_after
+from tests.fixtures.said import code
 
 COUNTS = (2, 3, 5)
 
@@ -309,7 +310,7 @@ def test_connected_reference(bench: Any, probe: Any, eyes: Any, make_node: Any, 
     }
     run = bench.run(graph)
     (shown,) = run.ui["8"]["probe"]
-    assert (shown["reference"], shown["counted"], shown["steps"]) == ("the reference", False, [1, 2])
+    assert (code(shown["reference"]), shown["counted"], shown["steps"]) == ("reference_given", False, [1, 2])
     assert run.outputs["8"][1:4] == [pytest.approx(0.0, abs=1e-4)] * 3
     assert all(shown[metric][1] > 0 for metric in METRICS)
 

@@ -17,7 +17,7 @@ from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.predictor.dataset import SweepDataset
 from research.sweeps.convergence import COLUMNS, compare_schedulers
 from research.sweeps.prompts import PromptList, tiny_scenes_prompts
-from research.sweeps.rendering import LoadedModel, Renderer, Sampling, with_first_evaluation_reused
+from research.sweeps.rendering import LoadedModel, Renderer, Sampling
 from research.sweeps.sweep import SweepJob, make_spec, merge, prepare, run_here, run_sweep, run_workers
 from research.tiny_scenes_training.image_encoder import build_model, save_encoder
 
@@ -170,12 +170,13 @@ def test_reusing_the_first_evaluation_changes_no_bit_and_saves_one_a_run(loaded:
     plain = [render_batch(counted, positives, negative, [1, 2], steps) for steps in GRID]
     evaluations = len(calls)
     calls.clear()
-    reusing = with_first_evaluation_reused(counted)
-    reused = [render_batch(reusing, positives, negative, [1, 2], steps) for steps in GRID]
-    assert all(torch.equal(a, b) for a, b in zip(plain, reused, strict=True))
+    renderer = Renderer(LoadedModel(counted, loaded.clip, loaded.vae, "any"), SAMPLING, None)
+    reused = renderer.latents(positives, [1, 2], GRID)
+    assert all(torch.equal(reused[:, i], plain[i].float()) for i in range(len(GRID)))
     assert (evaluations, len(calls)) == (sum(GRID), sum(GRID) - len(GRID) + 1)
-    other_noise = render_batch(reusing, positives, negative, [3, 4], 3)
-    assert torch.equal(other_noise, render_batch(counted, positives, negative, [3, 4], 3))
+    assert torch.equal(
+        renderer.latents(positives, [3, 4], (3,))[:, 0], render_batch(counted, positives, negative, [3, 4], 3)
+    )
 
 
 def test_prompts_of_different_length_are_rendered_in_one_call(loaded: Any, session: Any) -> None:

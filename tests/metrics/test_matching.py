@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.messages import english_words
-from budgetfusion_nodes.predictor.planner_file import load_planner
 from budgetfusion_nodes.metrics import backends as backends_module
 from budgetfusion_nodes.metrics.backends import load_d_sim
 from budgetfusion_nodes.metrics.encoders import HostClipVisionEncoder
 from budgetfusion_nodes.metrics.l_snr import NAME
 from budgetfusion_nodes.metrics.matching import PACKAGES, differences, matching_backends
 from budgetfusion_nodes.metrics.names import D_SIM_ORDER, BackendName, is_same
+from budgetfusion_nodes.predictor.planner_file import load_planner
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,1 @@
+"""From a few renders of a model to what a planner file holds."""

@@ -1,0 +1,252 @@
+"""Finish this picture: the denoiser's answers of a run's beginning, replayed in the next run with the same beginning.
+
+Kept around cond and uncond together (the host's CALC_COND_BATCH), so the sampler's own code, guidance and masks run
+again over the same numbers: every deterministic sampler, multistep ones included, gives the same bits as from scratch.
+An answer is used only where the run's key is the same (`run_key`) and the latent and sigma of that evaluation are too,
+bit for bit. Whatever cannot be told apart (a ControlNet, another pack's patches) is not kept at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LIMIT_BYTES = 64 * 2**20
+WRAPPER = "budgetfusion_prefix"
+OWN = "budgetfusion_"
+"""Names of this pack's wrappers: they look at a run and change nothing in an evaluation."""
+COMPILED = "torch.compile"
+"""The host's name of its compile wrapper; what it compiles with is in the model options, and so in the key."""
+AROUND_EVALUATIONS = frozenset(
+    {"sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function", "denoise_mask_function"}
+)
+"""Model options that run before or after an evaluation, and so in a replay too."""
+UNTOLD_PARTS = (
+    "callbacks",
+    "injections",
+    "hook_patches",
+    "additional_models",
+    "forced_hooks",
+    "weight_wrapper_patches",
+)
+"""Parts of a MODEL that may change an evaluation in a way that nobody can read."""
+
+
+class UntoldError(Exception):
+    """Something that an evaluation depends on cannot be compared with another run's."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One answer, on the CPU."""
+
+    x: Tensor
+    timestep: Tensor
+    out: tuple[Tensor, ...]
+    """Denoised predictions of cond and uncond."""
+
+    @property
+    def size(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.x, self.timestep, *self.out))
+
+    def answers(self, x: Tensor, timestep: Tensor) -> bool:
+        """Whether it was asked of exactly this. On a GPU it waits for the sampler, which has nothing else to do."""
+        return all(
+            kept.shape == given.shape and kept.dtype == given.dtype and torch.equal(_copied(kept, given.device), given)
+            for kept, given in ((self.x, x), (self.timestep, timestep))
+        )
+
+
+@dataclass
+class PrefixCache:
+    """The beginnings of the last runs: least recently used ones go first. Holds tensors on the CPU and nothing else."""
+
+    limit: int = LIMIT_BYTES
+    """Bytes."""
+    _drafts: OrderedDict[str, list[Evaluation]] = field(default_factory=OrderedDict)
+    _size: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self._size
+
+    def clear(self) -> None:
+        self._drafts.clear()
+        self._size = 0
+
+    def draft(self, key: str) -> tuple[Evaluation, ...]:
+        """What is kept under `key`, first evaluation first; it becomes the most recently used."""
+        if key not in self._drafts:
+            return ()
+        self._drafts.move_to_end(key)
+        return tuple(self._drafts[key])
+
+    def cut(self, key: str, length: int) -> None:
+        """Forgets a draft's evaluations from place `length` on."""
+        dropped = self._drafts.get(key, [])[length:]
+        self._size -= sum(evaluation.size for evaluation in dropped)
+        if dropped:
+            del self._drafts[key][length:]
+
+    def append(self, key: str, evaluation: Evaluation) -> bool:
+        """Whether there was room: other drafts give way, the own beginning does not."""
+        own = sum(kept.size for kept in self.draft(key))
+        if own + evaluation.size > self.limit:
+            return False
+        self._drafts.setdefault(key, []).append(evaluation)
+        self._size += evaluation.size
+        while self._size > self.limit:
+            self._size -= sum(old.size for old in self._drafts.popitem(last=False)[1])
+        return True
+
+
+DRAFTS = PrefixCache()
+"""Of this process."""
+
+
+class Replay:
+    """CALC_COND_BATCH wrapper of one run: replays what its draft knows and keeps its first `keep` evaluations.
+
+    Calls that another function makes on its own (perturbed guidance, for instance) have other conditionings or options
+    than the sampler's; they are passed on and count for nothing.
+    """
+
+    def __init__(self, cache: PrefixCache, key: str, keep: int) -> None:
+        self.cache, self.key, self.keep = cache, key, keep
+        self.replayed = 0
+        """Evaluations taken from the draft."""
+        self.place = 0
+        self.following = True
+        self.own: tuple[int, ...] = ()
+
+    def __call__(self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
+        caller = (*(id(cond) for cond in conds), id(options))
+        self.own = self.own or caller
+        if caller != self.own:
+            return executor(model, conds, x, timestep, options)
+        place, self.place = self.place, self.place + 1
+        found = self._found(place, x, timestep)
+        if found is not None:
+            self.replayed += 1
+            return [_copied(out, x.device) for out in found.out]
+        out = executor(model, conds, x, timestep, options)
+        if self.following and place < self.keep:
+            self.following = self.cache.append(self.key, _kept(x, timestep, out))
+        return out
+
+    def _found(self, place: int, x: Tensor, timestep: Tensor) -> Evaluation | None:
+        draft = self.cache.draft(self.key)
+        if not self.following or place >= len(draft):
+            return None
+        if draft[place].answers(x, timestep):
+            return draft[place]
+        self.cache.cut(self.key, place)
+        return None
+
+
+def with_replay(model: Any, key: str | None, keep: int, cache: PrefixCache = DRAFTS) -> tuple[Any, Replay | None]:
+    """(a clone of the MODEL that replays and keeps, its Replay); the MODEL itself and None where there is no key."""
+    if key is None or keep < 1:
+        return model, None
+    replay, clone = Replay(cache, key, keep), model.clone()
+    kind = importlib.import_module("comfy.patcher_extension").WrappersMP.CALC_COND_BATCH
+    clone.add_wrapper_with_key(kind, WRAPPER, replay)
+    return clone, replay
+
+
+def run_key(model: Any, *inputs: Any) -> str | None:
+    """Digest of everything that a run's evaluations depend on, besides the latent and sigma of each; None where
+    something in it cannot be read. inputs: CONDITIONINGs, LATENT, seed, cfg, names: tensors and plain values."""
+    digest = hashlib.sha256()
+    try:
+        _add(digest, _model_parts(model))
+        _add(digest, inputs)
+    except UntoldError:
+        return None
+    return digest.hexdigest()
+
+
+def _model_parts(model: Any) -> tuple[Any, ...]:
+    """The host gives a MODEL a new `patches_uuid` when it is loaded and with every LoRA or merge."""
+    for name in UNTOLD_PARTS:
+        if _any_inside(getattr(model, name, None)):
+            raise UntoldError(name)
+    for by_key in (getattr(model, "wrappers", None) or {}).values():
+        if any(listed and key != COMPILED and not str(key).startswith(OWN) for key, listed in by_key.items()):
+            raise UntoldError("wrappers")
+    inner = model.model
+    if "forward" in vars(getattr(inner, "diffusion_model", inner)):
+        raise UntoldError("forward")  # replaced in place by another pack
+    options = {key: value for key, value in model.model_options.items() if key not in AROUND_EVALUATIONS}
+    dtypes = (model.model_dtype(), getattr(inner, "manual_cast_dtype", None), model.force_cast_weights)
+    arithmetic = (torch.is_autocast_enabled(), torch.get_float32_matmul_precision(), torch.get_default_dtype())
+    return (
+        str(model.patches_uuid),
+        type(inner).__qualname__,
+        model.load_device,
+        dtypes,
+        arithmetic,
+        {
+            "options": options,
+            "objects": model.object_patches,
+        },
+    )
+
+
+def _any_inside(part: Any) -> bool:
+    """Whether nested dicts and lists hold anything."""
+    if isinstance(part, Mapping):
+        return any(_any_inside(value) for value in part.values())
+    return bool(part)
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Feeds a value with its type; UntoldError for one that is neither plain nor a tensor nor a module of buffers."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype, torch.device)):
+        digest.update(f"{type(value).__name__}:{value!r};".encode())
+    elif type(value) in (Tensor, nn.Parameter):
+        flat = value.detach().cpu().contiguous()
+        digest.update(f"tensor:{flat.dtype}:{tuple(flat.shape)};".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        digest.update(f"map:{len(value)};".encode())
+        for key in sorted(value, key=str):
+            _add(digest, key)
+            _add(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"list:{len(value)};".encode())
+        for item in value:
+            _add(digest, item)
+    elif isinstance(value, nn.Module) and not list(value.children()):
+        _add(digest, [c.__qualname__ for c in type(value).__mro__])
+        _add(digest, {key: item for key, item in vars(value).items() if not key.startswith("_")})
+        _add(digest, dict(value.state_dict(keep_vars=True)))
+        _add(digest, dict(value.named_buffers()))
+    else:
+        raise UntoldError(type(value).__name__)
+
+
+def _kept(x: Tensor, timestep: Tensor, out: list[Tensor]) -> Evaluation:
+    return Evaluation(_stored(x), _stored(timestep), tuple(_stored(tensor) for tensor in out))
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """A copy on the CPU. From CUDA into pinned memory, so that the sampler goes on; later copies back are on the same
+    stream and so come after it."""
+    if tensor.device.type == "cuda":
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return pinned.copy_(tensor, non_blocking=True)
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that may be written to."""
+    return tensor.to(device, non_blocking=True, copy=True)

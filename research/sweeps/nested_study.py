@@ -1,0 +1,260 @@
+"""Nested against stock schedules on Tiny Scenes: commit point, tails, prefixes, and what each count is worth.
+
+Every set of renders is kept under the work folder and never made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from budgetfusion_nodes.calibration.schedule_search import Measure
+from budgetfusion_nodes.core.curves import METRICS, FloatArray
+from budgetfusion_nodes.core.files import in_one_piece
+from budgetfusion_nodes.core.schedule import SigmaQuantile, Sigmas
+from budgetfusion_nodes.host.batch import render_batch
+from budgetfusion_nodes.host.prefix_cache import PrefixCache, with_replay
+from budgetfusion_nodes.host.sampling import get_sigmas
+from budgetfusion_nodes.host.schedule import scheduler_quantile, stock_tail_end
+from budgetfusion_nodes.metrics.l_snr import l_snr
+from budgetfusion_nodes.metrics.measure import Backends
+from budgetfusion_nodes.tiny_scenes.scenes import Scene
+from research.bench.scene_judge import scene_from_key, share_wrong
+from research.sweeps.prompts import PromptList
+from research.sweeps.rendering import Renderer, Sampling, measure_trajectories
+from research.tiny_scenes_training.classifier import SceneClassifier
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+DENSE_STEPS = 50
+KEPT_BYTES = 2**30
+"""Of answers that runs share, in one batch."""
+WRONG_TOLERANCE = 0.01
+L_SNR_TOLERANCE = 0.1
+"""dB."""
+KID_TOLERANCE = 0.01
+"""In the encoder's features; sets of different seeds at 50 steps are 0 apart."""
+
+
+@dataclass
+class Study:
+    """Renders of the same prompts and seeds along any sigmas."""
+
+    renderer: Renderer
+    prompts: PromptList
+    folder: Path
+    """Of finished renders."""
+    classifier: SceneClassifier
+    backends: Backends
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.renderer.sampling
+
+    @property
+    def quantile(self) -> SigmaQuantile:
+        return scheduler_quantile(self.renderer.loaded.model, self.sampling.scheduler)
+
+    @property
+    def tail_end(self) -> float:
+        return stock_tail_end(self.renderer.loaded.model, self.sampling.scheduler)
+
+    @property
+    def scenes(self) -> list[Scene]:
+        """[N] what each render should show."""
+        return [scene_from_key(p.key) for p in self.prompts.prompts for _ in p.seeds]
+
+    def stock(self, steps: int) -> Sigmas:
+        """The scheduler's own sigmas."""
+        sampling = self.sampling
+        return get_sigmas(self.renderer.loaded.model, sampling.sampler_name, sampling.scheduler, steps).numpy()
+
+    def prepare(self, runs: Sequence[Sigmas]) -> None:
+        """Renders what is not there yet, batch by batch, so that runs of one beginning share its evaluations."""
+        rows = [(p.text, seed) for p in self.prompts.prompts for seed in p.seeds]
+        for batch in range(-(-len(rows) // BATCH)):
+            missing = [sigmas for sigmas in runs if not self._file(sigmas, batch).is_file()]
+            texts, seeds = zip(*rows[batch * BATCH : (batch + 1) * BATCH], strict=True)
+            cache = PrefixCache(limit=KEPT_BYTES)
+            conditionings = self.renderer.encode(texts) if missing else []
+            for place, sigmas in enumerate(missing):
+                images, replayed = self._render(conditionings, seeds, sigmas, cache)
+                with in_one_piece(self._file(sigmas, batch)) as partial:
+                    torch.save(images.half(), partial)
+                told = (batch + 1, place + 1, len(missing), len(sigmas) - 1, replayed)
+                log.info("batch %d, run %d of %d: %d steps, %d evaluations replayed", *told)
+
+    def _render(
+        self, conditionings: Sequence[Any], seeds: Sequence[int], sigmas: Sigmas, cache: PrefixCache
+    ) -> tuple[Tensor, int]:
+        model, replay = with_replay(self.renderer.loaded.model, "batch", len(sigmas), cache)
+        latents = render_batch(
+            model,
+            conditionings,
+            self.renderer.negative,
+            seeds,
+            len(sigmas) - 1,
+            sampler_name=self.sampling.sampler_name,
+            scheduler=self.sampling.scheduler,
+            cfg=self.sampling.cfg,
+            sigmas=torch.from_numpy(sigmas),
+        )
+        return self.renderer.images(latents[:, None].float())[:, 0], 0 if replay is None else replay.replayed
+
+    def render(self, sigmas: Sigmas) -> Tensor:
+        """[N, 3, 64, 64] in [0, 1]."""
+        self.prepare([sigmas])
+        batches = -(-sum(len(p.seeds) for p in self.prompts.prompts) // BATCH)
+        return torch.cat([torch.load(self._file(sigmas, i), weights_only=True).float() for i in range(batches)])
+
+    def _file(self, sigmas: Sigmas, batch: int) -> Path:
+        digest = hashlib.sha256(np.asarray(sigmas, np.float32).tobytes()).hexdigest()[:24]
+        return self.folder / f"{digest}-{batch}.pt"
+
+    # ------------------------------------------------------------------------------------------------- judging
+
+    def wrong(self, images: Tensor) -> FloatArray:
+        """[N] share of the scene classifier's questions that are answered against the caption."""
+        pairs = zip(self.scenes, images, strict=True)
+        return np.array([share_wrong(self.classifier, scene, image[None])[0] for scene, image in pairs])
+
+    def features(self, images: Tensor) -> FloatArray:
+        """[N, D] of the shipped image encoder, length sqrt(D)."""
+        assert self.backends.i_clip is not None
+        found = torch.nn.functional.normalize(self.backends.i_clip.encode(images).double(), dim=-1)
+        return (found * found.shape[-1] ** 0.5).numpy()
+
+    def shortfall(self, images: Tensor, target: Tensor) -> FloatArray:
+        """[N, M] distances in METRICS order."""
+        pair = torch.stack([images, target], dim=1)
+        return measure_trajectories(pair, pair, self.backends).shortfall[:, 0].double().numpy()
+
+    def measures(self) -> dict[str, Measure]:
+        """What a target is judged by, without a reference."""
+        return {
+            "wrong": Measure(self.wrong, WRONG_TOLERANCE),
+            "L-SNR dB": Measure(lambda images: l_snr(images).double().numpy(), L_SNR_TOLERANCE, "other"),
+            "KID": Measure(self.features, KID_TOLERANCE, "set"),
+        }
+
+    def trace(self) -> tuple[Sigmas, list[tuple[Tensor, Tensor]]]:
+        """(the stock target's sigmas, (latent, denoised prediction) [B, C, H, W] at each of them but the 0), of the
+        first batch; the final latent comes last, twice."""
+        sigmas = self.stock(DENSE_STEPS)
+        rows = [(p.text, seed) for p in self.prompts.prompts for seed in p.seeds][:BATCH]
+        texts, seeds = zip(*rows, strict=True)
+        cache = PrefixCache(limit=KEPT_BYTES)
+        images, _ = self._render(self.renderer.encode(texts), seeds, sigmas, cache)
+        cfg = self.sampling.cfg
+        states = [(e.x, e.out[1] + (e.out[0] - e.out[1]) * cfg) for e in cache.draft("batch")]
+        return sigmas, [*states, (images * 2 - 1, images * 2 - 1)]
+
+
+def movement(trace: Sequence[tuple[Tensor, Tensor]]) -> FloatArray:
+    """[n] RMS change of the denoised prediction from each evaluation to the next."""
+    predictions = [denoised for _, denoised in trace]
+    return np.array([float((b - a).square().mean().sqrt()) for a, b in pairwise(predictions)])
+
+
+def shortest_path(sigmas: Sigmas, trace: Sequence[tuple[Tensor, Tensor]], first: int, steps: int) -> list[int]:
+    """Places of a tail of `steps` steps among the dense run's sigmas from place `first`, the last that of 0.
+
+    Dynamic programme over the local error of one Euler step against the dense run (GITS, Chen et al. 2024, arXiv
+    2405.11326).
+    """
+    places = list(range(first, len(sigmas)))
+    cost = np.full((len(places), len(places)), np.inf)
+    for i, a in enumerate(places[:-1]):
+        x, denoised = trace[a]
+        for j, b in enumerate(places[i + 1 :], i + 1):
+            stepped = denoised + (x - denoised) * float(sigmas[b] / sigmas[a])
+            cost[i, j] = float((stepped - trace[b][0]).square().mean().sqrt())
+    best, back = np.full((steps + 1, len(places)), np.inf), np.zeros((steps + 1, len(places)), int)
+    best[0, 0] = 0.0
+    for k in range(1, steps + 1):
+        total = best[k - 1][:, None] + cost
+        best[k], back[k] = total.min(axis=0), total.argmin(axis=0)
+    path = [len(places) - 1]
+    for k in range(steps, 0, -1):
+        path.append(int(back[k, path[-1]]))
+    return [places[i] for i in reversed(path)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule in the headline table."""
+
+    name: str
+    counts: tuple[int, ...]
+    need: NDArray[np.int64]
+    """[N] t* of each render at quality `q`."""
+    changed: FloatArray
+    """[K] share with D-SIM above half its scale."""
+    violations: FloatArray
+    """[K] share of renders that fall below q at the count or a later one."""
+    wrong: float
+    l_snr: float
+
+    def count_for(self, alpha: float) -> int:
+        """The least count with at most `alpha` violations."""
+        return self.counts[int((self.violations <= alpha).argmax())]
+
+    def text(self, prompts: int) -> str:
+        at = self.count_for(0.1)
+        cells = (
+            self.name,
+            f"{self.need.mean():.1f}",
+            f"{at}",
+            f"{100 * prompt_share(self.need, prompts):.0f} %",
+            f"{oracle_b(self.need, prompts):.1f}",
+            f"{100 * self.changed[self.counts.index(at)]:.1f} %",
+            f"{100 * self.wrong:.1f} % / {self.l_snr:.2f}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    "| schedule | mean t* | 10 % violations need | prompt's share of log t* | oracle B "
+    "| D-SIM above half its scale there | wrong / L-SNR of the target |\n|---|---|---|---|---|---|---|"
+)
+
+
+def prompt_share(need: NDArray[np.int64], prompts: int) -> float:
+    """Intraclass correlation ICC(1) of log t* (Shrout & Fleiss 1979), at least 0."""
+    values = np.log(need.reshape(prompts, -1))
+    seeds = values.shape[1]
+    between = seeds * values.mean(axis=1).var(ddof=1)
+    within = values.var(axis=1, ddof=1).mean()
+    whole = between + (seeds - 1) * within
+    return float(max((between - within) / whole, 0.0)) if whole else 0.0
+
+
+def oracle_b(need: NDArray[np.int64], prompts: int) -> float:
+    """Mean over prompts of the most that one of its seeds needs."""
+    return float(need.reshape(prompts, -1).max(axis=1).mean())
+
+
+def headline(study: Study, name: str, runs: Mapping[int, Sigmas], scale: FloatArray, q: float) -> Row:
+    """runs: count -> sigmas, the last is the target; scale: [M] of METRICS, the stock schedule's."""
+    study.prepare(list(runs.values()))
+    counts = tuple(runs)
+    target = study.render(runs[counts[-1]])
+    short = np.stack([study.shortfall(study.render(sigmas), target) for sigmas in runs.values()])  # [K, N, M]
+    short[-1] = 0.0
+    quality = 1.0 - (short / scale).max(axis=-1)
+    later = np.minimum.accumulate(quality[::-1], axis=0)[::-1]
+    need = np.array(counts)[(later >= q).argmax(axis=0)]
+    changed = (short[..., METRICS.index("d_sim")] > scale[METRICS.index("d_sim")] / 2).mean(axis=1)
+    wrong, decibel = float(study.wrong(target).mean()), float(l_snr(target).mean())
+    return Row(name, counts, need, changed, (later < q).mean(axis=1), wrong, decibel)
