@@ -23,7 +23,7 @@ ROUNDING = 1e-6  # a slider's 0.99 may arrive as float32
 DEFAULT_QUALITY = 0.90
 DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
-DEFAULT_MAX_STEPS = 50
+DEFAULT_MAX_STEPS = 20
 
 METRIC_WORDS = {
     "l_snr": "fine detail against noise (L-SNR)",
