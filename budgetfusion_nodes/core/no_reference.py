@@ -1,8 +1,8 @@
 """One step count for all prompts from metrics that need no full-step image, with its uncertainty.
 
 For samplers whose pictures never settle there is no full-step image to come near, and for models that get worse with
-more steps (audio models, some finetunes) it is the wrong one. What is left is the level of a metric without a reference,
-such as L-SNR or a classifier's errors, over many prompts: where it no longer changes, or where it is best.
+more steps (audio models, some finetunes) it is the wrong one. What is left is the level of a metric without a
+reference, such as L-SNR or a classifier's errors, over many prompts: where it no longer changes, or where it is best.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ FULL = 0.9999
 
 
 def full_count(executed: int, denoise: float) -> int:
-    """Steps of the full schedule that `executed` steps at this denoise in (0, 1] are the end of: the host's own rule."""
+    """Steps of the full schedule whose end `executed` steps at this denoise in (0, 1] are: the host's own rule."""
     return executed if denoise > FULL else int(executed / denoise)
 
 

@@ -50,6 +50,25 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 )
 """Deterministic samplers: more steps approach one image, so a step count has a quality. Value: cost of a step."""
 
+BROWNIAN: Mapping[str, str] = MappingProxyType(
+    {
+        f"{name}{device}": cost
+        for name, cost in (
+            ("dpmpp_sde", TWO_LESS_ONE),
+            ("dpmpp_2m_sde", ONE),
+            ("dpmpp_2m_sde_heun", ONE),
+            ("dpmpp_3m_sde", ONE),
+        )
+        for device in ("", "_gpu")
+    }
+)
+"""Samplers whose noise is one Brownian path of the seed, looked up between two noise levels
+(comfy.k_diffusion.sampling, BrownianTreeNoiseSampler). More steps approach one image as long as every count asks the same path: see
+`check_settles`. Value: cost of a step."""
+
+PLANNED: Mapping[str, str] = MappingProxyType({**SUPPORTED, **BROWNIAN})
+"""All samplers that a count can be planned for."""
+
 CLOCK = "budgetfusion_clock"
 PROGRESS = "budgetfusion_progress"
 
@@ -74,7 +93,7 @@ class Render:
 
 def check_sampler(sampler_name: str) -> None:
     """UnsupportedError unless the number of steps alone decides this sampler's image."""
-    if sampler_name in SUPPORTED:
+    if sampler_name in PLANNED:
         return
     if sampler_name == "dpm_adaptive":
         raise UnsupportedError(
@@ -87,8 +106,8 @@ def check_sampler(sampler_name: str) -> None:
 
 
 def nfe(sampler_name: str, steps: int) -> int:
-    """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in SUPPORTED."""
-    return _COST[SUPPORTED.get(sampler_name, ONE)](steps)
+    """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in PLANNED."""
+    return _COST[PLANNED.get(sampler_name, ONE)](steps)
 
 
 def get_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:

@@ -47,8 +47,8 @@ class AdaptiveKSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the picture is made anew. As in KSampler, all planned steps are executed "
-                    "below 1 too; a plan calibrated at 1 is then only a guide, and the node says so.",
+                    tooltip="How much of the picture is made anew. Below 1 the plan counts the steps that really run, "
+                    "at least 4: those that lie in this part of a full render.",
                 ),
                 s.BudgetPlan.Input(
                     "plan",
@@ -60,6 +60,7 @@ class AdaptiveKSampler(io.ComfyNode):
                 s.risk_input(),
                 s.planner_input(),
             ],
+            hidden=list(s.GRAPH),
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
                 io.Int.Output("steps", tooltip="The decided number of steps."),
@@ -93,7 +94,18 @@ class AdaptiveKSampler(io.ComfyNode):
         plan: Any = None,
     ) -> io.NodeOutput:
         check_latent(latent_image)
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise)
+        request = Request(
+            sampler_name,
+            scheduler,
+            cfg,
+            quality,
+            min_steps,
+            max_steps,
+            risk,
+            planner,
+            denoise,
+            s.model_files(cls.hidden),
+        )
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None

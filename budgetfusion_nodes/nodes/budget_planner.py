@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..host.sampling import get_sigmas
 from ..planning.service import Request, plan_render
+from ..planning.special import split_plan
 from . import schema as s
 
 
@@ -47,13 +48,20 @@ class BudgetPlanner(io.ComfyNode):
                 s.max_steps_input(advanced=True),
                 s.risk_input(),
                 s.planner_input(),
+                s.split_input(),
             ],
+            hidden=list(s.GRAPH),
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
                 ),
                 io.Int.Output("steps", tooltip="The planned number of steps, for any sampler node."),
                 io.Sigmas.Output("sigmas", tooltip="The noise levels that KSampler would use with these steps."),
+                io.Int.Output(
+                    "split_step",
+                    tooltip="The planned step at the noise level of split_at, for end_at_step and start_at_step of two "
+                    "KSampler (Advanced) or for SplitSigmas; 0 without a split.",
+                ),
             ],
         )
 
@@ -77,8 +85,12 @@ class BudgetPlanner(io.ComfyNode):
         risk: float,
         planner: str,
         latent_image: Any = None,
+        split_at: int = 0,
     ) -> io.NodeOutput:
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner)
+        files = s.model_files(cls.hidden)
+        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, files=files)
         plan = plan_render(model, positive, request, latent_image)
         sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps)
-        return io.NodeOutput(plan, plan.steps, sigmas, ui={"text": [plan.summary()], "budget_plan": [plan.to_dict()]})
+        split, said = split_plan(model, request, sigmas, split_at)
+        text = "\n".join([plan.summary(), *(note.text() for note in said)])
+        return io.NodeOutput(plan, plan.steps, sigmas, split, ui={"text": [text], "budget_plan": [plan.to_dict()]})

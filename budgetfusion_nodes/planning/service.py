@@ -16,6 +16,7 @@ from ..host.identity import model_fingerprint, model_notes, model_precision
 from ..host.paths import find_planner, list_planners, read_planner
 from ..host.sampling import check_sampler, nfe, pixel_size
 from ..predictor.planner import Planner
+from .special import as_executed, check_distilled, check_path, limits_for
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Request:
     risk: float = DEFAULT_RISK
     planner: str = AUTO
     denoise: float = 1.0
+    files: tuple[str, ...] = ()
+    """Model files that the graph names above this node, LoRAs among them."""
 
     def fallback(self, reason: str, warnings: tuple[str, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -74,6 +77,7 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
         return request.fallback(_unforeseen(error))
     try:
         check_sampler(request.sampler_name)
+        check_path(model, request.sampler_name, request.scheduler, request.denoise)
         found = _checked_differences(known, render_setting(model, request, latent_image))
         found += () if known.fallback else model_notes(model)  # a LoRA may lie between the planner and this node
     except BudgetFusionError as error:
@@ -81,8 +85,12 @@ def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any
     except Exception as error:
         log.exception("BudgetFusion could not check the plan and renders all %d steps", known.max_steps)
         return _all_steps(known, request, _unforeseen(error))
-    warnings = known.warnings + tuple(sentence for sentence in found if sentence not in known.warnings)
-    return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
+    known = replace(known, nfe=nfe(request.sampler_name, known.steps))
+    known, begin = as_executed(
+        known, model, request.sampler_name, request.scheduler, request.denoise, (known.min_steps, known.max_steps)
+    )
+    said = (*found, *(note.text() for note in begin))
+    return replace(known, warnings=known.warnings + tuple(note for note in said if note not in known.warnings))
 
 
 def _unforeseen(error: Exception) -> str:
@@ -122,8 +130,10 @@ def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any]
 
 def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None) -> Plan:
     check_sampler(request.sampler_name)
+    check_path(model, request.sampler_name, request.scheduler, request.denoise)
     setting = render_setting(model, request, latent_image)
-    planner, notes = choose_planner(request.planner, setting)
+    planner, notes = _choose(model, request, setting)
+    least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
     prompts, prompt_notes = extract_all(positive)
     plans = [
         planner.plan(
@@ -131,15 +141,30 @@ def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str
             prompt.pooled,
             quality=request.quality,
             risk=request.risk,
-            min_steps=request.min_steps,
-            max_steps=request.max_steps,
+            min_steps=least,
+            max_steps=most,
             setting=setting,
             nfe_of=lambda steps: nfe(request.sampler_name, steps),
         )
         for prompt in prompts
     ]
     slowest = max(plans, key=lambda plan: plan.steps)
-    return replace(slowest, warnings=(*slowest.warnings, *model_notes(model), *prompt_notes, *notes))
+    limits = (request.min_steps, request.max_steps)
+    plan, begin = as_executed(slowest, model, request.sampler_name, request.scheduler, request.denoise, limits)
+    said = (note.text() for note in begin)
+    return replace(plan, warnings=(*plan.warnings, *model_notes(model), *prompt_notes, *notes, *said))
+
+
+def _choose(model: Any, request: Request, setting: Setting) -> tuple[Planner, tuple[str, ...]]:
+    """`choose_planner`, unless the graph is one that keeps its own count."""
+    chosen = request.planner != AUTO
+    try:
+        found = choose_planner(request.planner, setting)
+    except UnsupportedError:
+        check_distilled(model, request.files, request.cfg, request.max_steps, None, chosen)
+        raise
+    check_distilled(model, request.files, request.cfg, request.max_steps, found[0].setting, chosen)
+    return found
 
 
 def choose_planner(name: str, setting: Setting) -> tuple[Planner, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from budgetfusion_nodes.core.curves import quality, tail_min
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.files import in_one_piece
 from budgetfusion_nodes.host.batch import empty_latent, stack_conditionings, token_count
+from budgetfusion_nodes.host.noise import noise_for_each as brownian_noise
 from budgetfusion_nodes.host.sampling import get_sigmas
 from budgetfusion_nodes.metrics.measure import Backends
 from research.options import ROOT, WEIGHTS, add_host_option, run_folder, whole
@@ -37,18 +38,17 @@ from .rendering import LoadedModel, Renderer, Sampling, file_digest, load_model
 
 log = logging.getLogger(__name__)
 
-COUNTS = (4, 8, 12, 20, 30, 60, 100)
-"""The last is the target; 60 is a second, nearer one."""
-NEAR_TARGET = 60
+COUNTS = (6, 8, 12, 20, 35, 60)
+"""The last is the target."""
 SCHEDULERS = ("karras", "normal", "exponential", "simple")
 BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
 FRESH = ("euler_ancestral", "er_sde", "dpmpp_2s_ancestral", "seeds_2", "sa_solver", "lcm", "ddpm")
 CONTROLS = ("dpmpp_2m", "euler")
 """Deterministic samplers: what settling looks like."""
-BATCH = 24
+BATCH = 12
 PROMPT_SEED = 5
 WANTED = 0.9
-QUALITY_COLUMNS = ("quality >= .9 from", "never", "L-SNR at 100")
+QUALITY_COLUMNS = ("quality >= .9 from", "never", "L-SNR at 60")
 
 FloatArray = NDArray[np.float64]
 
@@ -60,11 +60,9 @@ class Cell:
     sampler_name: str
     scheduler: str
     to_target: FloatArray
-    """[n, K] RMSE to the picture's own at 100 steps, over that picture's standard deviation."""
-    to_near: FloatArray
-    """[n, K] the same to the one at 60 steps."""
+    """[n, K] RMSE to the picture's own at 60 steps, over that picture's standard deviation."""
     shortfall: FloatArray
-    """[n, K, M] in METRICS order, to the one at 100 steps."""
+    """[n, K, M] in METRICS order, to the one at 60 steps."""
     l_snr: FloatArray
     """[n, K] dB."""
 
@@ -78,10 +76,10 @@ class Cell:
 
 def cells() -> list[tuple[str, str]]:
     """(sampler, scheduler) in the order in which they are rendered: what decides most comes first."""
-    first = [(name, "karras") for name in (*CONTROLS[:1], "dpmpp_2m_sde", "dpmpp_3m_sde", *FRESH[:2])]
-    others = [(name, scheduler) for scheduler in SCHEDULERS[1:] for name in ("dpmpp_2m_sde", "dpmpp_2m")]
-    rest = [(name, "karras") for name in (*BROWNIAN, *CONTROLS, *FRESH)]
-    more = [(name, scheduler) for scheduler in SCHEDULERS[1:] for name in ("dpmpp_3m_sde", "dpmpp_sde")]
+    first = [(name, "karras") for name in ("dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "dpmpp_3m_sde")]
+    others = [("dpmpp_2m_sde", scheduler) for scheduler in ("simple", "normal", "exponential")]
+    rest = [(name, "karras") for name in ("er_sde", *BROWNIAN, *CONTROLS, *FRESH)]
+    more = [(name, scheduler) for scheduler in SCHEDULERS[1:] for name in ("dpmpp_2m", "dpmpp_3m_sde", "dpmpp_sde")]
     return list(dict.fromkeys([*first, *others, *rest, *more]))
 
 
@@ -112,12 +110,10 @@ def render_noisy(renderer: Renderer, conditionings: Sequence[Any], seeds: Sequen
 
 def noise_for_each(sampler_name: str, latent: Tensor, seeds: Sequence[int], sigmas: Tensor) -> Callable[..., Tensor]:
     """The host's own noise sampler for each picture [1, C, H, W], stacked: a Brownian tree, or a generator's stream."""
-    k_diffusion = importlib.import_module("comfy.k_diffusion.sampling")
     if sampler_name in BROWNIAN:
-        lowest, highest = sigmas[sigmas > 0].min(), sigmas.max()
-        each = [k_diffusion.BrownianTreeNoiseSampler(latent, lowest, highest, seed=seed, cpu=True) for seed in seeds]
-    else:
-        each = [k_diffusion.default_noise_sampler(latent, seed=seed) for seed in seeds]
+        return brownian_noise(sampler_name, latent, seeds, sigmas)
+    stream = importlib.import_module("comfy.k_diffusion.sampling").default_noise_sampler
+    each = [stream(latent, seed=seed) for seed in seeds]
     return lambda sigma, sigma_next: torch.cat([noise(sigma, sigma_next) for noise in each])
 
 
@@ -140,16 +136,15 @@ def render_cell(
     return Cell(
         name,
         scheduler,
-        relative_rmse(latents, len(COUNTS) - 1),
-        relative_rmse(latents, COUNTS.index(NEAR_TARGET)),
+        relative_rmse(latents),
         measured.shortfall.double().numpy(),
         measured.l_snr.double().numpy(),
     )
 
 
-def relative_rmse(latents: Tensor, target: int) -> FloatArray:
-    """[n, K] of latents [n, K, C, H, W]: RMSE to count `target`'s over that one's standard deviation."""
-    reference = latents[:, target : target + 1].double()
+def relative_rmse(latents: Tensor) -> FloatArray:
+    """[n, K] of latents [n, K, C, H, W]: RMSE to the last count's, over that one's standard deviation."""
+    reference = latents[:, -1:].double()
     rmse = (latents.double() - reference).square().mean(dim=(2, 3, 4)).sqrt()
     return (rmse / reference.std(dim=(2, 3, 4))).numpy()
 
@@ -180,7 +175,7 @@ def needed(cell: Cell, scale: FloatArray, wanted: float = WANTED) -> FloatArray:
 def table(found: Mapping[tuple[str, str], Cell]) -> str:
     """Markdown: one row a cell."""
     scale = scale_of(found)
-    head = ["sampler", "scheduler", "pictures", *(f"{n}" for n in COUNTS[:-1]), "30 to 60", *QUALITY_COLUMNS]
+    head = ["sampler", "scheduler", "pictures", *(f"{n}" for n in COUNTS[:-1]), *QUALITY_COLUMNS]
     lines = [_row(head), _row(["---"] * len(head))]
     for (name, scheduler), cell in found.items():
         median = np.median(cell.to_target, axis=0)
@@ -193,7 +188,6 @@ def table(found: Mapping[tuple[str, str], Cell]) -> str:
                     scheduler,
                     str(len(cell.to_target)),
                     *(f"{value:.3f}" for value in median[:-1]),
-                    f"{np.median(cell.to_near[:, COUNTS.index(30)]):.3f}",
                     f"{np.median(settled):.0f}" if len(settled) * 2 > len(counts) else "no count",
                     f"{1 - len(settled) / len(counts):.0%}",
                     f"{cell.l_snr[:, -1].mean():.2f}",

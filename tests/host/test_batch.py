@@ -15,7 +15,10 @@ PROMPTS = ("a plain red background", "two large blue circles on green", "six sma
 SEEDS = (5, 123456789, 2**53 + 1)
 
 
-@pytest.mark.parametrize(("sampler_name", "scheduler"), [("dpmpp_2m", "karras"), ("euler", "normal")])
+@pytest.mark.parametrize(
+    ("sampler_name", "scheduler"),
+    [("dpmpp_2m", "karras"), ("euler", "normal"), ("dpmpp_2m_sde", "karras"), ("dpmpp_sde_gpu", "exponential")],
+)
 def test_batch_equals_single_pictures(loaded: Any, sampler_name: str, scheduler: str) -> None:
     positives, (negative,) = encode_prompts(loaded.clip, PROMPTS), encode_prompts(loaded.clip, [""])
     batch = render_batch(

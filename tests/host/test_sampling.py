@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.errors import UnsupportedError
-from budgetfusion_nodes.host.sampling import SUPPORTED, check_sampler, nfe
+from budgetfusion_nodes.host.noise import check_settles, same_path
+from budgetfusion_nodes.host.sampling import BROWNIAN, PLANNED, SUPPORTED, check_sampler, get_sigmas, nfe
 
 STEPS = 6
 
@@ -53,10 +54,50 @@ def test_supported_samplers_are_deterministic_and_cost_what_the_table_says(run_s
     assert torch.isfinite(first).all()
 
 
+@pytest.mark.parametrize("sampler_name", sorted(BROWNIAN))
+def test_sde_samplers_settle_on_one_picture_of_their_seed(run_sampler: Any, sampler_name: str) -> None:
+    limit, cost = run_sampler(sampler_name, 200, 1)
+    assert cost == nfe(sampler_name, 200)
+    away = [float((run_sampler(sampler_name, steps, 1)[0] - limit).square().mean().sqrt()) for steps in (6, 25, 100)]
+    other = float((run_sampler(sampler_name, 200, 2)[0] - limit).square().mean().sqrt())
+    assert away[0] > away[1] > away[2]
+    assert away[2] < other / 5, "the distance to another seed's picture is what fresh noise would leave"
+
+
+def test_samplers_with_fresh_noise_do_not_settle(run_sampler: Any) -> None:
+    for name in ("euler_ancestral", "er_sde", "seeds_2"):
+        limit = run_sampler(name, 200, 1)[0]
+        away = float((run_sampler(name, 100, 1)[0] - limit).square().mean().sqrt())
+        other = float((run_sampler(name, 200, 2)[0] - limit).square().mean().sqrt())
+        assert away > other / 5, name
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "one_path"),
+    [
+        ("karras", True),
+        ("exponential", True),
+        ("normal", True),
+        ("kl_optimal", True),
+        ("simple", False),
+        ("beta", False),
+        ("sgm_uniform", False),
+        ("ddim_uniform", False),
+    ],
+)
+def test_the_noise_path_is_one_where_the_schedule_keeps_its_ends(loaded: Any, scheduler: str, one_path: bool) -> None:
+    few, many = (get_sigmas(loaded.model, "dpmpp_2m_sde", scheduler, steps) for steps in (8, 30))
+    assert same_path(few, many) == one_path
+    check_settles("dpmpp_2m", scheduler, few, many)  # no noise, nothing to refuse
+    if not one_path:
+        with pytest.raises(UnsupportedError, match=f"dpmpp_2m_sde.*{scheduler}"):
+            check_settles("dpmpp_2m_sde", scheduler, few, many)
+
+
 def test_every_other_sampler_of_the_host_is_rightly_refused(run_sampler: Any) -> None:
     names = sys.modules["comfy.samplers"].KSampler.SAMPLERS
-    assert set(SUPPORTED) <= set(names)
-    for name in set(names) - set(SUPPORTED) - {"dpm_adaptive"}:
+    assert set(PLANNED) <= set(names)
+    for name in set(names) - set(PLANNED) - {"dpm_adaptive"}:
         with pytest.raises(UnsupportedError, match=name):
             check_sampler(name)
         first, again = (run_sampler(name, STEPS, seed)[0] for seed in (1, 2))
