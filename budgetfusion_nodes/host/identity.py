@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..core.messages import Message, message
 
 TENSORS = 64
 VALUES = 64
@@ -21,6 +24,25 @@ VALUES = 64
 
 PREFIX = "diffusion_model."
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A MODEL as a planner has to know it."""
+
+    fingerprint: str
+    name: str
+    precision: str
+    changes: tuple[Message, ...]
+
+    def known(self) -> str:
+        return self.fingerprint
+
+
+def read_identity(model: Any) -> Identity:
+    """Identity of a host MODEL."""
+    fingerprint, name = model_fingerprint(model)
+    return Identity(fingerprint, name, model_precision(model), model_notes(model))
 
 
 def model_fingerprint(model: Any) -> tuple[str, str]:
@@ -54,24 +76,22 @@ def model_precision(model: Any) -> str:
     return PRECISIONS.get(dtype, str(dtype).removeprefix("torch.")) if isinstance(dtype, torch.dtype) else ""
 
 
-def model_notes(model: Any) -> tuple[str, ...]:
-    """One sentence for each change to the model that a planner calibrated on the plain checkpoint cannot know of."""
-    notes: list[str] = []
+def model_notes(model: Any) -> tuple[Message, ...]:
+    """One Message for each change to the model that a planner calibrated on the plain checkpoint cannot know of."""
+    notes: list[Message] = []
     patches = getattr(model, "patches", None) or {}
     if patches:
-        notes.append(
-            f"The model carries a LoRA or merge ({len(patches)} patched weights) that was not there at calibration."
-        )
+        notes.append(message("model_lora", n=1, weights=len(patches)))
     if getattr(model, "hook_patches", None):
-        notes.append("The model carries LoRA hooks that were not there at calibration.")
+        notes.append(message("model_hooks"))
     wrappers = _keys(getattr(model, "wrappers", None))
     if wrappers:
-        notes.append(f"The model is wrapped ({', '.join(wrappers)}), which was not so at calibration.")
+        notes.append(message("model_wrappers", names=", ".join(wrappers)))
     options = getattr(model, "model_options", None) or {}
     changed = sorted(key for key in options if key.startswith(("sampler_", "model_function_wrapper")))
     changed += sorted(key for key in (options.get("transformer_options") or {}) if key.startswith("patches"))
     if changed:
-        notes.append(f"The model is patched ({', '.join(changed)}), which was not so at calibration.")
+        notes.append(message("model_functions", names=", ".join(changed)))
     return tuple(notes)
 
 

@@ -109,7 +109,7 @@ class AdaptiveKSampler(io.ComfyNode):
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None
-            else obey(plan, model, request, latent_image)
+            else obey(plan, model, positive, request, latent_image)
         )
         done = render(
             model, seed, decided.steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise

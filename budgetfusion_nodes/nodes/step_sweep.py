@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..core.curves import DEFAULT_GRID, parse_grid
 from ..core.errors import BudgetFusionError, InputError
+from ..core.messages import message
 from ..host.sampling import check_latent, check_sampler, decode, sweep
 from . import schema as s
 
@@ -75,7 +76,7 @@ class StepSweep(io.ComfyNode):
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)
         if check_latent(latent_image).shape[0] != 1:
-            raise InputError("latent_image holds several images, and a sweep renders one. Set its batch_size to 1.")
+            raise InputError(message("sweep_batch"))
         renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
         images = torch.cat([decode(vae, done.latent) for done in renders])
         return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))

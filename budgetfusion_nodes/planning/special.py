@@ -28,6 +28,8 @@ class Request(Protocol):
     def scheduler(self) -> str: ...
     @property
     def max_steps(self) -> int: ...
+    @property
+    def denoise(self) -> float: ...
 
 
 PROBED = (8, 40)
@@ -92,17 +94,19 @@ def is_partial(denoise: float, planned: Setting | None) -> bool:
     return planned is not None and 0.0 < denoise <= FULL and planned.denoise > FULL
 
 
-def as_executed(
-    plan: Plan, model: Any, sampler_name: str, scheduler: str, denoise: float, limits: tuple[int, int]
-) -> tuple[Plan, tuple[Message, ...]]:
-    """The plan with the counts that really run at this denoise, and what to say of the noise level where they begin.
-    Plans of a planner of that denoise, and fallbacks, keep their counts. limits: min_steps and max_steps as they run."""
+def as_executed(plan: Plan, model: Any, request: Request, limits: tuple[int, int]) -> tuple[Plan, tuple[Message, ...]]:
+    """The plan with the counts that really run at the request's denoise, and what to say of the noise level where they
+    begin. Plans of a planner of that denoise, and fallbacks, keep their counts.
+
+    limits: min_steps and max_steps as they run.
+    """
+    denoise = request.denoise
     if is_partial(denoise, plan.setting) and plan.fallback is None:
         plan = for_denoise(replace(plan, min_steps=limits[0], max_steps=limits[1]), denoise)
-        plan = replace(plan, nfe=nfe(sampler_name, plan.steps))
+        plan = replace(plan, nfe=nfe(request.sampler_name, plan.steps))
     if not 0.0 < denoise <= FULL:
         return plan, ()
-    sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps, denoise)
+    sigmas = get_sigmas(model, request.sampler_name, request.scheduler, plan.steps, denoise)
     begin = message(
         "begins", steps=len(sigmas) - 1, full=full_count(plan.steps, denoise), denoise=denoise, sigma=float(sigmas[0])
     )
