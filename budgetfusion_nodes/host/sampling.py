@@ -130,6 +130,16 @@ def check_latent(latent: Any, name: str = "latent_image") -> Any:
     return samples
 
 
+def check_pictures(latent: Any, name: str = "latent_image") -> Tensor:
+    """The samples [B, C, H, W] or [B, C, F, H, W] of a LATENT that becomes pictures; InputError for sound, 3-D and
+    multi-part latents, before anything is rendered."""
+    samples = check_latent(latent, name)
+    if not isinstance(samples, Tensor) or samples.ndim not in (4, 5):
+        shape = str(tuple(samples.shape)) if isinstance(samples, Tensor) else type(samples).__name__
+        raise InputError(message("latent_no_pictures", input=name, shape=shape))
+    return samples
+
+
 def pixel_size(model: Any, latent: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """(width, height) in pixels of the image that this latent becomes; None where it cannot be told."""
     samples = first_part(check_latent(latent))

@@ -36,7 +36,7 @@ PROBED = (8, 40)
 """Two counts whose schedules end alike exactly where those of all counts do."""
 
 
-def check_path(model: Any, sampler_name: str, scheduler: str, denoise: float) -> None:
+def check_path(model: Any, sampler_name: str, scheduler: str, denoise: float = 1.0) -> None:
     """UnsupportedError where an SDE sampler follows another noise path at each count of this schedule."""
     if sampler_name in BROWNIAN and denoise > 0:
         few, many = (get_sigmas(model, sampler_name, scheduler, steps, denoise) for steps in PROBED)
