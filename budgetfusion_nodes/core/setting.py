@@ -56,10 +56,12 @@ class Setting:
     extras: tuple[str, ...] = ()
     """What else the conditioning and the latent carry that moves the image: a kind of host/conditioning.py, and after a
     blank its detail where there is one. Planners of before were calibrated with none."""
+    changes: tuple[str, ...] = ()
+    """What had been done to the model since it was loaded, as `change_key` has it."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
-        return {**asdict(self), "extras": list(self.extras)}
+        return {**asdict(self), "extras": list(self.extras), "changes": list(self.changes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setting:
@@ -128,8 +130,15 @@ def refusal(name: str, planned: Setting, actual: Setting) -> Message | None:
 
 
 def differences(planned: Setting, actual: Setting) -> tuple[Message, ...]:
-    """One Message for each way in which `actual` leaves what the planner was calibrated for; empty if none."""
-    return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual))
+    """One Message for each way in which `actual` leaves what the planner was calibrated for; empty if none. What was
+    done to the model in addition is left to whoever has its Messages."""
+    gone = (_missing("change", key) for key in planned.changes if key not in actual.changes)
+    return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual), *gone)
+
+
+def change_key(change: Message) -> str:
+    """What tells a change to a model (host/changes.py) from another, for `Setting.changes`."""
+    return " ".join((change.code, *(f"{name}={value}" for name, value in sorted(change.values.items()))))
 
 
 def _model(planned: Setting, actual: Setting) -> Iterator[Message]:
@@ -215,7 +224,7 @@ def _detail(detail: str) -> str:
 NAMES = (
     *("model", "sampler", "scheduler", "schedule", "precision", "frames", "size", "cfg", "denoise", "guidance"),
     *("sampling", "area", "mask", "range", "strength", "control", "hooks", "gligen", "unclip", "reference_latents"),
-    *("concat_image", "audio", "clip_vision", "noise_mask", "size_conditioning"),
+    *("concat_image", "audio", "clip_vision", "noise_mask", "size_conditioning", "change"),
 )
 """What a difference may be in; each has a name in the locales."""
 

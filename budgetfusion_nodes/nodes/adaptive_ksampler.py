@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.model_name import learn_name
 from ..host.sampling import check_latent, nfe, render
 from ..planning.receipt import make_receipt
 from ..planning.service import Request, obey, plan_render
@@ -60,7 +61,7 @@ class AdaptiveKSampler(io.ComfyNode):
                 s.risk_input(),
                 s.planner_input(),
             ],
-            hidden=list(s.GRAPH),
+            hidden=s.HIDDEN,
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
                 io.Int.Output("steps", tooltip="The decided number of steps."),
@@ -94,6 +95,7 @@ class AdaptiveKSampler(io.ComfyNode):
         plan: Any = None,
     ) -> io.NodeOutput:
         check_latent(latent_image)
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(
             sampler_name,
             scheduler,

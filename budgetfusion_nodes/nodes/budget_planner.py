@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.model_name import learn_name
 from ..host.sampling import get_sigmas
 from ..planning.service import Request, plan_render
 from ..planning.special import split_plan
@@ -50,7 +51,7 @@ class BudgetPlanner(io.ComfyNode):
                 s.planner_input(),
                 s.split_input(),
             ],
-            hidden=list(s.GRAPH),
+            hidden=s.HIDDEN,
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
@@ -87,6 +88,7 @@ class BudgetPlanner(io.ComfyNode):
         latent_image: Any = None,
         split_at: int = 0,
     ) -> io.NodeOutput:
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         files = s.model_files(cls.hidden)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, files=files)
         plan = plan_render(model, positive, request, latent_image)

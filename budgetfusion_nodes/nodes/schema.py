@@ -13,7 +13,7 @@ from ..core.graph import files_above
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..host.paths import list_planners
-from ..planning.service import AUTO
+from ..planning.choice import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
@@ -33,10 +33,6 @@ def known(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return factory(*args, **{key: value for key, value in kwargs.items() if key not in lacking})
 
 
-GRAPH = (io.Hidden.prompt, io.Hidden.unique_id)
-"""What a node asks for to see which files, LoRAs included, the graph names above it."""
-
-
 def model_files(hidden: Any) -> tuple[str, ...]:
     """Names of the model files above the node that holds `hidden`; empty where the host hands it no graph."""
     return files_above(getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None))
@@ -53,6 +49,10 @@ def sampler_names() -> list[str]:
 
 def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
+
+
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""For nodes that see in the graph which files, LoRAs included, the model above them comes from."""
 
 
 def model_input() -> io.Input:

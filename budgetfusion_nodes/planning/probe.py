@@ -17,7 +17,7 @@ from ..core.messages import Message, message, word
 from ..core.plan import Plan
 from ..metrics.images import to_bchw
 from ..metrics.measure import Backends, measure
-from .service import planner_of
+from .choice import planner_of
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
-from ..core.setting import Setting, differences, refusal
+from ..core.setting import Setting, change_key, differences
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
-from ..host.identity import Identity, read_identity
-from ..host.paths import find_planner, read_planner, search_planners
+from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import check_sampler, nfe, pixel_size
 from ..predictor.planner import Planner
+from .choice import AUTO, check_serves, choose_planner
 from .special import as_executed, check_distilled, check_path, limits_for
 
 log = logging.getLogger(__name__)
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,17 @@ def _checked(
     if plan.setting is None:
         return identity.changes
     setting = render_setting(identity, model, positive, request, latent_image)
-    _check_serves(plan.planner, plan.setting, setting)
-    return (*differences(plan.setting, setting), *identity.changes)
+    check_serves(plan.planner, plan.setting, setting)
+    return (*differences(plan.setting, setting), *_new_changes(identity, plan.setting))
+
+
+def _new_changes(identity: Identity, calibrated: Setting) -> Iterator[Message]:
+    """What was done to the model and had not been done at calibration. A patched sampling is told as a difference of
+    the setting, where that knows its own."""
+    for change in identity.changes:
+        told = change.code == "model_sampling" and calibrated.sampling
+        if not told and change_key(change) not in calibrated.changes:
+            yield change
 
 
 def _all_steps(plan: Plan, request: Request, reason: Message) -> Plan:
@@ -134,6 +141,8 @@ def render_setting(
         precision=identity.precision,
         frames=frame_count(model, latent) if latent else None,
         guidance=guidance,
+        sampling=identity.sampling.text(),
+        changes=tuple(change_key(change) for change in identity.changes),
         extras=(*extras, *latent_extras(latent)),
     )
 
@@ -145,11 +154,13 @@ def _plan(
     check_sampler(request.sampler_name)
     check_path(model, request.sampler_name, request.scheduler, request.denoise)
     identity = read_identity(model)
-    notes.extend(identity.changes)
     setting = render_setting(identity, model, positive, request, latent_image)
     prompts, several = extract_all(positive)
     notes.extend(several)
+    merges = [change for change in identity.changes if change.code == "model_merge"]
+    notes.extend(merges)  # why there may be no planner
     planner = _choose(model, request, setting, notes)
+    notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
     plans = [
         planner.plan(
@@ -174,55 +185,12 @@ def _choose(model: Any, request: Request, setting: Setting, notes: list[Message]
     """`choose_planner`, unless the graph is one that keeps its own count."""
     chosen = request.planner != AUTO
     try:
-        planner = choose_planner(request.planner, setting, notes)
+        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model))
     except UnsupportedError:
         check_distilled(model, request.files, request.cfg, request.max_steps, None, chosen)
         raise
     check_distilled(model, request.files, request.cfg, request.max_steps, planner.setting, chosen)
     return planner
-
-
-def choose_planner(name: str, setting: Setting, notes: list[Message]) -> Planner:
-    """The named planner, or with `auto` the one whose calibration is nearest to `setting`. notes: gets what could not
-    be read.
-
-    UnsupportedError if it was calibrated for another model or sampler: its curves would say nothing about this render.
-    """
-    planner = _nearest(setting, notes) if name == AUTO else read_planner(find_planner(name))
-    _check_serves(planner.name, planner.setting, setting)
-    return planner
-
-
-def _nearest(setting: Setting, notes: list[Message]) -> Planner:
-    planners = _readable_planners(notes)
-    own = [planner for planner in planners if planner.setting.model == setting.model]
-    if not own:
-        known = ", ".join(sorted({p.setting.model_name or p.name for p in planners})) or "-"
-        raise UnsupportedError(message("no_planner", model=setting.model_name or setting.model[:12], known=known))
-    return min(own, key=lambda p: (refusal(p.name, p.setting, setting) is not None, _distance(p.setting, setting)))
-
-
-def _distance(planned: Setting, setting: Setting) -> int:
-    return len(differences(planned, setting))
-
-
-def _readable_planners(notes: list[Message]) -> list[Planner]:
-    planners: list[Planner] = []
-    found = search_planners()
-    notes.extend(found.notes)
-    for path in found.files.values():
-        try:
-            planners.append(read_planner(path))
-        except PlannerFileError as error:  # one bad file in the folder does not hide the good ones
-            notes.append(error.message)
-    return planners
-
-
-def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
-    """UnsupportedError where a planner's curves would say nothing about this render."""
-    reason = refusal(name, calibrated, setting)
-    if reason is not None:
-        raise UnsupportedError(reason)
 
 
 def _as_plan(plan: Any) -> Plan:
@@ -231,13 +199,3 @@ def _as_plan(plan: Any) -> Plan:
     if hasattr(plan, "to_dict"):  # made by a second copy of this pack in custom_nodes
         return Plan.from_dict(plan.to_dict())
     raise PlannerFileError(message("not_a_plan", type=type(plan).__name__))
-
-
-def planner_of(plan: Plan) -> Planner:
-    """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
-    if plan.fallback is not None or not plan.planner:
-        raise PlannerFileError(message("plan_is_fallback"))
-    for planner in _readable_planners([]):
-        if planner.name == plan.planner and planner.setting == plan.setting:
-            return planner
-    raise PlannerFileError(message("planner_gone", planner=plan.planner))

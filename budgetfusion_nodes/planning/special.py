@@ -50,14 +50,18 @@ def check_distilled(
 
     planned: the setting of the planner that would serve; None where there is none. chosen: whether the artist named
     that planner, which is their word that it fits. A planner that was calibrated for this very distilled model plans
-    it; a distilled LoRA on top of a model is nothing that the model's planner has seen.
+    it; a distilled LoRA is nothing that a planner which was calibrated without any LoRA has seen.
     """
     found = few_steps_of(model, files)
-    if found is not None and (planned is None or (is_lora(found, model) and not chosen)):
+    if found is not None and (planned is None or (is_lora(found, model) and not chosen and not _with_lora(planned))):
         raise UnsupportedError(distilled_message(found, max_steps))
     unlike = planned is None or planned.cfg > 1.0
     if found is None and not chosen and unlike and looks_distilled(cfg, max_steps):
         raise UnsupportedError(message("distilled_looks", cfg=cfg, steps=max_steps))
+
+
+def _with_lora(planned: Setting) -> bool:
+    return any("lora" in change for change in planned.changes)
 
 
 def distilled_message(found: FewSteps, max_steps: int) -> Message:

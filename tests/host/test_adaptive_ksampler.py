@@ -154,7 +154,7 @@ def test_flow_model(bench: Any, make_node: Any, to: Any) -> None:
     assert torch.equal(ours, run.outputs["6"][0]["samples"])
     assert torch.isfinite(ours).all()
     assert run.outputs["5"][1] == 4
-    assert "no planner was calibrated" in run.ui["5"]["receipt"][0]["fallback"]
+    assert "ModelSamplingDiscreteFlow" in run.ui["5"]["receipt"][0]["fallback"]
 
 
 def test_planner_for_a_flow_model(
@@ -162,9 +162,9 @@ def test_planner_for_a_flow_model(
 ) -> None:
     """A planner that was calibrated on the flow plans it, by its own name and automatically."""
     shifted = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingSD3().patch(loaded.model, 3.0)
-    fingerprint, name = pack("host.identity").model_fingerprint(shifted[0])
-    assert fingerprint != setting.model
-    own = dataclasses.replace(setting, model=fingerprint, model_name=name, sampler_name="euler", scheduler="simple")
+    sampling = pack("host.identity").read_identity(shifted[0]).sampling.text()
+    assert sampling != setting.sampling
+    own = dataclasses.replace(setting, sampling=sampling, sampler_name="euler", scheduler="simple")
     save_variant("flow.safetensors", name="flow planner", setting=own)
     flow = make_node("ModelSamplingSD3", model=to("1"), shift=3.0)
     adaptive = bench.adaptive(model=to("9"), sampler_name="euler", scheduler="simple", max_steps=50, quality=0.5)
@@ -293,7 +293,7 @@ def test_unforeseen_fault_of_ours_does_not_stop_a_render(
     assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
 
 
-@pytest.mark.parametrize(("function", "count"), [("model_fingerprint", 7), ("_as_plan", 3)])
+@pytest.mark.parametrize(("function", "count"), [("read_identity", 7), ("_as_plan", 3)])
 def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
     bench: Any, pack: Any, to: Any, monkeypatch: pytest.MonkeyPatch, function: str, count: int
 ) -> None:
