@@ -36,7 +36,7 @@ _TOKENS = frozenset({"lcm", "tcd", "dmd", "pcm", "rcm", "tdm", "sdxs", "flash", 
 _STARTS = ("fastwan", "fastvideo", "fasthunyuan", "fastmochi", "fasth", "hypersd", "nitro", "lcmlora", "dmd2")
 _HARMLESS_AFTER = {"hyper": ("real", "detail"), "fast": ("food", "negative")}
 _GUIDANCE = ("cfg", "guidance")
-_STEPS = re.compile(r"(?<![0-9.])([0-9]{1,2})[-_ ]?(?:steps?|nfe)(?![a-z])", re.IGNORECASE)
+_STEPS = re.compile(r"(?<![0-9.])([0-9]{1,2})[-_ ]?(?:steps?|nfe)(?![a-z0-9])", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 

@@ -18,8 +18,9 @@ from .messages import message
 
 FloatArray = NDArray[np.float64]
 
-CONFIDENCE_Z = 1.645
-"""One-sided 95 %, as in two one-sided tests for equivalence (Schuirmann 1987)."""
+ERROR_RATE = 0.05
+"""Of each decision, one-sided. "As good as" is a test for equivalence (Schuirmann 1987); "worse" is tested for every
+earlier count, so its rate is shared among them (Bonferroni)."""
 MARGIN_SHARE = 0.05
 """Levels nearer to the best than this share of the whole range count as equal to it."""
 FEWEST_PICTURES = 8
@@ -60,7 +61,7 @@ def decide_level(counts: Sequence[int], levels: ArrayLike) -> LevelDecision:
     first = best
     while first > 0 and _upper(array[:, best] - array[:, first - 1]) <= margin:
         first -= 1
-    falls = best < last and _lower(array[:, best] - array[:, last]) > margin
+    falls = best < last
     settled = falls or first < last
     return LevelDecision(
         counts[first] if settled else counts[-1], counts[best], falls, settled, tuple(mean.tolist()), margin
@@ -71,17 +72,14 @@ def _best(array: FloatArray, mean: FloatArray, margin: float) -> int:
     """The last count, unless an earlier one is better than it for real: then the earliest peak."""
     last = len(mean) - 1
     peak = int(mean.argmax())
-    return peak if peak < last and _lower(array[:, peak] - array[:, last]) > margin else last
+    worse = peak < last and -_upper(array[:, last] - array[:, peak], ERROR_RATE / last) > margin
+    return peak if worse else last
 
 
-def _error(differences: FloatArray) -> float:
-    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
+def _upper(differences: FloatArray, error_rate: float = ERROR_RATE) -> float:
+    """Upper one-sided bound (Student's t) of the mean of paired differences [n]."""
+    from scipy.special import stdtrit  # on use: planning never decides levels
 
-
-def _upper(differences: FloatArray) -> float:
-    """Upper one-sided bound of the mean of paired differences."""
-    return float(differences.mean()) + CONFIDENCE_Z * _error(differences)
-
-
-def _lower(differences: FloatArray) -> float:
-    return float(differences.mean()) - CONFIDENCE_Z * _error(differences)
+    n = len(differences)
+    error = float(differences.std(ddof=1)) / n**0.5
+    return float(differences.mean()) + float(stdtrit(n - 1, 1.0 - error_rate)) * error

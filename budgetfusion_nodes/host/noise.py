@@ -1,15 +1,16 @@
 """The noise that SDE samplers draw while they sample: for each picture of a batch its own, and when it is one path.
 
 comfy.k_diffusion.sampling draws it from a Brownian path of the seed between the lowest and the highest noise level of
-the schedule. Where these two are the same for every step count, every count follows one path and more steps approach
-one picture; where the lowest level moves with the count (simple, beta, sgm_uniform ...) the fine end of the path is
-another at each count. docs/noisy_samplers.md has the measurement.
+the schedule, halving that span again and again. Where the span is the same for every step count (karras, exponential,
+normal), every count follows one path and more steps approach one picture. Where an end moves by a small share of the
+span (simple on SDXL's kind of model), the paths differ only at the lowest levels, which move the picture little; where
+it moves far (simple on a flow model, linear_quadratic), they differ everywhere. docs/noisy_samplers.md has the
+measurement.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,8 +20,9 @@ from ..core.errors import UnsupportedError
 from ..core.messages import message
 from .sampling import BROWNIAN
 
-SAME_LEVEL = 1e-3
-"""Relative: float32 rounding of a schedule is far below, the next schedule that moves far above."""
+END_MOVES = 0.02
+"""Share of the span by which an end may move. simple on Tiny Scenes moves .016 from 8 to 40 steps and settles as karras
+does; the same on a flow model moves .23."""
 
 
 def check_settles(sampler_name: str, scheduler: str, few: Tensor, many: Tensor) -> None:
@@ -33,9 +35,9 @@ def check_settles(sampler_name: str, scheduler: str, few: Tensor, many: Tensor) 
 
 
 def same_path(few: Tensor, many: Tensor) -> bool:
-    """Whether two schedules span the same noise levels."""
-    ends = [(_lowest(sigmas), float(sigmas.max())) for sigmas in (few, many)]
-    return all(math.isclose(a, b, rel_tol=SAME_LEVEL) for a, b in zip(*ends, strict=True))
+    """Whether two schedules span the same noise levels, but for END_MOVES."""
+    (low, high), (low_many, high_many) = ((_lowest(sigmas), float(sigmas.max())) for sigmas in (few, many))
+    return max(abs(low - low_many), abs(high - high_many)) <= END_MOVES * max(high, high_many)
 
 
 def noise_for_each(

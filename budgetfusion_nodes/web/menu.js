@@ -129,7 +129,7 @@ function chainAfter(node) {
   return next.flatMap((other) => [other, ...chainAfter(other)]);
 }
 
-/** @param {GraphNode} node */
+/** The first of a chain. @param {GraphNode} node @returns {GraphNode} */
 function firstOf(node) {
   const before = typeOf(node) === "KSamplerAdvanced" ? sourceOf(node, "latent_image") : null;
   return before && continues(before, node) && !plannerOf(before) ? firstOf(before) : node;

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from budgetfusion_nodes.core.curves import quality, tail_min
+from budgetfusion_nodes.core.curves import METRICS, quality, tail_min
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.files import in_one_piece
 from budgetfusion_nodes.host.batch import empty_latent, stack_conditionings, token_count
@@ -48,6 +48,7 @@ CONTROLS = ("dpmpp_2m", "euler")
 BATCH = 12
 PROMPT_SEED = 5
 WANTED = 0.9
+SHIPPED = WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m.json"
 QUALITY_COLUMNS = ("quality >= .9 from", "never", "L-SNR at 60")
 
 FloatArray = NDArray[np.float64]
@@ -160,9 +161,10 @@ def _batches(conditionings: Sequence[Any]) -> Iterator[list[int]]:
 # -------------------------------------------------------------------------------------------------------------- table
 
 
-def scale_of(found: Mapping[tuple[str, str], Cell]) -> FloatArray:
-    """[M] median shortfall of dpmpp_2m karras at the smallest count: one scale for all, so their qualities compare."""
-    return np.median(found["dpmpp_2m", "karras"].shortfall[:, 0], axis=0)
+def shipped_scale() -> FloatArray:
+    """[M] of the shipped planner, in METRICS order: the pack's own measure of quality."""
+    found = json.loads(SHIPPED.read_text(encoding="utf-8"))["scale"]
+    return np.array([found[metric] for metric in METRICS])
 
 
 def needed(cell: Cell, scale: FloatArray, wanted: float = WANTED) -> FloatArray:
@@ -174,7 +176,7 @@ def needed(cell: Cell, scale: FloatArray, wanted: float = WANTED) -> FloatArray:
 
 def table(found: Mapping[tuple[str, str], Cell]) -> str:
     """Markdown: one row a cell."""
-    scale = scale_of(found)
+    scale = shipped_scale()
     head = ["sampler", "scheduler", "pictures", *(f"{n}" for n in COUNTS[:-1]), *QUALITY_COLUMNS]
     lines = [_row(head), _row(["---"] * len(head))]
     for (name, scheduler), cell in found.items():

@@ -207,7 +207,7 @@ def test_max_and_min_steps_bound_the_plan(bench: Any) -> None:
     ("sampler", "reason"),
     [
         ("euler_ancestral", "fresh noise"),
-        ("dpmpp_2m_sde", "fresh noise"),
+        ("er_sde", "fresh noise"),
         ("dpm_adaptive", "chooses its own steps"),
         ("euler", "calibrated for the sampler dpmpp_2m"),
     ],
