@@ -72,7 +72,8 @@ class Cell:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
-        return cls(**{key: np.asarray(value) if isinstance(value, list) else value for key, value in data.items()})
+        arrays = {f.name: np.asarray(data[f.name], dtype=np.float64) for f in fields(cls)[2:]}
+        return cls(str(data["sampler_name"]), str(data["scheduler"]), **arrays)
 
 
 def cells() -> list[tuple[str, str]]:
@@ -222,10 +223,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
-    counts, seeds = (
-        {"train": 0, "calibration": args.prompts, "test": 0},
-        dict.fromkeys(("train", "calibration", "test"), 1),
-    )
+    counts = {"train": 0, "calibration": args.prompts, "test": 0}
+    seeds: dict[str, int] = dict.fromkeys(counts, 1)
     prompts = tiny_scenes_prompts(PROMPT_SEED, counts, seeds)
     spec = {"checkpoint": file_digest(args.checkpoint), "prompts": prompts.digest(), "counts": COUNTS}
     folder = args.work / hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:12]

@@ -190,7 +190,7 @@ def test_planner_sigmas_and_steps_give_the_same_picture_everywhere(bench: Any, m
         "16": make_node("PreviewAny", source=to("14")),
     }
     run = bench.run(graph, show="5")
-    plan, steps, sigmas = run.outputs["9"]
+    plan, steps, sigmas, _split = run.outputs["9"]
     assert len(sigmas) == steps + 1 == plan.steps + 1
     latents = [run.outputs[n][0]["samples"] for n in ("5", "13", "14")]
     assert torch.equal(latents[0], latents[1])
