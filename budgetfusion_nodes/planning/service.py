@@ -112,7 +112,7 @@ def _all_steps(plan: Plan, request: Request, reason: Message) -> Plan:
     """The plan, overruled: its curves stay on show, its count does not."""
     steps = plan.max_steps
     cost = nfe(request.sampler_name, steps)
-    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
+    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, limited_by=None, nfe=cost)
 
 
 def render_setting(

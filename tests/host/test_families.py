@@ -11,7 +11,7 @@ import torch
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS
 from budgetfusion_nodes.core.risk import ALPHAS, QUALITIES, RiskTable
 from budgetfusion_nodes.core.setting import Setting
-from budgetfusion_nodes.predictor.features import fit_novelty, fit_projection
+from budgetfusion_nodes.predictor.features import fit_out_of_distribution, fit_projection
 from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
 from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
@@ -53,7 +53,7 @@ def own_planner(tiny: Tiny, setting: Setting) -> Planner:
         projection=projection,
         networks=(network.eval(),),
         risk_table=RiskTable(ALPHAS, QUALITIES, theta, prompts=200),
-        novelty=dataclasses.replace(fit_novelty(summaries, summaries), limit=1e6),
+        out_of_distribution=dataclasses.replace(fit_out_of_distribution(summaries, summaries), limit=1e6),
     )
 
 
