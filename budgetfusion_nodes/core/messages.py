@@ -51,7 +51,7 @@ class Message:
         return cls(data["code"], values)
 
 
-def message(code: str, **values: Value) -> Message:
+def message(code: str, /, **values: Value) -> Message:
     """`Message(code, values)`."""
     return Message(code, values)
 
@@ -61,7 +61,7 @@ def verbatim(text: str) -> Message:
     return message("verbatim", text=text)
 
 
-def word(key: str, **values: Value) -> str:
+def word(key: str, /, **values: Value) -> str:
     """A text of the page in English, filled in as the page does it. Braces may hold a number format: {risk:.0%}."""
     return _Words().vformat(english_words().get(key, key), (), values)
 

@@ -87,7 +87,7 @@ class Decision:
     def steps(self, q: float, min_steps: int, max_steps: int) -> int:
         return decide_steps(self.counts, self.upper, self.thresholds, q, min_steps, max_steps)
 
-    def set_by(self, q: float) -> str | None:
+    def limited_by(self, q: float) -> str | None:
         """The metric that still forbids one step less; None where the smallest count already suffices."""
         index = sufficient_index(self.upper, threshold_at(self.thresholds, q))
         return self.limiting[index - 1] if index else None
@@ -143,7 +143,7 @@ class Plan:
     """Share of prompts that may end below `quality`."""
     quality_predicted: float | None = None
     """Median predicted quality at `steps`."""
-    set_by: str | None = None
+    limited_by: str | None = None
     """The metric that forbids fewer steps."""
     grid: tuple[int, ...] = ()
     quality_low: tuple[float, ...] = ()
@@ -235,8 +235,8 @@ class Plan:
             return []
         predicted = word("unknown") if self.quality_predicted is None else self.quality_predicted
         lines = [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
-        if self.set_by is not None:
-            lines.append(word("set_by", metric=metric_words(self.set_by)))
+        if self.limited_by is not None:
+            lines.append(word("limited_by", metric=metric_words(self.limited_by)))
         return [*lines, f"{word('row_planner')}: {self.planner}"] if self.planner else lines
 
 

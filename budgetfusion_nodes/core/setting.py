@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Annotated, Any
@@ -57,7 +57,7 @@ class Setting:
     """What else the conditioning and the latent carry that moves the image: a kind of host/conditioning.py, and after a
     blank its detail where there is one. Planners of before were calibrated with none."""
     changes: tuple[str, ...] = ()
-    """What had been done to the model since it was loaded, as `change_key` has it."""
+    """What had been done to the model since it was loaded, see `change_keys`."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
@@ -136,8 +136,13 @@ def differences(planned: Setting, actual: Setting) -> tuple[Message, ...]:
     return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual), *gone)
 
 
+def change_keys(changes: Iterable[Message]) -> tuple[str, ...]:
+    """`Setting.changes` of what host/changes.py tells of a model. A patched sampling has a field of its own."""
+    return tuple(change_key(change) for change in changes if change.code != "model_sampling")
+
+
 def change_key(change: Message) -> str:
-    """What tells a change to a model (host/changes.py) from another, for `Setting.changes`."""
+    """What tells a change to a model from another."""
     return " ".join((change.code, *(f"{name}={value}" for name, value in sorted(change.values.items()))))
 
 

@@ -60,6 +60,15 @@ class Found:
         return "\n".join([*states, *(note.text() for note in self.notes)])
 
 
+def planners_fingerprint(name: str | None = None) -> str:
+    """For the host's cache: changes when planner `name`, or with None any planner, is saved, refitted or deleted."""
+    found = search_planners()
+    if name is None:
+        return found.fingerprint()
+    path = found.files.get(name, found.files.get(name + SUFFIX))
+    return "-" if path is None else f"{path} {_state(path)}"
+
+
 def search_planners() -> Found:
     """Every planner file below the planner folders, links followed, as the host lists models. What cannot be read is a
     note; a folder that is not there is none."""

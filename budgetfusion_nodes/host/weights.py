@@ -150,14 +150,17 @@ def _walk(network: torch.nn.Module, saved: Mapping[str, Any]) -> list[Found]:
             if value is not None and value.ndim >= 2:
                 (weights if name.endswith("weight") else others).append((path + name, module, name))
         for name, value in module._buffers.items():
-            packed = value is not None and (value.dtype in PACKED or name.endswith("weight"))
-            if packed and value.numel() >= SMALLEST_BUFFER:
+            if value is not None and _is_packed(name, value):
                 weights.append((path + name, module, name))
         for name, child in module._modules.items():
             inner = uncompiled(saved.get(path + name, child) if saved else child)
             if isinstance(inner, torch.nn.Module):
                 stack.append((f"{path}{name}.", inner))
     return weights if len(weights) >= FEWEST else weights + others  # other packs have names of their own
+
+
+def _is_packed(name: str, value: Tensor) -> bool:
+    return value.numel() >= SMALLEST_BUFFER and (value.dtype in PACKED or name.endswith("weight"))
 
 
 def _read(model: Any, places: Sequence[Place]) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,9 @@
-"""Inputs that several nodes share, and the one place that knows which keywords an older host lacks."""
+"""Inputs that several nodes share, and the one place that knows which keywords an older host lacks.
+
+What every node has required since its first release stays so (tests/cases/first_inputs.json). Everything else is
+optional with a default, so that old graphs and API prompts go on working, and stands behind it, because saved graphs
+hold the values of widgets by their order, in which the page shows required inputs first.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +115,7 @@ def scheduler_input() -> io.Input:
     )
 
 
-def quality_input() -> io.Input:
+def quality_input(**more: Any) -> io.Input:
     low, high = QUALITY_RANGE
     return io.Float.Input(
         "quality",
@@ -122,6 +127,7 @@ def quality_input() -> io.Input:
         display_mode=io.NumberDisplay.slider,
         tooltip="How close to the full-step image the result must come: 1 is that image, 0 is as rough as the crudest "
         "render of the calibration. Higher takes more steps.",
+        **more,
     )
 
 
@@ -161,6 +167,7 @@ def min_steps_input() -> io.Input:
         max=MAX_STEPS,
         advanced=True,
         tooltip="Never fewer steps than this. It must not be above max_steps.",
+        optional=True,
     )
 
 
@@ -176,6 +183,7 @@ def risk_input() -> io.Input:
         round=0.001,
         advanced=True,
         tooltip="The share of new prompts that may end below the wanted quality. Lower takes more steps.",
+        optional=True,
     )
 
 
@@ -188,4 +196,5 @@ def planner_input() -> io.Input:
         advanced=True,
         tooltip="auto takes the planner that was calibrated for the connected model. Put your own planner files into "
         "the folder models/budgetfusion.",
+        optional=True,
     )

@@ -13,6 +13,8 @@ from ..host.sampling import check_pictures, check_sampler, decode, sweep
 from ..planning.special import check_path
 from . import schema as s
 
+DEFAULT_COUNTS = " ".join(map(str, DEFAULT_GRID))
+
 
 class StepSweep(io.ComfyNode):
     @classmethod
@@ -39,7 +41,8 @@ class StepSweep(io.ComfyNode):
                 s.scheduler_input(),
                 io.String.Input(
                     "step_counts",
-                    default=" ".join(map(str, DEFAULT_GRID)),
+                    default=DEFAULT_COUNTS,
+                    optional=True,
                     tooltip="Step counts in increasing order. The last one is the full-step image that the others are "
                     "compared with.",
                 ),
@@ -79,7 +82,7 @@ class StepSweep(io.ComfyNode):
         cfg: float,
         sampler_name: str,
         scheduler: str,
-        step_counts: str,
+        step_counts: str = DEFAULT_COUNTS,
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)

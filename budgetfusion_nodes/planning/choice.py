@@ -10,13 +10,19 @@ from ..core.messages import Message, message
 from ..core.plan import Plan
 from ..core.setting import Setting, differences, refusal
 from ..host.identity import is_former
-from ..host.paths import find_planner, read_planner, search_planners
+from ..host.paths import find_planner, planners_fingerprint, read_planner, search_planners
 from ..predictor.planner import Planner
 
 AUTO = "auto"
 
 Former = Callable[[], str | None]
 """The model's fingerprint of before, which is read only where a planner of before is at hand."""
+
+
+def planners_state(planner: str | None) -> str:
+    """What a node's answer depends on besides its inputs, for the host's cache. planner: as on the node, None where it
+    comes from another node."""
+    return planners_fingerprint(None if planner in (AUTO, None) else planner)
 
 
 def choose_planner(name: str, setting: Setting, notes: list[Message], former: Former = lambda: None) -> Planner:

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
-from ..core.setting import Setting, change_key, differences
+from ..core.setting import Setting, change_key, change_keys, differences
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import check_sampler, nfe, pixel_size
@@ -119,7 +119,7 @@ def _all_steps(plan: Plan, request: Request, reason: Message) -> Plan:
     """The plan, overruled: its curves stay on show, its count does not."""
     steps = plan.max_steps
     cost = nfe(request.sampler_name, steps)
-    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
+    return replace(plan, steps=steps, fallback=reason, quality_predicted=None, limited_by=None, nfe=cost)
 
 
 def render_setting(
@@ -142,7 +142,7 @@ def render_setting(
         frames=frame_count(model, latent) if latent else None,
         guidance=guidance,
         sampling=identity.sampling.text(),
-        changes=tuple(change_key(change) for change in identity.changes),
+        changes=change_keys(identity.changes),
         extras=(*extras, *latent_extras(latent)),
     )
 

@@ -17,7 +17,7 @@ from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS
 from budgetfusion_nodes.core.plan import Plan
 from budgetfusion_nodes.core.risk import ALPHAS, QUALITIES, RiskTable
 from budgetfusion_nodes.core.setting import Setting
-from budgetfusion_nodes.predictor.features import fit_novelty, fit_projection
+from budgetfusion_nodes.predictor.features import fit_out_of_distribution, fit_projection
 from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
 from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
@@ -26,7 +26,7 @@ from research.tiny_scenes_training.training_model import make_random_checkpoint
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
-HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
+HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
@@ -124,7 +124,7 @@ def make_planner(name: str, setting: Setting, entries: list[Any]) -> Planner:
         projection=projection,
         networks=(network.eval(),),
         risk_table=RiskTable(ALPHAS, QUALITIES, theta, prompts=200),
-        novelty=fit_novelty(summaries, summaries),
+        out_of_distribution=fit_out_of_distribution(summaries, summaries),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from research.tiny_scenes_training.training_model import make_random_checkpoint
+from tests.fixtures.said import code, codes
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_lora_leaves_it_and_is_reported(fingerprint: Any, pack: Any, loaded: Any
         load_models([loaded.model])
     assert fingerprint(loaded.model) == plain
     (note,) = pack("host.identity").read_identity(patched).changes
-    assert "LoRA" in note
+    assert code(note) == "model_lora"
     assert pack("host.identity").read_identity(loaded.model).changes == ()
 
 
@@ -105,17 +106,17 @@ def test_lora_is_a_warning_of_the_plan(bench: Any, loaded: Any, make_node: Any, 
     given = make_node("GivenMODEL", key=bench.value(lora(loaded.model, 0.01)))
     plan = bench.plan({**bench.base(), "7": given}, model=to("7"))
     assert plan.fallback is None
-    assert any("LoRA" in warning for warning in plan.warnings)
+    assert "model_lora" in codes(plan.warnings)
 
 
 def test_lora_after_the_planner_is_a_warning_of_the_render(bench: Any, loaded: Any, make_node: Any, to: Any) -> None:
     given = make_node("GivenMODEL", key=bench.value(lora(loaded.model, 0.01)))
     graph = {**bench.base(), "7": given, "9": bench.planner(), "5": bench.adaptive(model=to("7"), plan=to("9"))}
     run = bench.run(graph, show="5")
-    assert not any("LoRA" in warning for warning in run.outputs["9"][0].warnings)
+    assert "model_lora" not in codes(run.outputs["9"][0].warnings)
     (receipt,) = run.ui["5"]["receipt"]
     assert receipt["fallback"] is None
-    assert sum("LoRA" in warning for warning in receipt["warnings"]) == 1
+    assert codes(receipt["warnings"]).count("model_lora") == 1
 
 
 def test_it_is_cheap(fingerprint: Any, loaded: Any) -> None:
