@@ -132,7 +132,9 @@ def _run_page(layout: Layout, host: Host, report: Path, environment: dict[str, s
         return _absent(name, str(error))
     _heading(f"{name}, frontend {browser.frontend_version(host)}")
     return tap_outcome(
-        name, report, runner(_node_test(node, report, [str(browser.PAGE_TEST)]), {**environment, **needed})
+        name,
+        report,
+        runner(_node_test(node, report, [str(path) for path in browser.PAGE_TESTS]), {**environment, **needed}),
     )
 
 
@@ -145,7 +147,7 @@ def _absent(name: str, reason: str, tests: int = 1) -> Outcome:
 def _node_test(node: browser.Node, report: Path, files: Sequence[str]) -> list[str]:
     reporters = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
     reporters += ["--test-reporter=tap", f"--test-reporter-destination={report}"]
-    return [str(node.program), "--test", *reporters, *files]
+    return [str(node.program), "--test", "--test-concurrency=1", *reporters, *files]
 
 
 def tap_outcome(name: str, report: Path, code: int) -> Outcome:

@@ -25,7 +25,7 @@ ROUNDING = 1e-6  # a slider's 0.99 may arrive as float32
 DEFAULT_QUALITY = 0.90
 DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
-DEFAULT_MAX_STEPS = 50
+DEFAULT_MAX_STEPS = 20
 LATER_FIELDS = ("schedule", "prefix_steps")
 """Of a Plan; plans of before lack them."""
 
@@ -90,7 +90,7 @@ class Decision:
     def steps(self, q: float, min_steps: int, max_steps: int) -> int:
         return decide_steps(self.counts, self.upper, self.thresholds, q, min_steps, max_steps)
 
-    def set_by(self, q: float) -> str | None:
+    def limited_by(self, q: float) -> str | None:
         """The metric that still forbids one step less; None where the smallest count already suffices."""
         index = sufficient_index(self.upper, threshold_at(self.thresholds, q))
         return self.limiting[index - 1] if index else None
@@ -146,7 +146,7 @@ class Plan:
     """Share of prompts that may end below `quality`."""
     quality_predicted: float | None = None
     """Median predicted quality at `steps`."""
-    set_by: str | None = None
+    limited_by: str | None = None
     """The metric that forbids fewer steps."""
     grid: tuple[int, ...] = ()
     quality_low: tuple[float, ...] = ()
@@ -243,8 +243,8 @@ class Plan:
             return []
         predicted = word("unknown") if self.quality_predicted is None else self.quality_predicted
         lines = [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
-        if self.set_by is not None:
-            lines.append(word("set_by", metric=metric_words(self.set_by)))
+        if self.limited_by is not None:
+            lines.append(word("limited_by", metric=metric_words(self.limited_by)))
         return [*lines, f"{word('row_planner')}: {self.planner}"] if self.planner else lines
 
 

@@ -1,4 +1,4 @@
-"""Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814, Algorithm 1) of the promise that a slider makes.
+"""Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814, Algorithm 1): what a slider guarantees.
 
 A prompt's loss at threshold theta is the share of its seeds whose true quality at the planned count is below q. The
 loss grows with theta, so the largest theta with (sum of losses + 1) / (N + 1) <= alpha bounds the expected loss on a
@@ -47,16 +47,16 @@ class RiskTable:
         return tuple(knots)
 
     def enough_prompts(self, alpha: float) -> bool:
-        """Whether N prompts can vouch for alpha at all: alpha >= 1 / (N + 1)."""
+        """Whether N prompts are enough to guarantee alpha at all: alpha >= 1 / (N + 1)."""
         return alpha * (self.prompts + 1) >= 1.0 - 1e-9
 
 
 def critical_thetas(upper: ArrayLike, true_quality: ArrayLike, q: float) -> FloatArray:
-    """The theta from which on the planned count misses q.
+    """The theta from which on the planned count violates q.
 
     upper: [N, C] predicted u at every count; true_quality: [N, S, C] measured Q, NaN rows for absent seeds. Returns
-    [N, S]: inf where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan misses q exactly if
-    it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
+    [N, S]: inf where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan violates q exactly
+    if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
     """
     tail = tail_min(true_quality)
     need = (tail >= q).argmax(axis=-1)  # index of t*; Q(T) = 1, so there is one
@@ -104,7 +104,7 @@ def calibrate(
         critical = critical_thetas(upper, true_quality, q)
         for row, alpha in enumerate(alphas):
             table[row, column] = capped_theta(critical, q, alpha)
-    table = np.minimum.accumulate(table, axis=1)  # already so up to ties; the file format promises it
+    table = np.minimum.accumulate(table, axis=1)  # already so up to ties; the file format demands it
     table = np.maximum.accumulate(table, axis=0)
     rows = tuple(tuple(row) for row in table.tolist())
     return RiskTable(tuple(alphas), tuple(qualities), rows, len(np.asarray(upper)))

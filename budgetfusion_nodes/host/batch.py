@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .sampling import check_sampler
+from .noise import noise_for_each
+from .sampling import BROWNIAN, check_sampler, get_sigmas
 
 
 def render_batch(
@@ -35,9 +36,9 @@ def render_batch(
     """Latents [B, C, H / ratio, W / ratio] of B prompts, picture i with conditioning i and seed i. Denoise is 1.
 
     `conditionings` are B CONDITIONINGs as CLIPTextEncode makes them, all with one number of tokens (group by
-    `token_count` where they differ); `negative` is shared. UnsupportedError for samplers that draw noise while they
-    sample: their pictures would depend on the place in the batch. sigmas: [steps + 1], in place of the scheduler's. For
-    a model with the pixel VAE the latents are pixels in [-1, 1].
+    `token_count` where they differ); `negative` is shared. UnsupportedError for samplers that no count can be planned
+    for. sigmas: [steps + 1], in place of the scheduler's. For a model with the pixel VAE the latents are pixels in
+    [-1, 1].
     """
     check_sampler(sampler_name)
     if len(seeds) != len(conditionings):
@@ -45,15 +46,15 @@ def render_batch(
     positive = stack_conditionings(conditionings)
     sample = importlib.import_module("comfy.sample")
     latent = empty_latent(model, 1, width, height)
+    sigmas = get_sigmas(model, sampler_name, scheduler, steps)
     with torch.inference_mode():
         noise = torch.cat([sample.prepare_noise(latent, int(seed)) for seed in seeds])
-        samples = sample.sample(
+        samples = sample.sample_custom(
             model,
             noise,
-            steps,
             cfg,
-            sampler_name,
-            scheduler,
+            _sampler(sampler_name, latent.to(model.load_device), seeds, sigmas.to(model.load_device)),
+            sigmas,
             positive,
             negative,
             torch.zeros_like(noise),
@@ -62,6 +63,14 @@ def render_batch(
             seed=int(seeds[0]),
         )
     return samples.clone()  # outside inference mode, so that the caller may do anything with it
+
+
+def _sampler(sampler_name: str, latent: Tensor, seeds: Sequence[int], sigmas: Tensor) -> Any:
+    """The host's sampler object, as its KSampler makes it; SDE samplers draw each picture's noise from its own seed."""
+    samplers = importlib.import_module("comfy.samplers")
+    if sampler_name not in BROWNIAN:
+        return samplers.sampler_object(sampler_name)
+    return samplers.ksampler(sampler_name, {"noise_sampler": noise_for_each(sampler_name, latent, seeds, sigmas)})
 
 
 def empty_latent(model: Any, batch: int, width: int, height: int) -> Tensor:

@@ -56,6 +56,25 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 EVALUATIONS: Mapping[str, int] = MappingProxyType({ONE: 1, TWO_LESS_ONE: 2, THREE_LESS_THREE: 3})
 """Of a step that is not among the last ones."""
 
+BROWNIAN: Mapping[str, str] = MappingProxyType(
+    {
+        f"{name}{device}": cost
+        for name, cost in (
+            ("dpmpp_sde", TWO_LESS_ONE),
+            ("dpmpp_2m_sde", ONE),
+            ("dpmpp_2m_sde_heun", ONE),
+            ("dpmpp_3m_sde", ONE),
+        )
+        for device in ("", "_gpu")
+    }
+)
+"""Samplers whose noise is one Brownian path of the seed, looked up between two noise levels
+(comfy.k_diffusion.sampling, BrownianTreeNoiseSampler). More steps approach one image as long as every count asks the
+same path: see host/noise.py. Value: cost of a step."""
+
+PLANNED: Mapping[str, str] = MappingProxyType({**SUPPORTED, **BROWNIAN})
+"""All samplers that a count can be planned for."""
+
 CLOCK = "budgetfusion_clock"
 PROGRESS = "budgetfusion_progress"
 SIGMAS = "budgetfusion_sigmas"
@@ -88,7 +107,7 @@ class Render:
 
 def check_sampler(sampler_name: str) -> None:
     """UnsupportedError unless the number of steps alone decides this sampler's image."""
-    if sampler_name in SUPPORTED:
+    if sampler_name in PLANNED:
         return
     if sampler_name == "dpm_adaptive":
         raise UnsupportedError(message("sampler_adaptive"))
@@ -96,8 +115,8 @@ def check_sampler(sampler_name: str) -> None:
 
 
 def nfe(sampler_name: str, steps: int) -> int:
-    """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in SUPPORTED."""
-    return _COST[SUPPORTED.get(sampler_name, ONE)](steps)
+    """Denoiser evaluations of `steps` steps; `steps` itself for a sampler that is not in PLANNED."""
+    return _COST[PLANNED.get(sampler_name, ONE)](steps)
 
 
 def shared_evaluations(sampler_name: str, prefix_steps: int) -> int:
@@ -127,6 +146,16 @@ def check_latent(latent: Any, name: str = "latent_image") -> Any:
         raise InputError(message("latent_none", input=name))
     if isinstance(samples, Tensor) and 0 in samples.shape:
         raise InputError(message("latent_empty", input=name, shape=str(tuple(samples.shape))))
+    return samples
+
+
+def check_pictures(latent: Any, name: str = "latent_image") -> Tensor:
+    """The samples [B, C, H, W] or [B, C, F, H, W] of a LATENT that becomes pictures; InputError for sound, 3-D and
+    multi-part latents, before anything is rendered."""
+    samples = check_latent(latent, name)
+    if not isinstance(samples, Tensor) or samples.ndim not in (4, 5):
+        shape = str(tuple(samples.shape)) if isinstance(samples, Tensor) else type(samples).__name__
+        raise InputError(message("latent_no_pictures", input=name, shape=shape))
     return samples
 
 

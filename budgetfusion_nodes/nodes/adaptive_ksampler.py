@@ -52,8 +52,8 @@ class AdaptiveKSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the picture is made anew. As in KSampler, all planned steps are executed "
-                    "below 1 too; a plan calibrated at 1 is then only a guide, and the node says so.",
+                    tooltip="How much of the picture is made anew. Below 1 the plan counts the steps that really run, "
+                    "at least 4: those that lie in this part of a full render.",
                     optional=True,
                 ),
                 s.min_steps_input(),
@@ -108,7 +108,19 @@ class AdaptiveKSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         check_latent(latent_image)
         learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise, schedule)
+        request = Request(
+            sampler_name,
+            scheduler,
+            cfg,
+            quality,
+            min_steps,
+            max_steps,
+            risk,
+            planner,
+            denoise,
+            schedule,
+            s.model_files(cls.hidden),
+        )
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None

@@ -11,6 +11,7 @@ from ..host.model_name import learn_name
 from ..planning.choice import AUTO, planners_state
 from ..planning.nested import plan_sigmas
 from ..planning.service import Request, plan_render
+from ..planning.special import split_plan
 from . import schema as s
 
 
@@ -51,6 +52,7 @@ class BudgetPlanner(io.ComfyNode):
                     tooltip="Optional: lets the planner check that the image size is the one it was calibrated for.",
                 ),
                 s.schedule_input(),
+                s.split_input(),
             ],
             hidden=s.HIDDEN,
             outputs=[
@@ -59,6 +61,11 @@ class BudgetPlanner(io.ComfyNode):
                 ),
                 io.Int.Output("steps", tooltip="The planned number of steps, for any sampler node."),
                 io.Sigmas.Output("sigmas", tooltip="The noise levels of these steps, for a custom sampler."),
+                io.Int.Output(
+                    "split_step",
+                    tooltip="The planned step at the noise level of split_at, for end_at_step and start_at_step of two "
+                    "KSampler (Advanced) or for SplitSigmas; 0 without a split.",
+                ),
             ],
         )
 
@@ -88,9 +95,15 @@ class BudgetPlanner(io.ComfyNode):
         planner: str = AUTO,
         latent_image: Any = None,
         schedule: str = AUTO,
+        split_at: int = 0,
     ) -> io.NodeOutput:
         learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
-        request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, schedule=schedule)
+        files = s.model_files(cls.hidden)
+        request = Request(
+            sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, schedule=schedule, files=files
+        )
         plan = plan_render(model, positive, request, latent_image)
         sigmas = plan_sigmas(plan, model, request)
-        return io.NodeOutput(plan, plan.steps, sigmas, ui={"text": [plan.summary()], "budget_plan": [plan.to_dict()]})
+        split, said = split_plan(model, request, sigmas, split_at)
+        text = "\n".join([plan.summary(), *(note.text() for note in said)])
+        return io.NodeOutput(plan, plan.steps, sigmas, split, ui={"text": [text], "budget_plan": [plan.to_dict()]})

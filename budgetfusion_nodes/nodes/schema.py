@@ -14,6 +14,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.graph import files_above
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..core.schedule import NESTED, STOCK
@@ -38,6 +39,11 @@ def known(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return factory(*args, **{key: value for key, value in kwargs.items() if key not in lacking})
 
 
+def model_files(hidden: Any) -> tuple[str, ...]:
+    """Names of the model files above the node that holds `hidden`; empty where the host hands it no graph."""
+    return files_above(getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None))
+
+
 def schema(node_id: str, **kwargs: Any) -> io.Schema:
     """A Schema in this pack's category; ids are frozen once released."""
     return known(io.Schema, node_id=f"BudgetFusion_{node_id}", category=CATEGORY, **kwargs)
@@ -52,7 +58,7 @@ def scheduler_names() -> list[str]:
 
 
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
-"""For nodes that name a model by its loader in the graph."""
+"""For nodes that see in the graph which files, LoRAs included, the model above them comes from."""
 
 
 def model_input() -> io.Input:
@@ -91,14 +97,13 @@ def cfg_input() -> io.Input:
 
 
 def sampler_input(
-    consequence: str = "can be planned: ancestral and SDE samplers and dpm_adaptive render all max_steps, and the node "
-    "says so.",
+    consequence: str = "can be planned: ancestral ones and dpm_adaptive render all max_steps, and the node says so.",
 ) -> io.Input:
     return io.Combo.Input(
         "sampler_name",
         options=sampler_names(),
         default="dpmpp_2m",
-        tooltip=f"The sampling algorithm. Only deterministic samplers {consequence}",
+        tooltip=f"The sampling algorithm. Only samplers that approach one picture {consequence}",
     )
 
 
@@ -134,8 +139,23 @@ def max_steps_input(**more: Any) -> io.Input:
         default=DEFAULT_MAX_STEPS,
         min=1,
         max=MAX_STEPS,
-        tooltip="Never more steps than this, and exactly this many where no plan can be made.",
+        tooltip="The step count you would have used. Never more steps than this, and exactly this many where no plan "
+        "can be made.",
         **more,
+    )
+
+
+def split_input() -> io.Input:
+    return known(
+        io.Int.Input,
+        "split_at",
+        default=0,
+        min=0,
+        max=MAX_STEPS,
+        optional=True,
+        advanced=True,
+        tooltip="For graphs that change the model or the sampler on the way: the step of max_steps at which they do. "
+        "split_step then gives the planned step with the same noise level. 0: no split.",
     )
 
 

@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io
 
 from ..core.curves import DEFAULT_GRID, parse_grid
-from ..core.errors import BudgetFusionError, InputError
-from ..core.messages import message
-from ..host.sampling import check_latent, check_sampler, decode, sweep
+from ..core.errors import BudgetFusionError
+from ..host.sampling import check_pictures, check_sampler, decode, sweep
+from ..planning.special import check_path
 from . import schema as s
 
 DEFAULT_COUNTS = " ".join(map(str, DEFAULT_GRID))
@@ -29,11 +29,15 @@ class StepSweep(io.ComfyNode):
                 s.model_input(),
                 s.positive_input("What the image should show."),
                 s.negative_input(),
-                io.Latent.Input("latent_image", tooltip="The latent to start from, with a batch of 1."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The latent to start from. Of a batch or a video every picture and frame is rendered and "
+                    "decoded; the Probe then gives the mean over them.",
+                ),
                 io.Vae.Input("vae", tooltip="Decodes the finished latents."),
                 s.seed_input(),
                 s.cfg_input(),
-                s.sampler_input("settle with more steps: ancestral and SDE samplers and dpm_adaptive are refused."),
+                s.sampler_input("can be swept: ancestral ones and dpm_adaptive are refused."),
                 s.scheduler_input(),
                 io.String.Input(
                     "step_counts",
@@ -44,7 +48,11 @@ class StepSweep(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("images", tooltip="One image for each step count, in their order."),
+                io.Image.Output(
+                    "images",
+                    tooltip="One image for each step count, in their order; of a batch or a video all its pictures, "
+                    "count by count.",
+                ),
                 io.String.Output("step_counts_text", display_name="step_counts", tooltip="The step counts as text."),
                 io.Int.Output("counts", tooltip="The step counts as a list.", is_output_list=True),
             ],
@@ -78,8 +86,8 @@ class StepSweep(io.ComfyNode):
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)
-        if check_latent(latent_image).shape[0] != 1:
-            raise InputError(message("sweep_batch"))
+        check_path(model, sampler_name, scheduler)
+        check_pictures(latent_image)
         renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
         images = torch.cat([decode(vae, done.latent) for done in renders])
         return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))

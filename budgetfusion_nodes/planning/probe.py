@@ -33,13 +33,15 @@ class Probe:
     counted: bool
     """Whether `steps` are step counts."""
     distances: Mapping[str, tuple[float, ...]]
-    """Metric -> one value for each image; l_snr in dB."""
+    """Metric -> one value for each of `steps`, the mean over its frames; l_snr in dB."""
     quality: tuple[float, ...] | None
     """Q on the scale of the plan's planner; None where it cannot be told."""
     backends: Mapping[str, str]
     """Metric -> what measured it."""
     reference: Message
     notes: tuple[Message, ...]
+    frames: int = 1
+    """Images of each count: frames of a video, or pictures of a batch."""
 
     def first(self) -> tuple[float, float, float]:
         """l_snr, d_sim, i_clip of the first image."""
@@ -50,6 +52,7 @@ class Probe:
         return {
             "steps": list(self.steps),
             "counted": self.counted,
+            "frames": self.frames,
             **{metric: list(self.distances[metric]) for metric in METRICS},
             "quality": None if self.quality is None else list(self.quality),
             "backends": dict(self.backends),
@@ -85,17 +88,20 @@ def probe(
     if reference is None and count < 2:
         raise InputError(message("probe_one_image"))
     steps = _steps(step_counts, count)
+    frames = count // len(steps) if steps else 1
     planner, notes = _planner(plan)
     wanted = {} if planner is None else {metric: planner.backends[metric] for metric in planner.metrics}
     backends = matching_backends(wanted, d_sim, clip_vision, encoder_folders())
     with render_device(backends, *to_bchw(images[:1]).shape[2:]) as device:
-        measured = measure(images, images[-1:] if reference is None else reference, backends, device=device)
-    distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
+        measured = measure(images, _references(images, reference, frames), backends, device=device)
+    distances = {m: tuple(measured[m].double().reshape(-1, frames).mean(dim=1).tolist()) for m in METRICS}
     other = differences(wanted, backends.names(), d_sim, clip_vision)
     found = None if planner is None or other else _quality(distances, planner)
+    notes = (*notes, *([message("probe_frames", frames=frames)] if frames > 1 else []))
     result = Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
+        frames=frames,
         distances=distances,
         quality=found,
         backends=backends.names(),
@@ -106,6 +112,16 @@ def probe(
     if error is None:
         return result
     return replace(result, notes=(*result.notes, message("prediction_error", error=error)))
+
+
+def _references(images: Tensor, reference: Tensor | None, frames: int) -> Tensor:
+    """What each of the images [K * frames, ...] is compared with: the same frame of the last count, or of a reference
+    of as many frames; else the reference as it is (one image, or one for each)."""
+    if reference is None:
+        reference = images[-frames:]
+    if frames == 1 or reference.shape[0] != frames:
+        return reference
+    return reference.repeat(images.shape[0] // frames, *[1] * (reference.ndim - 1))
 
 
 def _planner(plan: Plan | None) -> tuple[Planner | None, tuple[Message, ...]]:
@@ -138,9 +154,10 @@ def prediction_error(result: Probe, plan: Plan) -> float | None:
 
 
 def _steps(text: str, count: int) -> tuple[int, ...]:
+    """The counts that text names; each has `count / len` images: frames of a video, or pictures of a batch."""
     if not text.strip():
         return ()
     steps = parse_grid(text)
-    if len(steps) != count:
+    if count % len(steps):
         raise InputError(message("probe_counts", named=len(steps), images=count))
     return steps

@@ -32,7 +32,7 @@ class Receipt:
     saved_vs_30: float
     quality: float
     quality_predicted: float | None
-    set_by: str | None
+    limited_by: str | None
     planner: str
     fallback: Message | None
     warnings: tuple[Message, ...]
@@ -88,7 +88,7 @@ def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:
         saved_vs_30=against_30,
         quality=plan.quality,
         quality_predicted=plan.quality_predicted,
-        set_by=plan.set_by,
+        limited_by=plan.limited_by,
         planner=plan.planner,
         fallback=plan.fallback,
         warnings=plan.warnings,

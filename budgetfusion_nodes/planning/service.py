@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.errors import BudgetFusionError, PlannerFileError
+from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
 from ..core.schedule import NESTED, STOCK
@@ -16,8 +16,10 @@ from ..core.setting import Setting, change_key, change_keys, differences
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import check_sampler, nfe, pixel_size
+from ..predictor.planner import Planner
 from .choice import AUTO, check_serves, choose_planner
 from .nested import along
+from .special import as_executed, check_distilled, check_path, limits_for
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class Request:
     denoise: float = 1.0
     schedule: str = AUTO
     """auto: nested where the planner has it; nested: the same, and say so where it has not; stock."""
+    files: tuple[str, ...] = ()
+    """Model files that the graph names above this node, LoRAs among them."""
 
     def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -78,13 +82,16 @@ def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: M
     try:
         check_sampler(request.sampler_name)
         known = along(known, known.schedule, model, request)
+        check_path(model, request.sampler_name, request.scheduler, request.denoise)
         found = () if known.fallback else _checked(known, model, positive, request, latent_image)
+        known, begin = as_executed(known, model, request, (known.min_steps, known.max_steps))
     except BudgetFusionError as error:
         return _all_steps(known, request, error.message)
     except Exception as error:
         log.exception("BudgetFusion could not check the plan and renders all %d steps", known.max_steps)
         return _all_steps(known, request, _unforeseen(error))
-    warnings = known.warnings + tuple(said for said in found if said not in known.warnings)
+    said = (*found, *begin)
+    warnings = known.warnings + tuple(note for note in said if note not in known.warnings)
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
 
 
@@ -119,7 +126,7 @@ def _all_steps(plan: Plan, request: Request, reason: Message) -> Plan:
     steps = plan.max_steps
     cost = nfe(request.sampler_name, steps)
     stock = replace(plan, schedule=STOCK, prefix_steps=0)
-    return replace(stock, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
+    return replace(stock, steps=steps, fallback=reason, quality_predicted=None, limited_by=None, nfe=cost)
 
 
 def render_setting(
@@ -152,32 +159,48 @@ def _plan(
 ) -> Plan:
     """notes: gets what is to be said whether or not there is a plan."""
     check_sampler(request.sampler_name)
+    check_path(model, request.sampler_name, request.scheduler, request.denoise)
     identity = read_identity(model)
     setting = render_setting(identity, model, positive, request, latent_image)
     prompts, several = extract_all(positive)
     notes.extend(several)
     merges = [change for change in identity.changes if change.code == "model_merge"]
     notes.extend(merges)  # why there may be no planner
-    nested = request.schedule != STOCK
-    planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), nested)
+    planner = _choose(model, request, setting, notes)
     setting = replace(setting, schedule=STOCK if request.schedule == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
     notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
+    least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
     plans = [
         planner.plan(
             prompt.tokens,
             prompt.pooled,
             quality=request.quality,
             risk=request.risk,
-            min_steps=request.min_steps,
-            max_steps=request.max_steps,
+            min_steps=least,
+            max_steps=most,
             setting=setting,
             nfe_of=lambda steps: nfe(request.sampler_name, steps),
         )
         for prompt in prompts
     ]
-    return along(max(plans, key=lambda plan: plan.steps), setting.schedule, model, request)
+    slowest = along(max(plans, key=lambda plan: plan.steps), setting.schedule, model, request)
+    plan, begin = as_executed(slowest, model, request, (request.min_steps, request.max_steps))
+    notes.extend(begin)
+    return plan
+
+
+def _choose(model: Any, request: Request, setting: Setting, notes: list[Message]) -> Planner:
+    """`choose_planner`, unless the graph is one that keeps its own count."""
+    chosen, nested = request.planner != AUTO, request.schedule != STOCK
+    try:
+        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), nested)
+    except UnsupportedError:
+        check_distilled(model, request.files, request.cfg, request.max_steps, None, chosen)
+        raise
+    check_distilled(model, request.files, request.cfg, request.max_steps, planner.setting, chosen)
+    return planner
 
 
 def _as_plan(plan: Any) -> Plan:

@@ -166,7 +166,7 @@ def whitening(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Novelty:
+class OutOfDistribution:
     """How far a prompt lies from the training prompts: Mahalanobis distance of its summary, over what is ordinary."""
 
     centre: Tensor
@@ -176,7 +176,7 @@ class Novelty:
     limit: float
     """The distance that 95 % of the calibration prompts, which had no part in centre and whitening, stay below."""
 
-    def distance(self, features: ConditioningFeatures) -> float:
+    def score(self, features: ConditioningFeatures) -> float:
         """Distance over `limit`: above 1 the prompt is unlike the prompts that the risk was measured on.
 
         A pooled output that is missing is taken to be the most ordinary one beside these tokens: the distance is then
@@ -191,7 +191,7 @@ class Novelty:
         return float(whitened.norm()) / self.limit
 
 
-def fit_novelty(training: Tensor, calibration: Tensor, share: float = 0.95) -> Novelty:
+def fit_out_of_distribution(training: Tensor, calibration: Tensor, share: float = 0.95) -> OutOfDistribution:
     """training: [R, F] and calibration: [N, F] summaries of prompts, R >= 2, N >= 1.
 
     The covariance is shrunk, because summaries have up to 192 numbers and there may be as few as 25 prompts. The
@@ -203,7 +203,7 @@ def fit_novelty(training: Tensor, calibration: Tensor, share: float = 0.95) -> N
     variance, directions = torch.linalg.eigh(shrunk_covariance((training - centre).double() / spread))
     whitening = directions / variance.clamp_min(1e-12).sqrt() / spread[:, None]
     lengths = ((calibration - centre) @ whitening.float()).norm(dim=1)
-    return Novelty(centre, whitening.float(), max(float(lengths.quantile(share)), 1e-6))
+    return OutOfDistribution(centre, whitening.float(), max(float(lengths.quantile(share)), 1e-6))
 
 
 def shrunk_covariance(rows: Tensor) -> Tensor:

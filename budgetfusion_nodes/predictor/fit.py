@@ -18,7 +18,7 @@ from ..core.curves import FloatArray, all_counts, interpolate_log_n
 from ..core.errors import InputError
 from ..core.risk import calibrate
 from .dataset import SweepDataset, true_quality
-from .features import ConditioningFeatures, FeatureBatch, Projection, collate, fit_novelty, fit_projection
+from .features import ConditioningFeatures, FeatureBatch, Projection, collate, fit_out_of_distribution, fit_projection
 from .network import QUANTILES, CurvePredictor, PredictorSize, ensemble_quantiles, pinball
 from .planner import Planner
 
@@ -50,10 +50,10 @@ class FitOptions:
     validation_share: float = 0.15
     trust: float = 0.5
     """How far a trained network may leave the mean curve: its raw outputs are multiplied by this. Where the seed
-    decides most of what a render needs, the promise is kept with fewest steps by curves nearer to the mean than those
+    decides most of what a render needs, the guarantee is kept with fewest steps by curves nearer to the mean than those
     with the least quantile loss. Chosen on Tiny Scenes by five folds of the training prompts: mean steps at quality .9
-    and 10 % misses are 19.8, 18.8, 18.8, 20.2 and 21.4 for 0, .25, .5, .75 and 1 (800 prompts in bf16), and 16.4, 16.1,
-    16.0, 16.5 and 16.6 on the 793 in fp32 that the shipped planner is made from."""
+    and 10 % violations are 19.8, 18.8, 18.8, 20.2 and 21.4 for 0, .25, .5, .75 and 1 (800 prompts in bf16), and
+    16.4, 16.1, 16.0, 16.5 and 16.6 on the 793 in fp32 that the shipped planner is made from."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,9 @@ def _assemble(
         projection=projection,
         networks=networks,
         risk_table=calibrate(upper, true_quality(dataset, scale)[rows]),
-        novelty=fit_novelty(summaries([features[i] for i in dataset.rows("train")]), summaries(calibration)),
+        out_of_distribution=fit_out_of_distribution(
+            summaries([features[i] for i in dataset.rows("train")]), summaries(calibration)
+        ),
     )
 
 

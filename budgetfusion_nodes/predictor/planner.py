@@ -24,7 +24,7 @@ from ..core.plan import (
 )
 from ..core.risk import RiskTable
 from ..core.setting import Setting, differences
-from .features import ConditioningFeatures, Novelty, Projection, collate
+from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
 
 
@@ -74,7 +74,7 @@ class Planner:
     projection: Projection
     networks: tuple[CurvePredictor, ...]
     risk_table: RiskTable
-    novelty: Novelty
+    out_of_distribution: OutOfDistribution
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -98,7 +98,7 @@ class Planner:
             metrics=self.metrics,
             scale=self.scale,
             normalised=curves.double().numpy(),
-            distance=self.novelty.distance(features),
+            distance=self.out_of_distribution.score(features),
         )
 
     def plan(
@@ -130,7 +130,7 @@ class Planner:
             quality=quality,
             risk=risk,
             quality_predicted=decision.quality_at(steps),
-            set_by=decision.set_by(quality),
+            limited_by=decision.limited_by(quality),
             grid=self.grid,
             quality_low=prediction.quality(2),
             quality_median=prediction.quality(1),

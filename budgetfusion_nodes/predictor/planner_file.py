@@ -1,7 +1,7 @@
 """Planner files: one safetensors file, tensors plus JSON metadata. Everything is checked before anything is built.
 
 Layout: metadata {"format": FORMAT, "version": VERSION, "planner": JSON}; tensors projection.*, novelty.*,
-network.<i>.*. No pickle anywhere.
+network.<i>.*. No pickle anywhere. novelty.* is what the out-of-distribution score is computed from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..core.files import in_one_piece
 from ..core.messages import Message, message
 from ..core.risk import RiskTable
 from ..core.setting import Setting, first_fault, with_precision
-from .features import MAX_WIDTH, Novelty, Projection
+from .features import MAX_WIDTH, OutOfDistribution, Projection
 from .network import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
 from .planner import Planner
 
@@ -251,7 +251,7 @@ def _json_object(text: bytes | str, what: str) -> dict[str, Any]:
 
 
 def _describe(planner: Planner, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    projection, novelty, table = planner.projection, planner.novelty, planner.risk_table
+    projection, table = planner.projection, planner.risk_table
     return {
         "name": planner.name,
         "setting": planner.setting.to_dict(),
@@ -272,20 +272,20 @@ def _describe(planner: Planner, provenance: Mapping[str, Any]) -> dict[str, Any]
             "theta": [list(row) for row in table.theta],
             "prompts": table.prompts,
         },
-        "novelty_limit": novelty.limit,
+        "novelty_limit": planner.out_of_distribution.limit,
         "provenance": dict(provenance),
     }
 
 
 def _tensors(planner: Planner) -> dict[str, Tensor]:
-    projection, novelty = planner.projection, planner.novelty
+    projection, known = planner.projection, planner.out_of_distribution
     tensors = {
         "projection.token_mean": projection.token_mean,
         "projection.token_weight": projection.token_weight,
         "projection.pooled_mean": projection.pooled_mean,
         "projection.pooled_weight": projection.pooled_weight,
-        "novelty.centre": novelty.centre,
-        "novelty.whitening": novelty.whitening,
+        "novelty.centre": known.centre,
+        "novelty.whitening": known.whitening,
     }
     for index, network in enumerate(planner.networks):
         tensors |= {f"network.{index}.{key}": value for key, value in network.state_dict().items()}
@@ -340,7 +340,9 @@ def _build(description: _Description, tensors: Mapping[str, Tensor]) -> Planner:
         ),
         networks=tuple(_network(description, tensors, i) for i in range(description.sizes.networks)),
         risk_table=description.risk.table(),
-        novelty=Novelty(tensors["novelty.centre"], tensors["novelty.whitening"], description.novelty_limit),
+        out_of_distribution=OutOfDistribution(
+            tensors["novelty.centre"], tensors["novelty.whitening"], description.novelty_limit
+        ),
         provenance=description.provenance,
     )
 

@@ -17,7 +17,7 @@ import { count, fixed, said, t } from "./messages.js";
  * @typedef {import("./messages.js").Message} Message
  *
  * @typedef {{steps: number, max_steps: number, min_steps: number, quality: number, risk: number,
- *   quality_predicted: number | null, set_by: string | null, grid: number[], quality_low: number[],
+ *   quality_predicted: number | null, limited_by: string | null, grid: number[], quality_low: number[],
  *   quality_high: number[], shortfall_median: Record<string, number[]> | null, planner: string,
  *   setting: Setting | null, fallback: Message | null, warnings: Message[], decision: Decision | null,
  *   prefix_steps?: number}} Plan
@@ -92,7 +92,7 @@ export function decideSteps(decision, q, minSteps, maxSteps) {
  * The metric that still forbids one step less; null where the smallest count already suffices.
  * @param {Decision} decision @param {number} q
  */
-export function setBy(decision, q) {
+export function limitedBy(decision, q) {
   const index = sufficientIndex(decision.upper, thresholdAt(decision.thresholds, q));
   return index > 0 ? decision.limiting[index - 1] : null;
 }
@@ -163,7 +163,7 @@ export function readPlan(value) {
   return {
     min_steps: 1,
     quality_predicted: null,
-    set_by: null,
+    limited_by: value.set_by ?? null, // its name in earlier versions
     planner: "",
     setting: null,
     fallback: null,
@@ -221,7 +221,7 @@ export function planCurves(plan) {
 /**
  * @typedef {{steps: number, maxSteps: number, minSteps: number, quality: number, floor: number | null,
  *   headline: string, details: string[], badge: string | null, reason: string | null, notes: string[]}} Outlook
- * `floor`: the lower edge of the band must stay above it; null where no plan decides.
+ * `floor`: required lower bound of the band; null where no plan decides.
  */
 
 /**
@@ -249,7 +249,7 @@ export function outlook(plan, controls) {
   }
   const moved = isMoved(plan, now);
   const steps = moved ? decideSteps(plan.decision, now.quality, now.minSteps, now.maxSteps) : plan.steps;
-  const limit = moved ? setBy(plan.decision, now.quality) : plan.set_by;
+  const limit = moved ? limitedBy(plan.decision, now.quality) : plan.limited_by;
   const predicted = qualityAt(plan.decision, steps);
   const details = [
     t("wanted", {
@@ -258,7 +258,7 @@ export function outlook(plan, controls) {
       risk: plan.risk,
     }),
   ];
-  if (limit) details.push(t("set_by", { metric: metricWords(limit) }));
+  if (limit) details.push(t("limited_by", { metric: metricWords(limit) }));
   if (steps !== plan.steps) details.push(t("last_run", { steps: count(plan.steps, "steps") }));
   return {
     ...common,
@@ -355,7 +355,7 @@ export function receiptRows(receipt, plan) {
     const saved = wattHours((receipt.watt_hours / steps) * Math.max(max - steps, 0));
     rows.push([t("row_energy"), t("energy_row", { energy, saved, max })]);
   }
-  if (plan?.set_by) rows.push([t("row_set_by"), metricWords(plan.set_by)]);
+  if (plan?.limited_by) rows.push([t("row_limited_by"), metricWords(plan.limited_by)]);
   if (plan?.planner && plan.fallback === null) {
     rows.push([t("row_planner"), plan.planner]);
     if (plan.setting) rows.push([t("row_made_for"), settingText(plan.setting)]);

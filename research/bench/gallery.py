@@ -98,7 +98,7 @@ def _failure(
         wanted=q,
         set_by=dataset.metrics[int(limiting_metric(dataset.shortfall[row, s, k], evidence.scale))],
         other_seeds=tuple(others),
-        distance=float(evidence.planner.novelty.distance(evidence.features[row])),
+        distance=float(evidence.planner.out_of_distribution.score(evidence.features[row])),
         groups=keys.get(text, "").count("|"),
     )
 

@@ -155,7 +155,9 @@ def shifted_figures(
 
 def noticed(evidence: Evidence) -> dict[str, float]:
     """Distance from the planner's own prompts as the node computes it; above 1 it warns."""
-    distances = np.array([evidence.planner.novelty.distance(evidence.features[i]) for i in evidence.rows["test"]])
+    distances = np.array(
+        [evidence.planner.out_of_distribution.score(evidence.features[i]) for i in evidence.rows["test"]]
+    )
     return {
         "share_warned": float((distances > 1.0).mean()),
         "median_distance": float(np.median(distances)),

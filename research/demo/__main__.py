@@ -140,7 +140,7 @@ def to_row(graph: DemoGraph, finished: Finished, prompt: str, seed: int) -> Row:
         steps=int(receipt["steps"]),
         quality_predicted=plan["quality_predicted"],
         quality_measured=None if measured is None else float(measured[0]),
-        set_by=plan["set_by"],
+        set_by=plan["limited_by"],
         seconds=finished.seconds.get(graph.planner, 0.0) + finished.seconds[graph.adaptive],
         seconds_target=finished.seconds[graph.full],
         notes=tuple(Message.from_dict(said).text() for said in (plan["fallback"], *plan.get("warnings", ())) if said),

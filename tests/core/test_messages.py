@@ -122,6 +122,6 @@ def test_wording_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_carries_its_message() -> None:
-    assert InputError(message("sweep_batch")).message == message("sweep_batch")
-    assert str(InputError(message("sweep_batch"))) == message("sweep_batch").text()
+    assert InputError(message("latent_none")).message == message("latent_none")
+    assert str(InputError(message("latent_none"))) == message("latent_none").text()
     assert InputError("--out: no.").message.text() == str(InputError("--out: no.")) == "--out: no."

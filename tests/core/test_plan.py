@@ -67,12 +67,12 @@ def test_a_decision_carries_every_count_and_the_limiting_metric():
     assert d.upper[-1] == 0.0
 
 
-def test_set_by_names_the_metric_that_forbids_one_step_less():
+def test_limited_by_names_the_metric_that_forbids_one_step_less():
     d = decision()
     steps = d.steps(0.9, 2, 50)
-    assert d.set_by(0.9) == d.limiting[steps - 1 - d.counts[0]]
+    assert d.limited_by(0.9) == d.limiting[steps - 1 - d.counts[0]]
     free = Decision.from_curves((2, 4), {"l_snr": [0.1, 0.0]}, [0.9, 1.0], [(0.5, 1.0)])
-    assert free.set_by(0.5) is None
+    assert free.limited_by(0.5) is None
 
 
 def test_predicted_quality_at_any_count():
@@ -87,7 +87,7 @@ def test_a_plan_survives_json_and_is_frozen():
     plan = Plan(
         *(12, 50, 2, 0.9, 0.1),
         quality_predicted=0.93,
-        set_by="l_snr",
+        limited_by="l_snr",
         shortfall_median={"l_snr": (1.0, 0.0)},
         warnings=(message("no_pooled"),),
         fallback=message("other_model", planner="p", was="a", now="b"),
@@ -125,14 +125,22 @@ def test_a_plan_of_an_earlier_version_keeps_its_sentences():
 
 
 def test_a_plan_that_saves_nothing_says_so_and_a_metric_of_another_version_is_named():
-    plan = Plan(50, 50, 2, 0.9, 0.1, set_by="beauty")
+    plan = Plan(50, 50, 2, 0.9, 0.1, limited_by="beauty")
     assert plan.summary().splitlines()[0] == "50 of 50 steps (none saved)"
     assert "Limited by beauty" in plan.summary()
 
 
 def test_the_summary_names_saving_quality_and_metric():
     plan = Plan(
-        10, 50, 2, 0.9, 0.1, quality_predicted=0.934, set_by="d_sim", planner="tiny", warnings=(verbatim("Careful."),)
+        10,
+        50,
+        2,
+        0.9,
+        0.1,
+        quality_predicted=0.934,
+        limited_by="d_sim",
+        planner="tiny",
+        warnings=(verbatim("Careful."),),
     )
     assert plan.summary().splitlines() == [
         "10 of 50 steps (80% fewer)",

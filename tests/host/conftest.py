@@ -17,7 +17,7 @@ from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS
 from budgetfusion_nodes.core.plan import Plan
 from budgetfusion_nodes.core.risk import ALPHAS, QUALITIES, RiskTable
 from budgetfusion_nodes.core.setting import Setting
-from budgetfusion_nodes.predictor.features import fit_novelty, fit_projection
+from budgetfusion_nodes.predictor.features import fit_out_of_distribution, fit_projection
 from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
 from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
@@ -124,7 +124,7 @@ def make_planner(name: str, setting: Setting, entries: list[Any]) -> Planner:
         projection=projection,
         networks=(network.eval(),),
         risk_table=RiskTable(ALPHAS, QUALITIES, theta, prompts=200),
-        novelty=fit_novelty(summaries, summaries),
+        out_of_distribution=fit_out_of_distribution(summaries, summaries),
     )
 
 

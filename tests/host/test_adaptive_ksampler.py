@@ -208,7 +208,7 @@ def test_max_and_min_steps_bound_the_plan(bench: Any) -> None:
     ("sampler", "reason"),
     [
         ("euler_ancestral", "sampler_noisy"),
-        ("dpmpp_2m_sde", "sampler_noisy"),
+        ("er_sde", "sampler_noisy"),
         ("dpm_adaptive", "sampler_adaptive"),
         ("euler", "other_sampler"),
     ],

@@ -10,12 +10,17 @@ import torch
 
 from budgetfusion_nodes.core.errors import InputError, UnsupportedError
 from budgetfusion_nodes.host.batch import empty_latent, encode_prompts, render_batch, stack_conditionings, token_count
+from research.sweeps.noisy import render_noisy
+from research.sweeps.rendering import LoadedModel, Renderer, Sampling
 
 PROMPTS = ("a plain red background", "two large blue circles on green", "six small white crosses on fine red bricks")
 SEEDS = (5, 123456789, 2**53 + 1)
 
 
-@pytest.mark.parametrize(("sampler_name", "scheduler"), [("dpmpp_2m", "karras"), ("euler", "normal")])
+@pytest.mark.parametrize(
+    ("sampler_name", "scheduler"),
+    [("dpmpp_2m", "karras"), ("euler", "normal"), ("dpmpp_2m_sde", "karras"), ("dpmpp_sde_gpu", "exponential")],
+)
 def test_batch_equals_single_pictures(loaded: Any, sampler_name: str, scheduler: str) -> None:
     positives, (negative,) = encode_prompts(loaded.clip, PROMPTS), encode_prompts(loaded.clip, [""])
     batch = render_batch(
@@ -55,3 +60,18 @@ def test_refusals(loaded: Any) -> None:
     assert stack_conditionings([given, given])[0][1]["guidance"] == 3.5
     with pytest.raises(InputError, match="guidance"):
         stack_conditionings([given, other])
+
+
+@pytest.mark.parametrize("sampler_name", ["euler_ancestral", "er_sde", "dpmpp_3m_sde"])
+def test_the_study_of_noisy_samplers_renders_each_picture_as_alone(loaded: Any, sampler_name: str) -> None:
+    given = LoadedModel(loaded.model, loaded.clip, loaded.vae, "")
+    renderer = Renderer(given, Sampling(sampler_name, "karras"), None)
+    positives = renderer.encode(PROMPTS[:2])
+    batch = render_noisy(renderer, positives, SEEDS[:2], 4)
+    for index, (positive, seed) in enumerate(zip(positives, SEEDS, strict=False)):
+        with torch.inference_mode():
+            (empty,) = sys.modules["nodes"].EmptyLatentImage().generate(64, 64, 1)
+            (alone,) = sys.modules["nodes"].common_ksampler(
+                loaded.model, seed, 4, 3.0, sampler_name, "karras", positive, renderer.negative, empty
+            )
+        assert (batch[index] - alone["samples"][0]).abs().max() < 1e-3

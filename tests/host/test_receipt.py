@@ -17,7 +17,7 @@ FACTS: dict[str, Any] = {
     "saved_vs_30": 0.6,
     "quality": 0.9,
     "quality_predicted": 0.95,
-    "set_by": "d_sim",
+    "limited_by": "d_sim",
     "planner": "p",
     "fallback": None,
     "warnings": (),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.errors import UnsupportedError
-from budgetfusion_nodes.host.sampling import SUPPORTED, check_sampler, nfe
+from budgetfusion_nodes.host.noise import check_settles, same_path
+from budgetfusion_nodes.host.sampling import BROWNIAN, PLANNED, SUPPORTED, check_sampler, get_sigmas, nfe
 
 STEPS = 6
 
@@ -53,10 +54,61 @@ def test_supported_samplers_are_deterministic_and_cost_what_the_table_says(run_s
     assert torch.isfinite(first).all()
 
 
+@pytest.mark.parametrize("sampler_name", sorted(BROWNIAN))
+def test_sde_samplers_settle_on_one_picture_of_their_seed(run_sampler: Any, sampler_name: str) -> None:
+    limit, cost = run_sampler(sampler_name, 200, 1)
+    assert cost == nfe(sampler_name, 200)
+    away = [float((run_sampler(sampler_name, steps, 1)[0] - limit).square().mean().sqrt()) for steps in (6, 25, 100)]
+    other = float((run_sampler(sampler_name, 200, 2)[0] - limit).square().mean().sqrt())
+    assert away[0] > away[1] > away[2]
+    assert away[2] < other / 5, "the distance to another seed's picture is what fresh noise would leave"
+
+
+def test_samplers_with_fresh_noise_do_not_settle(run_sampler: Any) -> None:
+    for name in ("euler_ancestral", "er_sde", "seeds_2"):
+        limit = run_sampler(name, 200, 1)[0]
+        away = float((run_sampler(name, 100, 1)[0] - limit).square().mean().sqrt())
+        other = float((run_sampler(name, 200, 2)[0] - limit).square().mean().sqrt())
+        assert away > other / 5, name
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "one_path"),
+    [("karras", True), ("exponential", True), ("normal", True), ("simple", True), ("ddim_uniform", False)],
+)
+def test_the_noise_path_is_one_where_the_schedule_keeps_its_ends(loaded: Any, scheduler: str, one_path: bool) -> None:
+    few, many = (get_sigmas(loaded.model, "dpmpp_2m_sde", scheduler, steps) for steps in (8, 40))
+    assert same_path(few, many) == one_path
+    check_settles("dpmpp_2m", scheduler, few, many)  # no noise, nothing to refuse
+    if not one_path:
+        with pytest.raises(UnsupportedError, match=f"{scheduler}, dpmpp_2m_sde"):
+            check_settles("dpmpp_2m_sde", scheduler, few, many)
+
+
+def test_span_and_correlation_of_noise_paths_go_together(session: Any) -> None:
+    """The host's own noise between two levels, for spans whose lower end moves by less and by more than the limit."""
+    del session
+    noise_sampler = sys.modules["comfy.k_diffusion.sampling"].BrownianTreeNoiseSampler
+    latent = torch.zeros(1, 3, 64, 64)
+
+    def drawn(lowest: float) -> torch.Tensor:
+        ends = torch.tensor(lowest), torch.tensor(1.0)
+        return noise_sampler(latent, *ends, seed=7, cpu=True)(torch.tensor(0.7), torch.tensor(0.6)).flatten()
+
+    def schedule(lowest: float) -> torch.Tensor:
+        return torch.tensor([1.0, lowest, 0.0])
+
+    def correlation(lowest: float) -> float:
+        return float(torch.corrcoef(torch.stack([drawn(0.01), drawn(lowest)]))[0, 1])
+
+    assert same_path(schedule(0.01), schedule(0.02)) and correlation(0.02) > 0.7
+    assert not same_path(schedule(0.01), schedule(0.3)) and correlation(0.3) < 0.7
+
+
 def test_every_other_sampler_of_the_host_is_rightly_refused(run_sampler: Any) -> None:
     names = sys.modules["comfy.samplers"].KSampler.SAMPLERS
-    assert set(SUPPORTED) <= set(names)
-    for name in set(names) - set(SUPPORTED) - {"dpm_adaptive"}:
+    assert set(PLANNED) <= set(names)
+    for name in set(names) - set(PLANNED) - {"dpm_adaptive"}:
         with pytest.raises(UnsupportedError, match=name):
             check_sampler(name)
         first, again = (run_sampler(name, STEPS, seed)[0] for seed in (1, 2))
@@ -138,7 +190,7 @@ def test_planner_sigmas_and_steps_give_the_same_picture_everywhere(bench: Any, m
         "16": make_node("PreviewAny", source=to("14")),
     }
     run = bench.run(graph, show="5")
-    plan, steps, sigmas = run.outputs["9"]
+    plan, steps, sigmas, _split = run.outputs["9"]
     assert len(sigmas) == steps + 1 == plan.steps + 1
     latents = [run.outputs[n][0]["samples"] for n in ("5", "13", "14")]
     assert torch.equal(latents[0], latents[1])

@@ -151,9 +151,76 @@ def test_sampler_whose_image_does_not_settle_is_refused(bench: Any, sweep: Any, 
         bench.run({**bench.base(), "7": sweep(sampler_name=sampler_name)}, show="7")
 
 
-def test_sweep_of_a_batch_is_refused(bench: Any, sweep: Any) -> None:
-    with pytest.raises(HostRunError, match="Set its batch_size to 1"):
-        bench.run({**bench.base(batch=2), "7": sweep()}, show="7")
+def test_a_batch_is_measured_picture_by_picture(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:
+    graph = {
+        **bench.base(batch=2),
+        "7": sweep(),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    images = run.outputs["7"][0]
+    assert images.shape[0] == 2 * len(COUNTS)
+    (shown,) = run.ui["8"]["probe"]
+    assert (shown["steps"], shown["frames"]) == (list(COUNTS), 2)
+    assert "mean over 2 frames" in run.outputs["8"][5]
+    measured = load_d_sim("haarpsi").similarity(images.movedim(-1, 1), images[-2:].repeat(3, 1, 1, 1).movedim(-1, 1))
+    assert shown["d_sim"] == pytest.approx((1 - measured).reshape(3, 2).mean(1).tolist(), abs=1e-5)
+    assert shown["d_sim"][-1] == pytest.approx(0.0, abs=1e-5)
+
+
+class FilmVae:
+    """Decodes [1, 3, F, H, W] in [-1, 1] as a video VAE does: [1, F, H, W, 3]."""
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return (samples.movedim(1, -1) / 2 + 0.5).clamp(0.0, 1.0)
+
+
+def test_a_video_is_measured_frame_by_frame(
+    bench: Any, sweep: Any, probe: Any, eyes: Any, make_node: Any, to: Any, loaded: Any
+) -> None:
+    """A denoiser that takes any number of frames: the one of N(0.3, 1) data, whose picture is known."""
+    model = loaded.model.clone()
+
+    def evaluate(apply_model: Any, call: dict[str, Any]) -> torch.Tensor:
+        del apply_model
+        sigma = call["timestep"].reshape(-1, 1, 1, 1, 1)
+        return (0.3 * sigma**2 + call["input"]) / (sigma**2 + 1.0)
+
+    model.set_model_unet_function_wrapper(evaluate)
+    video = {"samples": torch.zeros(1, 3, 9, 16, 16)}
+    graph = {
+        **bench.base(),
+        "m": make_node("GivenMODEL", key=bench.value(model)),
+        "v": make_node("GivenVAE", key=bench.value(FilmVae())),
+        "l": make_node("GivenLATENT", key=bench.value(video)),
+        "7": sweep(model=to("m"), vae=to("v"), latent_image=to("l"), scheduler="normal"),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    assert run.outputs["7"][0].shape == (9 * len(COUNTS), 16, 16, 3)
+    (shown,) = run.ui["8"]["probe"]
+    assert (shown["steps"], shown["frames"]) == (list(COUNTS), 9)
+    assert shown["l_snr"][-1] == 0.0
+    assert max(shown["d_sim"]) > 0.0
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 256), (1, 8, 4096, 1, 2, 2)])
+def test_a_latent_of_no_pictures_is_refused_before_rendering(
+    bench: Any, sweep: Any, make_node: Any, to: Any, shape: tuple[int, ...]
+) -> None:
+    graph = {**bench.base(), "l": make_node("GivenLATENT", key=bench.value({"samples": torch.zeros(shape)}))}
+    with interrupted_after(1) as reports, pytest.raises(HostRunError, match="does not become pictures"):
+        bench.run({**graph, "7": sweep(latent_image=to("l"))}, show="7")
+    assert not reports
+
+
+def test_an_sde_sampler_is_swept_where_its_noise_is_one_path(bench: Any, sweep: Any) -> None:
+    run = bench.run({**bench.base(), "7": sweep(sampler_name="dpmpp_2m_sde")}, show="7")
+    assert run.outputs["7"][0].shape[0] == len(COUNTS)
+    with pytest.raises(HostRunError, match="another noise path"):
+        bench.run({**bench.base(), "7": sweep(sampler_name="dpmpp_2m_sde", scheduler="ddim_uniform")}, show="7")
 
 
 def test_sweep_into_probe(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:

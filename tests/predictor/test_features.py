@@ -11,7 +11,7 @@ from budgetfusion_nodes.predictor.features import (
     MAX_TOKENS,
     ConditioningFeatures,
     collate,
-    fit_novelty,
+    fit_out_of_distribution,
     fit_projection,
     shorten,
     shrunk_covariance,
@@ -132,53 +132,53 @@ def as_features(summary: torch.Tensor) -> ConditioningFeatures:
     return made
 
 
-def shares_beyond(novelty, summaries: torch.Tensor) -> float:
-    return float(np.mean([novelty.distance(as_features(s)) > 1.0 for s in summaries]))
+def shares_beyond(known, summaries: torch.Tensor) -> float:
+    return float(np.mean([known.score(as_features(s)) > 1.0 for s in summaries]))
 
 
 def test_one_in_twenty_ordinary_prompts_is_called_unlike():
-    novelty = fit_novelty(prompts_of(400, 1), prompts_of(400, 2))
-    assert shares_beyond(novelty, prompts_of(2000, 3)) == pytest.approx(0.05, abs=0.025)
+    known = fit_out_of_distribution(prompts_of(400, 1), prompts_of(400, 2))
+    assert shares_beyond(known, prompts_of(2000, 3)) == pytest.approx(0.05, abs=0.025)
 
 
 def test_a_change_off_the_usual_directions_is_noticed_though_small_in_each_number():
-    novelty = fit_novelty(prompts_of(400, 1), prompts_of(400, 2))
+    known = fit_out_of_distribution(prompts_of(400, 1), prompts_of(400, 2))
     changed = prompts_of(500, 4, change=0.8)
     each = (changed - prompts_of(400, 1).mean(0)).abs() / prompts_of(400, 1).std(0)
     assert each[:, 2:].median() < 1.0  # every single number looks ordinary
-    assert shares_beyond(novelty, changed) > 0.9
+    assert shares_beyond(known, changed) > 0.9
 
 
 def test_few_prompts_of_many_numbers_are_enough():
     generator = torch.Generator().manual_seed(5)
     few, fresh = (torch.randn(n, 192, generator=generator) for n in (25, 200))
     few[:, :2] = fresh[:, :2] = 0.0
-    novelty = fit_novelty(few[:15], few[15:])
-    assert torch.isfinite(novelty.whitening).all()
-    assert shares_beyond(novelty, fresh) < 0.5
-    assert shares_beyond(novelty, fresh * 3) == 1.0
+    known = fit_out_of_distribution(few[:15], few[15:])
+    assert torch.isfinite(known.whitening).all()
+    assert shares_beyond(known, fresh) < 0.5
+    assert shares_beyond(known, fresh * 3) == 1.0
 
 
 def test_a_number_that_never_varies_breaks_nothing():
     rows = prompts_of(50, 1)
     rows[:, 3] = 1.0
-    novelty = fit_novelty(rows, rows)
-    ordinary = novelty.distance(as_features(rows[0]))
+    known = fit_out_of_distribution(rows, rows)
+    ordinary = known.score(as_features(rows[0]))
     assert 0.0 < ordinary < 3.0
     rows[0, 3] += 1e-6  # rounding of another machine
-    assert novelty.distance(as_features(rows[0])) == pytest.approx(ordinary, rel=0.05)
+    assert known.score(as_features(rows[0])) == pytest.approx(ordinary, rel=0.05)
 
 
 def test_without_pooled_output_the_distance_is_that_of_the_tokens():
     generator = torch.Generator().manual_seed(8)
     mix = torch.randn(9, 9, generator=generator)
     rows = torch.randn(300, 9, generator=generator) @ mix + 2.0  # 2 x 3 of the tokens, 3 pooled
-    novelty = fit_novelty(rows, rows)
-    precision = (novelty.whitening @ novelty.whitening.T).double()
+    known = fit_out_of_distribution(rows, rows)
+    precision = (known.whitening @ known.whitening.T).double()
     tokens = torch.linalg.inv(torch.linalg.inv(precision)[:6, :6])  # of the marginal
     prompt = ConditioningFeatures(torch.randn(4, 3, generator=generator), torch.zeros(3), False)
-    off = (prompt.summary() - novelty.centre)[:6].double()
-    assert novelty.distance(prompt) * novelty.limit == pytest.approx(float((off @ tokens @ off).sqrt()), rel=1e-3)
+    off = (prompt.summary() - known.centre)[:6].double()
+    assert known.score(prompt) * known.limit == pytest.approx(float((off @ tokens @ off).sqrt()), rel=1e-3)
 
 
 def test_shrunk_covariance_is_that_of_scikit_learn():

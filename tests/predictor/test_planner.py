@@ -18,7 +18,7 @@ def test_a_plan_states_its_reasons(planner, conditioning):
     assert 2 <= plan.steps < 50
     assert plan.nfe == plan.steps
     assert plan.fallback is None
-    assert plan.set_by in planner.metrics
+    assert plan.limited_by in planner.metrics
     assert plan.grid == planner.grid
     assert len(plan.quality_low) == len(plan.quality_median) == len(plan.quality_high) == len(planner.grid)
     low, median, high = (np.array(getattr(plan, f"quality_{k}")) for k in ("low", "median", "high"))

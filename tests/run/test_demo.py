@@ -178,7 +178,7 @@ def test_what_was_not_measured_is_not_counted_as_reached() -> None:
 def test_a_row_is_what_the_nodes_showed() -> None:
     made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9)
     ui = {
-        made.planner: {"budget_plan": [{"quality_predicted": 0.94, "set_by": "i_clip", "fallback": None}]},
+        made.planner: {"budget_plan": [{"quality_predicted": 0.94, "limited_by": "i_clip", "fallback": None}]},
         made.adaptive: {"receipt": [{"steps": 12}]},
         made.probe: {"probe": [{"quality": [0.91]}]},
     }

@@ -32,10 +32,10 @@ for (const c of cases) {
 
 test("all shared cases are there", () => assert.ok(cases.length >= 45));
 
-for (const { quality, steps, set_by } of real.decided) {
+for (const { quality, steps, limited_by } of real.decided) {
   test(`a plan of the core decides ${steps} steps for ${quality}`, () => {
     assert.equal(pv.decideSteps(plan.decision, quality, 2, 50), steps);
-    assert.equal(pv.setBy(plan.decision, quality), set_by);
+    assert.equal(pv.limitedBy(plan.decision, quality), limited_by);
   });
 }
 
@@ -61,6 +61,7 @@ test("what is no plan is refused, and a decision of another version is left out"
   for (const bad of [null, undefined, "x", {}, { steps: 5 }]) assert.equal(pv.readPlan(bad), null);
   const old = pv.readPlan({ steps: 5, max_steps: 9, decision: { grid: [2, 3], thresholds: [[0.5, 1]] } });
   assert.equal(old.decision, null);
+  assert.equal(pv.readPlan({ steps: 5, max_steps: 9, set_by: "d_sim" }).limited_by, "d_sim", "its name in earlier versions");
   const shown = pv.outlook({ ...old, fallback: null }, null);
   assert.equal(shown.badge, "No plan");
   assert.match(shown.reason, /another version/);
@@ -166,7 +167,7 @@ test("a receipt compares with each count once, and with one's own count in no wo
 
 test("a receipt tells a loss too, and nothing of a planner that did not decide", () => {
   const receipt = { steps: 50, max_steps: 50, nfe: 99, seconds: 5, seconds_per_step: 0.1 };
-  const rows = Object.fromEntries(pv.receiptRows(receipt, { ...plan, set_by: null, fallback: "no planner" }));
+  const rows = Object.fromEntries(pv.receiptRows(receipt, { ...plan, limited_by: null, fallback: "no planner" }));
   assert.equal(rows.Steps, "50 of 50 (none saved)");
   assert.equal(rows["Against 50"], "no difference");
   assert.equal(rows["Against 20"], "3.00 s more (50 steps instead of 20)");

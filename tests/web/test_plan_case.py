@@ -49,7 +49,7 @@ def make_case() -> dict:
         quality=0.9,
         risk=0.1,
         quality_predicted=decision.quality_at(steps),
-        set_by=decision.set_by(0.9),
+        limited_by=decision.limited_by(0.9),
         grid=DEFAULT_GRID,
         quality_low=quality(high),
         quality_median=quality(median),
@@ -66,7 +66,9 @@ def make_case() -> dict:
     return {
         "about": "A plan of core/plan.py, and what Python makes of it; written by tests/web/test_plan_case.py.",
         "plan": plan.to_dict(),
-        "decided": [{"quality": q, "steps": decision.steps(q, 2, 50), "set_by": decision.set_by(q)} for q in QUALITIES],
+        "decided": [
+            {"quality": q, "steps": decision.steps(q, 2, 50), "limited_by": decision.limited_by(q)} for q in QUALITIES
+        ],
         "quality_at": [{"steps": n, "quality": decision.quality_at(n)} for n in (1, 2, 11, 50, 80)],
         "interpolated": {
             "quality_high": interpolate_log_n(DEFAULT_GRID, plan.quality_high, counts).tolist(),

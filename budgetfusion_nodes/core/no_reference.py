@@ -1,0 +1,85 @@
+"""One step count for all prompts from metrics that need no full-step image, with its uncertainty.
+
+For samplers whose pictures never settle there is no full-step image to come near, and for models that get worse with
+more steps (audio models, some finetunes) it is the wrong one. What is left is the level of a metric without a
+reference, such as L-SNR or a classifier's errors, over many prompts: where it no longer changes, or where it is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+from .messages import message
+
+FloatArray = NDArray[np.float64]
+
+ERROR_RATE = 0.05
+"""Of each decision, one-sided. "As good as" is a test for equivalence (Schuirmann 1987); "worse" is tested for every
+earlier count, so its rate is shared among them (Bonferroni)."""
+MARGIN_SHARE = 0.05
+"""Levels nearer to the best than this share of the whole range count as equal to it."""
+FEWEST_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class LevelDecision:
+    """The count that the levels ask for."""
+
+    steps: int
+    """Least count that is as good as `best`."""
+    best: int
+    """Count with the highest mean level from which on nothing gets better for real."""
+    falls_after_best: bool
+    """Whether the last count is worse than `best` by more than the margin, with confidence."""
+    settled: bool
+    """False where the level still rises at the last count, or noise hides whether it does: then steps is the last."""
+    level: tuple[float, ...]
+    """Mean over pictures at each count."""
+    margin: float
+
+
+def decide_level(counts: Sequence[int], levels: ArrayLike) -> LevelDecision:
+    """levels: [n, K], higher is better, n pictures that are paired over the K increasing counts, all finite.
+
+    Pictures are independent (one a prompt). InputError for less than two counts or FEWEST_PICTURES pictures.
+    """
+    array = np.asarray(levels, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != len(counts) or len(counts) < 2 or len(array) < FEWEST_PICTURES:
+        raise InputError(message("levels_shape", shape=str(array.shape), counts=len(counts), pictures=FEWEST_PICTURES))
+    if not np.isfinite(array).all():
+        raise InputError(message("levels_finite"))
+    mean = array.mean(axis=0)
+    margin = MARGIN_SHARE * float(mean.max() - mean.min())
+    best = _best(array, mean, margin)
+    last = len(counts) - 1
+    # the least count from which on every one up to the best is as good as the best, with confidence
+    first = best
+    while first > 0 and _upper(array[:, best] - array[:, first - 1]) <= margin:
+        first -= 1
+    falls = best < last
+    settled = falls or first < last
+    return LevelDecision(
+        counts[first] if settled else counts[-1], counts[best], falls, settled, tuple(mean.tolist()), margin
+    )
+
+
+def _best(array: FloatArray, mean: FloatArray, margin: float) -> int:
+    """The last count, unless an earlier one is better than it for real: then the earliest peak."""
+    last = len(mean) - 1
+    peak = int(mean.argmax())
+    worse = peak < last and -_upper(array[:, last] - array[:, peak], ERROR_RATE / last) > margin
+    return peak if worse else last
+
+
+def _upper(differences: FloatArray, error_rate: float = ERROR_RATE) -> float:
+    """Upper one-sided bound (Student's t) of the mean of paired differences [n]."""
+    from scipy.special import stdtrit  # on use: planning never decides levels
+
+    n = len(differences)
+    error = float(differences.std(ddof=1)) / n**0.5
+    return float(differences.mean()) + float(stdtrit(n - 1, 1.0 - error_rate)) * error

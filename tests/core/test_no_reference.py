@@ -1,0 +1,54 @@
+"""One count from levels without a reference, on curves whose right answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from budgetfusion_nodes.core.errors import InputError
+from budgetfusion_nodes.core.no_reference import decide_level
+
+COUNTS = (4, 8, 12, 20, 30, 50)
+
+
+def levels(mean: list[float], noise: float = 0.02, pictures: int = 48, seed: int = 0) -> np.ndarray:
+    """Pictures with levels of their own, around a mean curve."""
+    rng = np.random.default_rng(seed)
+    own = rng.normal(0.0, 5.0, (pictures, 1))
+    return own + np.array(mean) + rng.normal(0.0, noise, (pictures, len(mean)))
+
+
+def test_a_plateau_gives_its_first_count() -> None:
+    found = decide_level(COUNTS, levels([0.0, 5.0, 9.0, 10.0, 10.0, 10.0]))
+    assert (found.steps, found.settled, found.falls_after_best) == (20, True, False)
+
+
+def test_a_curve_that_falls_gives_its_best_count() -> None:
+    found = decide_level(COUNTS, levels([0.0, 5.0, 10.0, 8.0, 6.0, 4.0]))
+    assert (found.steps, found.best, found.settled, found.falls_after_best) == (12, 12, True, True)
+
+
+def test_a_curve_that_rises_to_the_end_keeps_every_step() -> None:
+    found = decide_level(COUNTS, levels([0.0, 2.0, 4.0, 6.0, 8.0, 10.0]))
+    assert (found.steps, found.settled) == (50, False)
+
+
+def test_noise_alone_decides_nothing() -> None:
+    """Differences that noise explains are neither a fall nor a proof of equality: at most 5 % errors of each kind."""
+    found = [decide_level(COUNTS, levels([0.0] * 6, noise=1.0, pictures=12, seed=seed)) for seed in range(300)]
+    assert np.mean([one.falls_after_best for one in found]) <= 0.06
+    assert np.mean([one.settled for one in found]) <= 0.1
+
+
+def test_a_fall_within_the_margin_is_none() -> None:
+    found = decide_level(COUNTS, levels([0.0, 5.0, 10.0, 10.0, 10.0, 9.9]))
+    assert not found.falls_after_best
+    assert found.steps == 12
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((48, 5)), np.zeros(6), np.zeros((3, 6)), np.full((48, 6), np.nan), np.full((48, 6), np.inf)]
+)
+def test_what_cannot_be_decided_on(bad: np.ndarray) -> None:
+    with pytest.raises(InputError, match="levels"):
+        decide_level(COUNTS, bad)

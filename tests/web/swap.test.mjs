@@ -1,0 +1,77 @@
+// node --test tests/web
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { ADAPTIVE, carried, recipe, replacement, restored, splits } from "../../budgetfusion_nodes/web/swap.js";
+
+const known = (type, values, linked = []) => ({ type, values, linked });
+const advanced = (values, linked = []) =>
+  known("KSamplerAdvanced", { steps: 20, cfg: 3.5, sampler_name: "euler", scheduler: "simple", start_at_step: 0, end_at_step: 10000, ...values }, linked);
+const basic = known("BasicScheduler", { scheduler: "simple", steps: 25, denoise: 1 });
+const select = known("KSamplerSelect", { sampler_name: "res_multistep" });
+
+test("a KSampler's values move over, and back", () => {
+  const there = replacement("KSampler");
+  const values = { seed: 7, control_after_generate: "fixed", steps: 30, cfg: 4.5, sampler_name: "euler", scheduler: "simple", denoise: 0.6 };
+  const ours = ["seed", "control_after_generate", "quality", "max_steps", "cfg", "sampler_name", "scheduler", "denoise", "min_steps"];
+  const moved = carried(values, there, ours);
+  assert.equal(there.type, ADAPTIVE);
+  assert.deepEqual(moved, { ...values, steps: undefined, max_steps: 30 }.steps === undefined && Object.fromEntries(Object.entries({ ...values, max_steps: 30 }).filter(([k]) => k !== "steps")));
+  const back = carried({ ...moved, quality: 0.9, min_steps: 2 }, replacement(ADAPTIVE), Object.keys(values));
+  assert.deepEqual(back, values);
+  assert.equal(replacement("LoraLoader"), null);
+});
+
+test("a start or end inside the schedule is a split; the ends of it are none", () => {
+  assert.deepEqual(splits(advanced({})), []);
+  assert.deepEqual(splits(advanced({ end_at_step: 20 })), []);
+  assert.deepEqual(splits(advanced({ end_at_step: 10 })), [{ at: 10, inputs: ["end_at_step"] }]);
+  assert.deepEqual(splits(advanced({ start_at_step: 10 })), [{ at: 10, inputs: ["start_at_step"] }]);
+  assert.equal(splits(advanced({ start_at_step: 5, end_at_step: 10 })).length, 2);
+  assert.deepEqual(splits(advanced({ end_at_step: 0 }, ["end_at_step"])), [{ at: 0, inputs: ["end_at_step"] }]);
+});
+
+test("KSamplerAdvanced keeps its place; the planner takes its count and gives steps and split", () => {
+  const made = recipe({ sampler: advanced({ end_at_step: 10 }) });
+  assert.deepEqual(made.values, { sampler_name: "euler", scheduler: "simple", cfg: 3.5, max_steps: 20, split_at: 10 });
+  assert.deepEqual(made.gives, [["steps", "sampler", "steps"], ["split_step", "sampler", "end_at_step"]]);
+  assert.ok(made.takes.some(([to, part, from]) => to === "max_steps" && part === "sampler" && from === "steps"));
+  assert.equal(recipe({ sampler: advanced({}) }).values.split_at, undefined);
+  assert.equal(recipe({ sampler: advanced({ start_at_step: 5, end_at_step: 10 }) }), null);
+});
+
+test("SamplerCustom is planned through BasicScheduler, also behind SplitSigmas", () => {
+  const sampler = known("SamplerCustom", { cfg: 6, noise_seed: 1, add_noise: true });
+  const made = recipe({ sampler, scheduler: basic, select });
+  assert.deepEqual(made.values, { sampler_name: "res_multistep", scheduler: "simple", cfg: 6, max_steps: 25 });
+  assert.deepEqual(made.gives, [["steps", "scheduler", "steps"]]);
+  const split = recipe({ sampler, scheduler: basic, select, split: known("SplitSigmas", { step: 8 }) });
+  assert.equal(split.values.split_at, 8);
+  assert.deepEqual(split.gives.at(-1), ["split_step", "split", "step"]);
+});
+
+test("SamplerCustomAdvanced takes prompt and cfg from its guider", () => {
+  const sampler = known("SamplerCustomAdvanced", {});
+  const plain = recipe({ sampler, scheduler: basic, select, guider: known("BasicGuider", {}) });
+  assert.equal(plain.values.cfg, 1);
+  assert.deepEqual(plain.takes.find(([to]) => to === "positive"), ["positive", "guider", "conditioning"]);
+  const guided = recipe({ sampler, scheduler: basic, select, guider: known("CFGGuider", { cfg: 3 }) });
+  assert.equal(guided.values.cfg, 3);
+});
+
+test("what does not tell its setting is not offered", () => {
+  const sampler = known("SamplerCustom", { cfg: 6 });
+  assert.equal(recipe({ sampler, scheduler: known("LTXVScheduler", { steps: 20 }), select }), null);
+  assert.equal(recipe({ sampler, scheduler: basic, select: known("SamplerLCMUpscale", {}) }), null);
+  assert.equal(recipe({ sampler, select }), null);
+  const advancedSampler = known("SamplerCustomAdvanced", {});
+  assert.equal(recipe({ sampler: advancedSampler, scheduler: basic, select, guider: known("DualCFGGuider", {}) }), null);
+  assert.equal(recipe({ sampler: known("LoraLoader", {}) }), null);
+});
+
+test("a planner's consumers get back what it was made from", () => {
+  const values = { max_steps: 20, split_at: 10, scheduler: "simple" };
+  assert.deepEqual(restored("steps", values), { value: 20, from: "max_steps" });
+  assert.deepEqual(restored("split_step", values), { value: 10, from: "split_at" });
+  assert.equal(restored("plan", values), null);
+});
