@@ -48,7 +48,7 @@ def for_denoise(plan: Plan, denoise: float) -> Plan:
         plan,
         steps=steps,
         quality_predicted=decision.quality_at(steps),
-        set_by=decision.set_by(plan.quality),
+        limited_by=decision.limited_by(plan.quality),
         grid=tuple(executed_count(plan.grid[i], denoise) for i in kept),
         quality_low=tuple(plan.quality_low[i] for i in kept),
         quality_median=tuple(plan.quality_median[i] for i in kept),
