@@ -26,6 +26,9 @@ PLANNER_FOLDER = "budgetfusion"
 SUFFIX = ".safetensors"
 
 
+ENCODER_FOLDERS = ("clip_vision", "text_encoders", PLANNER_FOLDER)
+
+
 def register_folders() -> None:
     """Tells the host about the shipped checkpoint and about planner files. Safe to call twice."""
     folder_paths = importlib.import_module("folder_paths")
@@ -120,6 +123,15 @@ def _state(path: Path) -> str:
     except OSError:
         return "-"
     return f"{now.st_size} {now.st_mtime_ns}"
+
+
+def encoder_folders() -> tuple[Path, ...]:
+    """Where the open_clip checkpoint that a planner names may lie: the host's folders of such models, then our own."""
+    host = _folder_paths()
+    if host is None:
+        return ()
+    known = [name for name in ENCODER_FOLDERS if name in host.folder_names_and_paths]
+    return tuple(Path(folder) for name in known for folder in host.get_folder_paths(name))
 
 
 def list_planners() -> tuple[str, ...]:

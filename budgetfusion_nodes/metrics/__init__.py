@@ -1,27 +1,6 @@
 """Perceptual metrics of rendered images: L-SNR (low level), D-SIM (mid level), I-CLIP (semantic). No host import.
 
-The metric libraries are imported when a backend is first used, never by importing this package.
+`measure.Series` measures pictures against a reference, one at a time; `measure.measure` does it with a batch.
+`backends.load_d_sim` and `encoders` hold what they measure with, `names` how that is called. Importing this package
+imports nothing; a metric library is imported when its backend is first used.
 """
-
-from __future__ import annotations
-
-from .backends import (
-    HostClipVisionEncoder,
-    OpenClipImageEncoder,
-    available_d_sim_backends,
-    default_image_encoder,
-    load_d_sim,
-)
-from .measure import Backends, backend_names, from_values, measure
-
-__all__ = [
-    "Backends",
-    "HostClipVisionEncoder",
-    "OpenClipImageEncoder",
-    "available_d_sim_backends",
-    "backend_names",
-    "default_image_encoder",
-    "from_values",
-    "load_d_sim",
-    "measure",
-]

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.errors import InputError
-from .backends import ImageEncoder
 from .images import to_pair
+from .interfaces import ImageEncoder
 
 HIGHER_IS_BETTER = True
 DATA_RANGE = (-1.0, 1.0)
@@ -32,7 +32,7 @@ def cosine(u: Tensor, v: Tensor) -> Tensor:
     """
     u, v = u.float(), v.float().to(u.device)
     norms = torch.cat([u, v]).norm(dim=1)
-    if not bool(torch.isfinite(norms).all()) or not bool((norms > 0).all()):
+    if not bool((torch.isfinite(norms) & (norms > 0)).all()):
         raise InputError(
             "i_clip: the image encoder returned an empty or infinite embedding. Its weights are damaged or its "
             "precision is too low: load it again, or choose another encoder."

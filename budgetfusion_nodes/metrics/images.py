@@ -54,17 +54,24 @@ def to_bchw(images: Tensor, name: str = "images") -> Tensor:
 def to_pair(x: Tensor, y: Tensor, names: tuple[str, str] = ("images", "reference")) -> tuple[Tensor, Tensor]:
     """Both as `[B, 3, H, W]` on the device and in the dtype of x; y may hold one image that serves for all of x."""
     a, b = to_bchw(x, names[0]), to_bchw(y, names[1])
-    if a.shape[2:] != b.shape[2:]:
-        raise InputError(
-            f"{names[0]} are {a.shape[3]} x {a.shape[2]} pixels but {names[1]} is {b.shape[3]} x {b.shape[2]}. "
-            "Compare images of one size: render both at the same size, or resize one with an Upscale Image node."
-        )
+    check_same_size(a.shape, b.shape, names)
     if b.shape[0] not in (1, a.shape[0]):
         raise InputError(
             f"{names[1]}: expected 1 image or as many as {names[0]} ({a.shape[0]}), got {b.shape[0]}. "
             "Pick one reference image, or give one for each image."
         )
     return a, b.to(device=a.device, dtype=a.dtype)
+
+
+def check_same_size(
+    images: torch.Size, reference: torch.Size, names: tuple[str, str] = ("images", "reference")
+) -> None:
+    """InputError unless both shapes `[B, 3, H, W]` have one height and width."""
+    if images[2:] != reference[2:]:
+        raise InputError(
+            f"{names[0]} are {images[3]} x {images[2]} pixels but {names[1]} is {reference[3]} x {reference[2]}. "
+            "Compare images of one size: render both at the same size, or resize one with an Upscale Image node."
+        )
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -102,7 +109,7 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
 
 
 def _in_range(x: Tensor, name: str) -> Tensor:
-    low, high = (float(v) for v in torch.aminmax(x))
+    low, high = torch.stack(torch.aminmax(x)).tolist()  # one wait for the device
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(
             f"{name}: some pixels are not numbers (NaN or infinite), so nothing can be measured. "

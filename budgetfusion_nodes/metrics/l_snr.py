@@ -58,6 +58,8 @@ from .images import luminance, to_bchw
 
 NAME = "l_snr:laplacian-v2"
 HIGHER_IS_BETTER = True
+BYTES_PER_PIXEL = 120
+"""Working memory for one picture, in bytes per pixel."""
 
 FLOOR = 3.0 / 255.0
 """c: detail and noise below three 8-bit steps count as none."""

@@ -1,8 +1,12 @@
-"""All three metrics of a series of renders against its reference, as distances, each number with its backend's name."""
+"""The three metrics of rendered images against their reference, as distances, each number with its backend's name.
+
+This is the only code that measures a series. `Series` computes what belongs to the reference once and then takes images
+one at a time or many, so nothing but numbers has to be kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +15,18 @@ from torch import Tensor
 
 from ..core.curves import METRICS
 from ..core.errors import BackendMissingError, InputError
-from .backends import (
-    DSimBackend,
-    HostClipVisionEncoder,
-    ImageEncoder,
-    OpenClipImageEncoder,
-    check_side,
-    default_image_encoder,
-    load_d_sim,
-)
+from .backends import load_d_sim
+from .encoders import HostClipVisionEncoder, OpenClipImageEncoder, default_image_encoder
 from .i_clip import cosine
-from .images import to_pair
+from .images import check_same_size, to_bchw
+from .interfaces import DSimBackend, ImageEncoder, check_side
+from .l_snr import BYTES_PER_PIXEL as L_SNR_BYTES_PER_PIXEL
 from .l_snr import NAME as L_SNR_NAME
 from .l_snr import l_snr as l_snr_of
+from .precision import full_precision
 
-CHUNK_PIXELS = 1 << 22
-"""Pixels that are measured at once: a batch of 64 at 256 x 256, four at 1024 x 1024."""
+WORKING_MEMORY = 1 << 30
+"""Bytes that a chunk of images may take while it is measured; one image is measured whatever it takes."""
 
 MAX_CHUNK = 64
 
@@ -54,76 +54,118 @@ class Backends:
         named = {"l_snr": L_SNR_NAME, "d_sim": self.d_sim.name}
         return {**named, "i_clip": self.i_clip.name} if self.i_clip is not None else named
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Working memory for one picture beside its reference; the metrics come one after the other."""
+        return max(self.d_sim.bytes_per_pixel, L_SNR_BYTES_PER_PIXEL)
 
-def backend_names(backends: Backends) -> dict[str, str]:
-    """Metric to backend name, to be stored beside every number."""
-    return backends.names()
+    def to(self, device: torch.device) -> None:
+        """Moves the weights; measuring moves them to the pictures by itself."""
+        self.d_sim.to(device)
+        if self.i_clip is not None:
+            self.i_clip.to(device)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Measurement:
+    """Of N images against the reference of a Series."""
+
+    distances: dict[str, Tensor]
+    """Metric -> `[N]` >= 0, float32. l_snr: |difference| in dB; d_sim: 1 - similarity; i_clip: 1 - cosine."""
+    decibel: Tensor
+    """`[N]` L-SNR of the images themselves in dB; NaN where l_snr was not asked for."""
+
+
+class Series:
+    """Measures images against one reference. Holds what was computed of the reference, and no image."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        reference: Tensor,
+        backends: Backends,
+        metrics: Sequence[str] = METRICS,
+        device: torch.device | None = None,
+    ) -> None:
+        """reference: one image `[1, H, W, 3]` or `[1, 3, H, W]` in [0, 1].
+
+        device: where to measure; that of the reference by default. Raises InputError, BackendMissingError.
+        """
+        self.metrics = _checked_metrics(metrics, backends)
+        self.backends, self.device = backends, device or reference.device
+        y = to_bchw(reference.to(self.device), "reference")
+        if y.shape[0] != 1:
+            raise InputError(
+                f"reference: expected 1 image or as many as images, got {y.shape[0]}. Pick one reference, or give "
+                "one for each image."
+            )
+        if "d_sim" in self.metrics:
+            check_side(y, backends.d_sim)
+        self._shape, self._dtype = y.shape, y.dtype
+        with full_precision(self.device):
+            self._decibel = l_snr_of(y) if "l_snr" in self.metrics else None
+            self._prepared = backends.d_sim.prepare(y) if "d_sim" in self.metrics else None
+            self._embedding = self._embed(y)
+
+    @torch.no_grad()
+    def add(self, images: Tensor) -> Measurement:
+        """Of images `[N, H, W, 3]` or `[N, 3, H, W]` in [0, 1], of the reference's size; on the device of `images`."""
+        chunk = chunk_of(self.backends, *self._shape[2:])
+        parts = [self._measured(some.to(self.device)) for some in images.split(chunk)]
+        joined = {name: torch.cat([part.distances[name] for part in parts]) for name in self.metrics}
+        decibel = torch.cat([part.decibel for part in parts]).to(images.device)
+        return Measurement({name: values.to(images.device) for name, values in joined.items()}, decibel)
+
+    def _measured(self, images: Tensor) -> Measurement:
+        x = to_bchw(images).to(self._dtype)
+        check_same_size(x.shape, self._shape)
+        found: dict[str, Tensor] = {}
+        decibel = x.new_full((x.shape[0],), torch.nan)
+        with full_precision(self.device):
+            if self._decibel is not None:
+                decibel = l_snr_of(x)
+                found["l_snr"] = (decibel - self._decibel).abs()
+            if self._prepared is not None:
+                found["d_sim"] = 1.0 - self.backends.d_sim.similarity(x, self._prepared)
+            embedding = self._embed(x)
+            if embedding is not None and self._embedding is not None:
+                found["i_clip"] = 1.0 - cosine(embedding, self._embedding).to(self.device)
+        # rounding may leave a similarity just above 1
+        return Measurement({name: values.clamp_min(0.0).float() for name, values in found.items()}, decibel.float())
+
+    def _embed(self, x: Tensor) -> Tensor | None:
+        encoder = self.backends.i_clip
+        return encoder.encode(x) if "i_clip" in self.metrics and encoder is not None else None
+
+
+def chunk_of(backends: Backends, height: int, width: int) -> int:
+    """Images of this size that are measured at once."""
+    return max(1, min(MAX_CHUNK, WORKING_MEMORY // (backends.bytes_per_pixel * height * width)))
+
+
+def working_memory(backends: Backends, height: int, width: int) -> int:
+    """Bytes that measuring a chunk of images of this size takes at most, beside the weights."""
+    return backends.bytes_per_pixel * height * width * chunk_of(backends, height, width)
+
+
 def measure(
-    images: Tensor, reference: Tensor, backends: Backends, metrics: Sequence[str] = METRICS
+    images: Tensor,
+    reference: Tensor,
+    backends: Backends,
+    metrics: Sequence[str] = METRICS,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Distances `[N]` >= 0, float32, of each image to the reference: metric -> tensor, on the device of `images`.
 
-    images: `[N, H, W, 3]` or `[N, 3, H, W]` in [0, 1]. reference: the same with N or 1 images.
-    l_snr: |difference| in dB; d_sim: 1 - similarity; i_clip: 1 - cosine.
+    images: `[N, H, W, 3]` or `[N, 3, H, W]` in [0, 1]. reference: the same with N or 1 images. device: where to
+    measure; that of `images` by default. l_snr: |difference| in dB; d_sim: 1 - similarity; i_clip: 1 - cosine.
     """
-    wanted = _checked_metrics(metrics, backends)
-    x, y = to_pair(images, reference)
-    if "d_sim" in wanted:
-        check_side(x, backends.d_sim)
-    shared = _values_of(y, wanted, backends) if y.shape[0] == 1 else None
-    chunk = max(1, min(MAX_CHUNK, CHUNK_PIXELS // (x.shape[2] * x.shape[3])))
-    parts = []
-    for start in range(0, x.shape[0], chunk):
-        a = x[start : start + chunk]
-        b = y if shared is not None else y[start : start + chunk]
-        parts.append(_distances(a, b, wanted, backends, shared))
-    return {name: torch.cat([part[name] for part in parts]) for name in wanted}
-
-
-def from_values(
-    *,
-    l_snr: tuple[Tensor, Tensor] | None = None,
-    d_sim: Tensor | None = None,
-    i_clip: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Distances from metric values that were measured before; only the metrics given.
-
-    l_snr: dB of the images and of the reference. d_sim, i_clip: similarity to the reference. Rounding may leave a
-    similarity just above 1; the distance is 0 then.
-    """
-    distances: dict[str, Tensor] = {}
-    if l_snr is not None:
-        distances["l_snr"] = (l_snr[0] - l_snr[1]).abs().float()
-    if d_sim is not None:
-        distances["d_sim"] = (1.0 - d_sim).clamp_min(0.0).float()
-    if i_clip is not None:
-        distances["i_clip"] = (1.0 - i_clip).clamp_min(0.0).float()
-    return distances
-
-
-def _values_of(y: Tensor, wanted: Sequence[str], backends: Backends) -> dict[str, Tensor]:
-    """What can be computed of the reference alone: its dB and its embedding."""
-    values: dict[str, Tensor] = {}
-    if "l_snr" in wanted:
-        values["l_snr"] = l_snr_of(y)
-    if "i_clip" in wanted and backends.i_clip is not None:
-        values["i_clip"] = backends.i_clip.encode(y)
-    return values
-
-
-def _distances(
-    a: Tensor, b: Tensor, wanted: Sequence[str], backends: Backends, shared: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    of_a = _values_of(a, wanted, backends)
-    of_b = shared if shared is not None else _values_of(b, wanted, backends)
-    return from_values(
-        l_snr=(of_a["l_snr"], of_b["l_snr"]) if "l_snr" in wanted else None,
-        d_sim=backends.d_sim.similarity(a, b.expand_as(a)) if "d_sim" in wanted else None,
-        i_clip=cosine(of_a["i_clip"], of_b["i_clip"]).to(a.device) if "i_clip" in wanted else None,
-    )
+    where = device or images.device
+    if reference.shape[0] == 1 or reference.shape[0] != images.shape[0]:  # the latter is refused
+        return Series(reference, backends, metrics, where).add(images).distances
+    pairs = zip(images.split(1), reference.split(1), strict=True)
+    parts = [Series(y, backends, metrics, where).add(x).distances for x, y in pairs]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _checked_metrics(metrics: Sequence[str], backends: Backends) -> tuple[str, ...]:

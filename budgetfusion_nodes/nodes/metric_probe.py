@@ -6,10 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..metrics.names import D_SIM_CHOICES
 from . import schema as s
-
-D_SIM_CHOICES = ("auto", "dreamsim", "lpips", "haarpsi", "tiny_scenes")
-"""As in metrics/backends.py, which would import torch's neural networks at start."""
 
 
 class PerceptualMetricProbe(io.ComfyNode):

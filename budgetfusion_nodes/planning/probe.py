@@ -15,8 +15,12 @@ from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
 from ..core.messages import Message, message, word
 from ..core.plan import Plan
+from ..host.measuring import render_device
+from ..host.paths import encoder_folders
 from ..metrics.images import to_bchw
-from ..metrics.measure import Backends, measure
+from ..metrics.matching import differences, matching_backends
+from ..metrics.measure import measure
+from ..predictor.planner import Planner
 from .choice import planner_of
 
 
@@ -81,11 +85,14 @@ def probe(
     if reference is None and count < 2:
         raise InputError(message("probe_one_image"))
     steps = _steps(step_counts, count)
-    backends, absent = _backends(d_sim, clip_vision, plan)
-    measured = measure(images, images[-1:] if reference is None else reference, backends)
+    planner, notes = _planner(plan)
+    wanted = {} if planner is None else {metric: planner.backends[metric] for metric in planner.metrics}
+    backends = matching_backends(wanted, d_sim, clip_vision, encoder_folders())
+    with render_device(backends, *to_bchw(images[:1]).shape[2:]) as device:
+        measured = measure(images, images[-1:] if reference is None else reference, backends, device=device)
     distances = {metric: tuple(measured[metric].double().tolist()) for metric in METRICS}
-    found, notes = _measured_quality(distances, backends.names(), plan)
-    notes = (*notes, *absent)
+    other = differences(wanted, backends.names(), d_sim, clip_vision)
+    found = None if planner is None or other else _quality(distances, planner)
     result = Probe(
         steps=steps or tuple(range(1, count + 1)),
         counted=bool(steps),
@@ -93,26 +100,28 @@ def probe(
         quality=found,
         backends=backends.names(),
         reference=message("reference_last") if reference is None else message("reference_given"),
-        notes=notes,
+        notes=(*notes, *other),
     )
     error = None if plan is None else prediction_error(result, plan)
     if error is None:
         return result
-    return replace(result, notes=(*notes, message("prediction_error", error=error)))
+    return replace(result, notes=(*result.notes, message("prediction_error", error=error)))
 
 
-def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends, tuple[Message, ...]]:
-    """With d_sim "auto" the plan's own, so that its quality can be told. Where that is not there, what is, and why."""
-    if d_sim != "auto" or plan is None:
-        return Backends.from_values(d_sim, "auto", clip_vision), ()
+def _planner(plan: Plan | None) -> tuple[Planner | None, tuple[Message, ...]]:
+    """The planner of the plan, or why there is none."""
+    if plan is None:
+        return None, ()
     try:
-        own = planner_of(plan).backends.get("d_sim", "auto")
-    except BudgetFusionError:  # `_measured_quality` says so
-        return Backends.from_values("auto", "auto", clip_vision), ()
-    try:
-        return Backends.from_values(own, "auto", clip_vision), ()
+        return planner_of(plan), ()
     except BudgetFusionError as error:
-        return Backends.from_values("auto", "auto", clip_vision), (error.message,)
+        return None, (message("no_quality", reason=error.message),)
+
+
+def _quality(distances: Mapping[str, tuple[float, ...]], planner: Planner) -> tuple[float, ...]:
+    """Q of each image on the planner's scale."""
+    shortfall = np.stack([distances[metric] for metric in planner.metrics], axis=-1)
+    return tuple(quality(shortfall, planner.scale).tolist())
 
 
 def prediction_error(result: Probe, plan: Plan) -> float | None:
@@ -135,21 +144,3 @@ def _steps(text: str, count: int) -> tuple[int, ...]:
     if len(steps) != count:
         raise InputError(message("probe_counts", named=len(steps), images=count))
     return steps
-
-
-def _measured_quality(
-    distances: Mapping[str, tuple[float, ...]], backends: Mapping[str, str], plan: Plan | None
-) -> tuple[tuple[float, ...] | None, tuple[Message, ...]]:
-    """Q of each image on the scale of the plan's planner, if that was calibrated with the same backends."""
-    if plan is None:
-        return None, ()
-    try:
-        planner = planner_of(plan)
-    except BudgetFusionError as error:
-        return None, (message("no_quality", reason=error.message),)
-    other = [m for m in planner.metrics if planner.backends.get(m) != backends[m]]
-    if other:
-        wanted = ", ".join(f"{m} with {planner.backends.get(m)}" for m in other)
-        return None, (message("other_backends", wanted=wanted),)
-    shortfall = np.stack([distances[metric] for metric in planner.metrics], axis=-1)
-    return tuple(quality(shortfall, planner.scale).tolist()), ()

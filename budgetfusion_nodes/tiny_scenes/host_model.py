@@ -1,4 +1,4 @@
-"""Teaches ComfyUI to load a Tiny Scenes checkpoint with its own CheckpointLoaderSimple.
+"""Teaches ComfyUI to load the Tiny Scenes models with its own loaders.
 
 The host looks for a model family by the shapes of the weights; `register()` puts ours first in its list, with a marker
 key so that no other file can match. Everything else is the host's: UNetModel, CLIP text model, pixel VAE, samplers.
@@ -187,8 +187,15 @@ def family_class() -> type:
 
 
 def register() -> None:
-    """Adds the Tiny Scenes family to the host's list. Safe to call twice."""
+    """Adds the Tiny Scenes families and their text encoder to the host. Safe to call twice."""
     import comfy.supported_models  # pyright: ignore[reportMissingImports]
 
-    if not any(model.__name__ == _FAMILY_NAME for model in comfy.supported_models.models):
+    from . import flow_host_model
+
+    known = {model.__name__ for model in comfy.supported_models.models}
+    if _FAMILY_NAME not in known:
         comfy.supported_models.models.insert(0, family_class())
+    if flow_host_model.FAMILY_NAME not in known:
+        flow_family = flow_host_model.family_class(_latent_format_class(), _text_classes())
+        comfy.supported_models.models.insert(0, flow_family)
+    flow_host_model.hook_text_encoder(_text_classes())

@@ -62,7 +62,7 @@ def _metric_seconds(metric: str, backends: Backends, batch: int, size: int) -> f
     if metric == "l_snr":
         return timed(lambda: l_snr(x))
     if metric == "d_sim":
-        return timed(lambda: backends.d_sim.similarity(x, y))
+        return timed(lambda: backends.d_sim.similarity(x, backends.d_sim.prepare(y)))
     encoder = backends.i_clip
     return float("nan") if encoder is None else timed(lambda: i_clip(x, y, encoder))
 
@@ -116,6 +116,6 @@ def _sampled(bench: Bench, positive: Any, seed: int, steps: int) -> torch.Tensor
 def _measured(backends: Backends, image: torch.Tensor, reference: torch.Tensor) -> None:
     x, y = to_bchw(image), to_bchw(reference)
     l_snr(torch.cat([x, y]))
-    backends.d_sim.similarity(x, y)
+    backends.d_sim.similarity(x, backends.d_sim.prepare(y))
     if backends.i_clip is not None:
         i_clip(x, y, backends.i_clip)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,10 +21,8 @@ from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch, token_count
 from budgetfusion_nodes.host.identity import Identity, read_identity
 from budgetfusion_nodes.host.sampling import decode, nfe
-from budgetfusion_nodes.metrics.i_clip import cosine
 from budgetfusion_nodes.metrics.images import to_bchw
-from budgetfusion_nodes.metrics.l_snr import l_snr
-from budgetfusion_nodes.metrics.measure import CHUNK_PIXELS, Backends, from_values
+from budgetfusion_nodes.metrics.measure import Backends, Series
 from budgetfusion_nodes.tiny_scenes.host_model import register
 from research.in_process_host import import_host, start_host
 
@@ -191,39 +189,29 @@ class Renderer:
         return to_bchw(decoded.clone()).reshape(n, counts, 3, *decoded.shape[1:3])
 
     def measure(self, latents: Tensor, images: Tensor) -> Measured:
-        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W], as many trajectories at once as the device
-        should hold. The result is on the CPU."""
-        device = self.loaded.device
-        at_once = max(1, CHUNK_PIXELS // images[0, :, 0].numel())
-        parts = [
-            measure_trajectories(some.to(device), seen.to(device), self.backends)
-            for some, seen in zip(latents.split(at_once), images.split(at_once), strict=True)
-        ]
-        return Measured(*(torch.cat([getattr(p, f.name).cpu() for p in parts]) for f in fields(Measured)))
+        """Of latents [n, K, C, H, W] and their images [n, K, 3, H, W]. The result is on the CPU."""
+        if self.backends is None:
+            raise InputError("study: the backends of d_sim and i_clip are needed to measure.")
+        return measure_trajectories(latents, images, self.backends, self.loaded.device)
 
 
 @torch.no_grad()
-def measure_trajectories(latents: Tensor, images: Tensor, backends: Backends | None) -> Measured:
-    """The same numbers as metrics.measure of each image against the last, each image looked at once."""
-    if backends is None or backends.i_clip is None:
-        raise InputError("study: the backends of d_sim and i_clip are needed to measure.")
-    n, counts = images.shape[:2]
-    flat, last = images.flatten(0, 1), images[:, -1:].expand_as(images).flatten(0, 1)
-    decibel = l_snr(flat).reshape(n, counts)
-    embedded = backends.i_clip.encode(flat).reshape(n, counts, -1)
-    target = embedded[:, -1:].expand_as(embedded)
-    distances: Mapping[str, Tensor] = from_values(
-        l_snr=(decibel.flatten(), decibel[:, -1:].expand_as(decibel).flatten()),
-        d_sim=backends.d_sim.similarity(flat, last),
-        i_clip=cosine(embedded.flatten(0, 1), target.flatten(0, 1)),
-    )
-    shortfall = torch.stack([distances[metric].reshape(n, counts) for metric in METRICS], dim=-1)
-    shortfall[:, -1] = 0.0  # the image against itself; what is left is rounding
-    rmse = (latents - latents[:, -1:]).square().mean(dim=(2, 3, 4)).sqrt()
-    seen = (_mdsi(flat, last), ms_ssim_distance(flat, last))
-    judges = torch.stack([rmse, *(values.reshape(n, counts) for values in seen)], dim=-1)
-    judges[:, -1] = 0.0
-    return Measured(shortfall, decibel, judges)
+def measure_trajectories(latents: Tensor, images: Tensor, backends: Backends, device: torch.device = CPU) -> Measured:
+    """Each image against its trajectory's last one, and the judges of the same pairs, on `device`."""
+    rows = [_measured(*row, backends, device) for row in zip(latents, images, strict=True)]
+    return Measured(*(torch.stack([getattr(row, f.name) for row in rows]).cpu() for f in fields(Measured)))
+
+
+def _measured(latents: Tensor, images: Tensor, backends: Backends, device: torch.device) -> Measured:
+    """Of one trajectory, [K, C, H, W] and [K, 3, H, W]."""
+    found = Series(images[-1:], backends, device=device).add(images)
+    shortfall = torch.stack([found.distances[metric] for metric in METRICS], dim=-1).cpu()
+    rmse = (latents - latents[-1:]).square().mean(dim=(1, 2, 3)).sqrt()
+    x, y = images.to(device), images[-1:].to(device).expand_as(images)
+    judges = torch.stack([rmse.cpu(), _mdsi(x, y).cpu(), ms_ssim_distance(x, y).cpu()], dim=-1)
+    for distances in (shortfall, judges):
+        distances[-1] = 0.0  # the image against itself; what is left is rounding
+    return Measured(shortfall, found.decibel.cpu(), judges)
 
 
 def _mdsi(x: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from research.options import WEIGHTS, add_host_option, number, run_folder, whole
 
 from .settings import ClassifierSettings, EncoderSettings
+from .timed_commands import add_split, add_timed_train
 
 CHECKPOINT = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
 CLASSIFIER = WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors"
@@ -31,6 +32,8 @@ def add_parser(groups: Any) -> None:
     _add_evaluate_encoder(commands)
     _add_train_classifier(commands)
     _add_render(commands)
+    add_timed_train(_command(commands, "train-timed", train, "train a generator on a GPU for a given time; resumable"))
+    add_split(_command(commands, "split", train, "write the split files of Tiny Scenes Flow into a models folder"))
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -141,6 +144,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=whole(0, 10**6), default=11, help="of captions and noise (default: %(default)s)")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where ComfyUI runs (default: %(default)s)")
     parser.add_argument("--classifier", type=Path, default=CLASSIFIER, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--grid", type=Path, metavar="PNG", help="write a sheet of pictures and captions there")
@@ -167,6 +171,7 @@ def evaluate(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
         json_path=options.json,
         grid_path=options.grid,
+        cpu=options.device == "cpu",
     )
     for found in results:
         _say(benchmark.table(found) + "\n")

@@ -34,7 +34,7 @@ PHRASINGS = 4
 
 @dataclass(frozen=True)
 class RenderedScenes:
-    """`images` [N, 64, 64, 3] uint8, `tokens` [N, PHRASINGS, 48] uint8, `attributes` [N, A] uint8 of 0 and 1."""
+    """`images` [N, H, W, 3], `tokens` [N, PHRASINGS, 48] and `attributes` [N, A] of 0 and 1, all uint8."""
 
     images: NDArray[np.uint8]
     tokens: NDArray[np.uint8]
@@ -64,23 +64,25 @@ def attributes_of(scene: Scene) -> NDArray[np.uint8]:
     return np.asarray([name in true for name in attribute_names()], np.uint8)
 
 
-def _make_chunk(task: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    seed, count = task
+def _make_chunk(task: tuple[int, int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    seed, count, size = task
     rng, tokenizer = np.random.default_rng(seed), WordTokenizer()
-    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    images = np.empty((count, size, size, 3), np.uint8)
     tokens = np.empty((count, PHRASINGS, captions.MAX_TOKENS), np.uint8)
     attributes = []
     for index in range(count):
         scene = sample_scene(rng)
         while is_held_out(scene):
             scene = sample_scene(rng)
-        images[index] = render(scene, rng)
+        images[index] = render(scene, rng, size)
         tokens[index] = [tokenizer.padded(captions.describe(scene, rng)) for _ in range(PHRASINGS)]
         attributes.append(attributes_of(scene))
     return images, tokens, np.stack(attributes)
 
 
-def rendered_scenes(folder: Path, count: int, seed: int, workers: int = 2, chunk: int = 1000) -> RenderedScenes:
+def rendered_scenes(
+    folder: Path, count: int, seed: int, workers: int = 2, chunk: int = 1000, size: int = SIZE
+) -> RenderedScenes:
     """The data set of `count` scenes for `seed`, rendered into `folder` unless it is there. No held-out scene."""
     description = {
         "count": count,
@@ -89,13 +91,14 @@ def rendered_scenes(folder: Path, count: int, seed: int, workers: int = 2, chunk
         "phrasings": PHRASINGS,
         "attributes": len(attribute_names()),
         "renderer": VERSION,
+        "size": size,
     }
     stamp = folder / "scenes.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != description:
         folder.mkdir(parents=True, exist_ok=True)
         log.info("rendering %d scenes", count)
         tasks = [
-            (seed * 1_000_003 + index, min(chunk, count - index * chunk))
+            (seed * 1_000_003 + index, min(chunk, count - index * chunk), size)
             for index in range((count + chunk - 1) // chunk)
         ]
         with multiprocessing.get_context("spawn").Pool(workers) as pool:

@@ -141,11 +141,11 @@ def pixel_noise(images: NDArray[np.floating[Any]]) -> float:
 class Generator:
     """The checkpoint in a genuine ComfyUI in this process, loaded by CheckpointLoaderSimple."""
 
-    def __init__(self, host_dir: Path, checkpoint: Path) -> None:
+    def __init__(self, host_dir: Path, checkpoint: Path, *, cpu: bool = True) -> None:
         from research.in_process_host import PACK_ROOT, start_host
 
         self.base = tempfile.TemporaryDirectory(prefix="budgetfusion-evaluate-")
-        self.host = start_host(host_dir, self.base.name, [PACK_ROOT])
+        self.host = start_host(host_dir, self.base.name, [PACK_ROOT], cpu=cpu)
         folder_paths = importlib.import_module("folder_paths")
         # first of all folders, so that a file of the same name elsewhere is not taken instead
         folder_paths.add_model_folder_path("checkpoints", str(checkpoint.resolve().parent), is_default=True)
@@ -275,11 +275,12 @@ def run(
     scheduler: str,
     json_path: Path | None = None,
     grid_path: Path | None = None,
+    cpu: bool = True,
 ) -> list[Evaluation]:
     """The whole benchmark, once for each cfg. The grid shows the cfg with the most right answers."""
     cases = held_out_cases(count, lone_objects, seed)
     classifier = load_classifier(classifier_path)
-    generator = Generator(host_dir, checkpoint)
+    generator = Generator(host_dir, checkpoint, cpu=cpu)
     results = [
         evaluate(generator, classifier, cases, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler)
         for cfg in cfgs

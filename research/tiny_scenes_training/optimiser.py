@@ -1,4 +1,4 @@
-"""The optimiser of the generator: Muon for the weight matrices of the UNet, AdamW for everything else.
+"""The optimiser of the generators: Muon for the weight matrices of the denoiser, AdamW for everything else.
 
 Muon (Jordan et al. 2024; torch.optim.Muon) orthogonalises each matrix's momentum, which is meant to make more of few
 steps than AdamW does. Its cost does not shrink with the batch, so processes that train together share the matrices.
@@ -12,11 +12,15 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from .muon import BatchedMuon
+
 LEAST_SIDE = 32
 """Smaller matrices, embeddings, the first and the last layer are AdamW's, as Muon's authors advise."""
 
 
 def _is_muons(name: str, parameter: Tensor) -> bool:
+    if name.startswith("denoiser.joint_blocks."):  # Tiny Scenes Flow
+        return parameter.ndim == 2
     if (
         not name.startswith("unet.")
         or parameter.ndim < 2
@@ -27,10 +31,20 @@ def _is_muons(name: str, parameter: Tensor) -> bool:
 
 
 class GeneratorOptimiser:
-    """`step(learning_rate)` after the gradients are averaged. `rank` of `world` updates its part of the matrices."""
+    """`step(learning_rate)` after the gradients are averaged. `rank` of `world` updates its part of the matrices.
+
+    `batched` updates matrices of one shape together: on a GPU one by one takes longer than the rest of the step.
+    """
 
     def __init__(
-        self, model: nn.Module, weight_decay: float, rank: int = 0, world: int = 1, muon_factor: float = 1.0
+        self,
+        model: nn.Module,
+        weight_decay: float,
+        rank: int = 0,
+        world: int = 1,
+        muon_factor: float = 1.0,
+        *,
+        batched: bool = False,
     ) -> None:
         self.muon_factor = muon_factor
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -42,7 +56,11 @@ class GeneratorOptimiser:
         self.parts = [[muons[i] for i in ordered[owner::world]] for owner in range(world)]
         # torch.optim.Muon takes matrices only: flat views of the convolutions share their memory.
         self.views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.parts[rank]]
-        self.muon = torch.optim.Muon(self.views, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon: torch.optim.Muon | BatchedMuon = (
+            BatchedMuon(self.views, lr=1e-3, weight_decay=weight_decay)
+            if batched
+            else torch.optim.Muon(self.views, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
         decayed = [p for p in others if p.ndim > 1]
         plain = [p for p in others if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -13,7 +13,7 @@ import torch
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.metrics.backends import load_d_sim
 from research.in_process_host import HostInterrupted, HostRunError, HostValidationError, interrupted_after
-from tests.fixtures.said import code, message_of
+from tests.fixtures.said import code
 
 COUNTS = (2, 3, 5)
 
@@ -56,12 +56,20 @@ def clip_vision() -> Any:
         model_type = "mean-colour"
         image_size = 8
 
+        def get_sd(self) -> dict[str, torch.Tensor]:
+            return {"cells": torch.tensor(8.0)}
+
         def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
             del crop
             cells = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 1), 8)
             return type("Output", (), {"image_embeds": cells.flatten(1) + 0.1})()
 
     return ColourVision()
+
+
+@pytest.fixture
+def vision_name(clip_vision: Any, pack: Any) -> str:
+    return pack("metrics.encoders").HostClipVisionEncoder(clip_vision).name
 
 
 @pytest.fixture
@@ -168,7 +176,7 @@ def test_sweep_into_probe(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any
         assert values[0] > 0
     assert shown["quality"] is None
     assert shown["backends"]["d_sim"] == "haarpsi"
-    assert shown["backends"]["i_clip"] == "clip_vision:mean-colour-8"
+    assert shown["backends"]["i_clip"].startswith("clip_vision:mean-colour-8#")
     assert plot.shape == (1, 480, 960, 3)
     assert 0.0 <= plot.min() < plot.max() <= 1.0
     assert text.splitlines()[0].split() == ["steps", "L-SNR", "dB", "D-SIM", "I-CLIP"]
@@ -176,9 +184,9 @@ def test_sweep_into_probe(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any
 
 
 def test_probe_of_a_plan_measures_quality_on_its_scale(
-    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any
+    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any, vision_name: str
 ) -> None:
-    backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi", "i_clip": "clip_vision:mean-colour-8"}
+    backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi", "i_clip": vision_name}
     own = replace(setting, cfg=4.0)
     save_variant("measured.safetensors", name="measured", setting=own, backends=backends)
     graph = {
@@ -196,15 +204,15 @@ def test_probe_of_a_plan_measures_quality_on_its_scale(
         worst = max(shown[metric][i] / scale[metric] for metric in METRICS)
         assert value == pytest.approx(min(1.0, max(0.0, 1.0 - worst)))
     assert "quality" in run.ui["8"]["text"][0]
-    assert "predicted quality is off by" in run.ui["8"]["text"][0]
+    assert [note["code"] for note in shown["notes"]] == ["prediction_error"]
 
 
 def test_auto_measures_as_the_plan_was_made(
-    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any
+    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any, vision_name: str
 ) -> None:
     own = replace(setting, cfg=5.0)
     for name, d_sim in (("shapes", load_d_sim("tiny_scenes").name), ("elsewhere", "lpips:not-here")):
-        backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": d_sim, "i_clip": "clip_vision:mean-colour-8"}
+        backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": d_sim, "i_clip": vision_name}
         path = save_variant(f"{name}.safetensors", name=name, setting=own, backends=backends)
         plan, counts = {"6": bench.planner(cfg=5.0, planner=path.name)}, to("7", 1)
         chosen = {"images": to("7"), "step_counts": counts, "d_sim_backend": "auto", "clip_vision": to("9")}
@@ -215,9 +223,34 @@ def test_auto_measures_as_the_plan_was_made(
             assert len(shown["quality"]) == len(shown["steps"])
         else:
             assert shown["quality"] is None
-            notes = " ".join(message_of(note).text() for note in shown["notes"])
-            assert "calibrated on d_sim with lpips:not-here" in notes
-            assert "unknown LPIPS network" in notes or "not-here" in notes.partition("Choose the same here.")[2]
+            (note,) = shown["notes"]
+            assert note["code"] == "backend_absent"
+            assert (note["values"]["wanted"], note["values"]["there"]) == (d_sim, shown["backends"]["d_sim"])
+
+
+def test_another_clip_vision_than_the_planners_is_named(
+    bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any, save_variant: Any, setting: Any, vision_name: str
+) -> None:
+    wanted = "clip_vision:ViT-H-14-224#00000000"
+    backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi", "i_clip": wanted}
+    save_variant("other_eyes.safetensors", name="other_eyes", setting=replace(setting, cfg=6.0), backends=backends)
+    graph = {
+        **bench.base(),
+        "6": bench.planner(cfg=6.0),
+        "7": sweep(),
+        "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9"), plan=to("6")),
+        "9": eyes,
+    }
+    run = bench.run(graph)
+    (shown,) = run.ui["8"]["probe"]
+    assert shown["quality"] is None
+    (note,) = shown["notes"]
+    assert note == {
+        "code": "backend_clip_vision",
+        "values": {"metric": "i_clip", "wanted": wanted, "there": vision_name},
+    }
+    assert wanted in run.ui["8"]["text"][0]
+    assert vision_name in run.ui["8"]["text"][0]
 
 
 def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe: Any, eyes: Any, to: Any) -> None:
@@ -231,7 +264,8 @@ def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe
     run = bench.run(graph)
     (shown,) = run.ui["8"]["probe"]
     assert shown["quality"] is None
-    assert "calibrated on l_snr with untold" in run.ui["8"]["text"][0]
+    assert {note["code"] for note in shown["notes"]} == {"backend_version"}
+    assert {note["values"]["wanted"] for note in shown["notes"]} == {"untold"}
 
 
 GREY = torch.full((1, 64, 64, 3), 0.5)
@@ -285,7 +319,7 @@ def test_backend_whose_weights_are_missing_is_an_error(
     bench: Any, probe: Any, eyes: Any, make_node: Any, to: Any, monkeypatch: Any, tmp_path: Any, pack: Any
 ) -> None:
     monkeypatch.setenv("BUDGETFUSION_DREAMSIM_DIR", str(tmp_path))
-    monkeypatch.setattr(pack("metrics.backends"), "dreamsim_folders", lambda: (tmp_path,))
+    monkeypatch.setattr(pack("metrics.d_sim_dreamsim"), "dreamsim_folders", lambda: (tmp_path,))
     given = make_node("GivenIMAGE", key=bench.value(torch.zeros(2, 64, 64, 3)))
     graph = {"7": given, "9": eyes, "8": probe(images=to("7"), clip_vision=to("9"), d_sim_backend="dreamsim")}
     with pytest.raises(HostRunError, match="dreamsim"):

@@ -156,6 +156,6 @@ def tiny_clip() -> Any:
 
 @pytest.fixture(scope="session")
 def encoder(tiny_clip: Any, write_tiny_clip: Callable[..., Path]) -> Any:
-    from budgetfusion_nodes.metrics.backends import OpenClipImageEncoder
+    from budgetfusion_nodes.metrics.encoders import OpenClipImageEncoder
 
     return OpenClipImageEncoder.from_checkpoint(write_tiny_clip(tiny_clip))

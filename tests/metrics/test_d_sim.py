@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,13 @@ import torch
 from torch import nn
 
 from budgetfusion_nodes.core.errors import BackendMissingError, InputError
-from budgetfusion_nodes.metrics import backends
-from budgetfusion_nodes.metrics.backends import (
-    DreamSimBackend,
-    HaarPsiBackend,
-    LpipsBackend,
-    TinyScenesBackend,
-    load_d_sim,
-)
+from budgetfusion_nodes.metrics import backends, d_sim_dreamsim, d_sim_st_lpips, weights
+from budgetfusion_nodes.metrics.backends import load_d_sim
 from budgetfusion_nodes.metrics.d_sim import d_sim
+from budgetfusion_nodes.metrics.d_sim_dreamsim import DreamSimBackend
+from budgetfusion_nodes.metrics.d_sim_haarpsi import HaarPsiBackend
+from budgetfusion_nodes.metrics.d_sim_lpips import LPIPS_MIN_SIDE, LpipsBackend
+from budgetfusion_nodes.metrics.interfaces import DSimBackend
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning"),  # how lpips calls torchvision
@@ -41,10 +39,23 @@ def no_network_and_fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(backends, "dreamsim_folders", lambda: (tmp_path / "dreamsim",))
+    monkeypatch.setattr(d_sim_dreamsim, "dreamsim_folders", lambda: (tmp_path / "dreamsim",))
     backends._load_named.cache_clear()
     yield
     backends._load_named.cache_clear()
+
+
+def hide_packages(monkeypatch: pytest.MonkeyPatch, hidden: Callable[[str], bool]) -> None:
+    """As if these packages were not installed."""
+    for module in (weights, backends):
+        monkeypatch.setattr(module, "has_package", lambda package: not hidden(package))
+
+
+@pytest.fixture
+def no_st_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an installation without the optional package."""
+    monkeypatch.setattr(backends, "find_st_lpips", lambda net: None)
+    hide_packages(monkeypatch, lambda package: package == d_sim_st_lpips.PACKAGE)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +97,14 @@ def write_dreamsim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned.save_pretrained(str(folder / "clip_vitb32_single_lora"))
 
 
-@pytest.fixture(params=["haarpsi", "lpips", "dreamsim", "tiny_scenes"])
-def backend(request, lpips_model, tmp_path, monkeypatch) -> backends.DSimBackend:
+@pytest.fixture(params=["haarpsi", "st_lpips:alex", "st_lpips:vgg", "lpips", "dreamsim", "tiny_scenes"])
+def backend(request, lpips_model, tmp_path, monkeypatch) -> DSimBackend:
     if request.param == "haarpsi":
         return HaarPsiBackend()
     if request.param == "lpips":
         return LpipsBackend(lpips_model, "alex")
-    if request.param == "tiny_scenes":
-        return load_d_sim("tiny_scenes")
+    if request.param == "tiny_scenes" or request.param.startswith("st_lpips"):
+        return load_d_sim(request.param)
     write_dreamsim(tmp_path / "weights", monkeypatch)
     return DreamSimBackend.from_folder(tmp_path / "weights", "clip_vitb32")
 
@@ -161,6 +172,8 @@ def test_device(backend, device: str, pictures) -> None:
 def test_name_and_no_gradient(backend, pictures) -> None:
     assert backend.name.partition("#")[0] in (
         "haarpsi",
+        "st_lpips:alex",
+        "st_lpips:vgg",
         "lpips:alex",
         "dreamsim:clip_vitb32",
         "tiny_scenes:tiny_scenes_clip",
@@ -204,13 +217,13 @@ def save_squeezenet(folder: Path) -> Path:
     return path
 
 
-def test_lpips_from_trunk_on_disk_is_the_librarys_own_loading(tmp_path: Path, pictures) -> None:
+def test_lpips_from_trunk_on_disk_is_the_librarys_own_loading(tmp_path: Path, pictures, no_st_lpips) -> None:
     import lpips
 
     save_squeezenet(tmp_path / "hub")
     assert backends.available_d_sim_backends() == ("lpips", "haarpsi")
     loaded = load_d_sim("auto")
-    assert loaded.name == "lpips:squeeze"
+    assert loaded.name.startswith("lpips:squeeze#")
     assert load_d_sim(loaded.name).name == loaded.name
     library = lpips.LPIPS(net="squeeze", verbose=False)  # finds the same file in the hub folder
     with torch.no_grad():
@@ -223,7 +236,7 @@ def test_dreamsim_is_the_librarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     write_dreamsim(tmp_path / "dreamsim", monkeypatch)
     loaded = load_d_sim("auto")
-    assert loaded.name == "dreamsim:clip_vitb32"
+    assert loaded.name.startswith("dreamsim:clip_vitb32#")
     library, _ = dreamsim(
         pretrained=True, device="cpu", cache_dir=str(tmp_path / "dreamsim"), dreamsim_type="clip_vitb32"
     )
@@ -253,53 +266,7 @@ def test_dreamsim_resizes_as_its_own_preprocessing_does(tmp_path: Path, monkeypa
 # -------------------------------------------------------------------------------------------- choosing and sad paths
 
 
-def test_tiny_scenes_is_the_cosine_of_open_clips_own_intermediate_features(pictures, blurred) -> None:
-    """Against open_clip's `forward_intermediates`, on pictures of the encoder's own size."""
-    backend = load_d_sim("tiny_scenes")
-    assert isinstance(backend, TinyScenesBackend)
-    encoder, soft = backend.encoder, blurred(pictures, 1.0)
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (encoder.mean, encoder.std))
-    cells = []
-    for x in (soft, pictures):
-        found = encoder.model.visual.forward_intermediates((x - mean) / std, indices=[1], intermediates_only=True)
-        (features,) = found["image_intermediates"]  # [B, width, 8, 8] after the second of three blocks
-        cells.append(features.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5)).flatten(1))
-    expected = torch.nn.functional.cosine_similarity(*cells)
-    assert torch.allclose(backend.similarity(soft, pictures), expected, atol=1e-5)
-
-
-def test_tiny_scenes_ranks_changes_as_one_sees_them() -> None:
-    """What HaarPSI, which compares pixel by pixel, has the other way round."""
-    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-
-    def drawn(inside: torch.Tensor) -> torch.Tensor:
-        return torch.where(inside, torch.tensor([0.9, 0.1, 0.1])[:, None, None], torch.ones(3, 64, 64))[None]
-
-    def circle(x: float) -> torch.Tensor:
-        return drawn((rows - 32) ** 2 + (columns - x) ** 2 < 14**2)
-
-    here, ring = circle(32), drawn(((rows - 32) ** 2 + (columns - 32) ** 2 - 125).abs() < 71)
-    worse = [circle(33), circle(35), ring, circle(48), here.flip(1)]  # moved a little, more, hollow, far, blue
-    learned = [float(load_d_sim("tiny_scenes").similarity(here, other)) for other in worse]
-    assert all(after < before - 0.005 for before, after in pairwise(learned)), learned
-    pixels = [float(load_d_sim("haarpsi").similarity(here, other)) for other in worse]
-    assert pixels[1] < pixels[2] < pixels[4]
-
-
-def test_tiny_scenes_numbers_of_another_encoder_are_refused() -> None:
-    name = load_d_sim("tiny_scenes").name
-    assert load_d_sim(name).name == name
-    with pytest.raises(BackendMissingError, match="is not the image encoder of this pack"):
-        load_d_sim("tiny_scenes:tiny_scenes_clip#00000000")
-
-
-def test_what_a_node_offers_is_what_can_be_loaded() -> None:
-    choices = (Path(backends.__file__).parents[1] / "nodes" / "metric_probe.py").read_text(encoding="utf-8")
-    (line,) = [line for line in choices.splitlines() if line.startswith("D_SIM_CHOICES = ")]
-    assert eval(line.partition("=")[2]) == backends.D_SIM_CHOICES  # noqa: S307 - importing it would need the host
-
-
-def test_without_weights_auto_is_haarpsi_and_says_so(caplog: pytest.LogCaptureFixture, pictures) -> None:
+def test_without_weights_auto_is_haarpsi_and_says_so(caplog: pytest.LogCaptureFixture, pictures, no_st_lpips) -> None:
     assert backends.available_d_sim_backends() == ("haarpsi",)
     with caplog.at_level("INFO"):
         assert torch.equal(d_sim(pictures, pictures.flip(0)), d_sim(pictures, pictures.flip(0), "haarpsi"))
@@ -318,23 +285,27 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
         load_d_sim(name)
 
 
-@pytest.mark.parametrize(("name", "package"), [("haarpsi", "piq"), ("lpips", "lpips"), ("dreamsim", "dreamsim")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("haarpsi", "piq"), ("lpips", "lpips"), ("dreamsim", "dreamsim"), ("st_lpips", "stlpips-pytorch")],
+)
 def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_has_package", lambda p: p != package)
+    module = {"stlpips-pytorch": "stlpips_pytorch"}.get(package, package)
+    hide_packages(monkeypatch, lambda p: p == module)
     assert name not in backends.available_d_sim_backends()
     with pytest.raises(BackendMissingError, match=f"pip install {package}"):
         load_d_sim(name)
 
 
 def test_auto_without_any_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_has_package", lambda p: False)
+    hide_packages(monkeypatch, lambda _: True)
     with pytest.raises(BackendMissingError, match=r"requirements\.txt"):
         load_d_sim()
 
 
 @pytest.mark.parametrize("content", ["garbage", "foreign"])
 def test_a_damaged_or_foreign_trunk_is_refused_and_auto_says_why(
-    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, no_st_lpips
 ) -> None:
     path = save_squeezenet(tmp_path / "hub")
     if content == "garbage":
@@ -350,7 +321,7 @@ def test_a_damaged_or_foreign_trunk_is_refused_and_auto_says_why(
 def test_incomplete_and_damaged_dreamsim_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "dreamsim"
     write_dreamsim(folder, monkeypatch)
-    assert backends.missing_dreamsim_files(folder, "clip_vitb32") == []
+    assert d_sim_dreamsim.missing_dreamsim_files(folder, "clip_vitb32") == []
     hub_before = torch.hub.get_dir()
     (folder / "clip_vitb32_pretrain.pth.tar").write_bytes(b"cut")
     with pytest.raises(BackendMissingError, match="could not be loaded"):
@@ -358,7 +329,7 @@ def test_incomplete_and_damaged_dreamsim_folders(tmp_path: Path, monkeypatch: py
     assert torch.hub.get_dir() == hub_before
     adapter = folder / "clip_vitb32_single_lora" / "adapter_model.safetensors"
     adapter.unlink()
-    assert backends.missing_dreamsim_files(folder, "clip_vitb32") == [
+    assert d_sim_dreamsim.missing_dreamsim_files(folder, "clip_vitb32") == [
         "clip_vitb32_single_lora/adapter_model.safetensors"
     ]
     with pytest.raises(BackendMissingError, match="adapter_model"):
@@ -369,17 +340,17 @@ def test_incomplete_and_damaged_dreamsim_folders(tmp_path: Path, monkeypatch: py
 def test_the_dreamsim_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("BUDGETFUSION_DREAMSIM_DIR", str(tmp_path))
-    assert backends.dreamsim_folders()[0] == tmp_path
+    assert d_sim_dreamsim.dreamsim_folders()[0] == tmp_path
 
 
 def test_smallest_sides_are_those_of_the_networks(lpips_model) -> None:
-    side = backends._LPIPS_MIN_SIDE["alex"]
+    side = LPIPS_MIN_SIDE["alex"]
     with torch.no_grad():
         lpips_model(torch.rand(1, 3, side, side), torch.rand(1, 3, side, side))
         with pytest.raises(RuntimeError):
             lpips_model(torch.rand(1, 3, side - 1, side - 1), torch.rand(1, 3, side - 1, side - 1))
     small = torch.rand(1, 3, side - 1, 64)
-    with pytest.raises(InputError, match=r"64 x 30 pixels is too small for lpips:alex, which needs 31"):
+    with pytest.raises(InputError, match=r"64 x 30 pixels is too small for lpips:alex#[0-9a-f]{8}, which needs 31"):
         d_sim(small, small, LpipsBackend(lpips_model, "alex"))
     assert torch.isfinite(d_sim(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), "haarpsi")).all()
 
@@ -389,7 +360,7 @@ def test_smallest_sides_of_the_other_lpips_networks(net: str) -> None:
     import lpips
 
     model = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
-    side = backends._LPIPS_MIN_SIDE[net]
+    side = LPIPS_MIN_SIDE[net]
     x = torch.rand(1, 3, side, side)
     assert torch.isfinite(d_sim(x, x.flip(3), LpipsBackend(model, net))).all()
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.errors import BackendMissingError, InputError, UnsupportedError
-from budgetfusion_nodes.metrics import backends
-from budgetfusion_nodes.metrics.backends import HostClipVisionEncoder, ImageEncoder, OpenClipImageEncoder
+from budgetfusion_nodes.metrics import encoders
+from budgetfusion_nodes.metrics.encoders import HostClipVisionEncoder, OpenClipImageEncoder
 from budgetfusion_nodes.metrics.i_clip import cosine, i_clip
+from budgetfusion_nodes.metrics.interfaces import ImageEncoder
 
 
 class HostClip:
@@ -182,7 +183,7 @@ def test_named_checkpoints_that_cannot_be_had(named_architecture, tmp_path: Path
 def test_host_gets_bhwc_float_and_no_crop() -> None:
     host = HostClip()
     wrapped = HostClipVisionEncoder(host)
-    assert wrapped.name == "clip_vision:clip_vision_model-32"
+    assert wrapped.name == "clip_vision:clip_vision_model-32#unread"
     i_clip(torch.rand(2, 3, 40, 64).half(), torch.rand(1, 3, 40, 64), wrapped)
     assert host.calls == [(torch.Size([2, 40, 64, 3]), False), (torch.Size([1, 40, 64, 3]), False)]
 
@@ -207,10 +208,10 @@ def test_wrong_host_objects_are_refused() -> None:
 def test_default_encoder_is_found_beside_the_package_or_missed_by_name(
     tiny_clip, write_tiny_clip, monkeypatch, tmp_path
 ) -> None:
-    pack = Path(backends.__file__).resolve().parents[2]
-    assert pack / "weights" / "image_encoder" / "tiny_scenes_clip.safetensors" == backends.SHIPPED_ENCODER
-    monkeypatch.setattr(backends, "SHIPPED_ENCODER", tmp_path / "tiny_scenes_clip.safetensors")
+    pack = Path(encoders.__file__).resolve().parents[2]
+    assert pack / "weights" / "image_encoder" / "tiny_scenes_clip.safetensors" == encoders.SHIPPED_ENCODER
+    monkeypatch.setattr(encoders, "SHIPPED_ENCODER", tmp_path / "tiny_scenes_clip.safetensors")
     with pytest.raises(BackendMissingError, match="connect a CLIP Vision"):
-        backends.default_image_encoder()
-    monkeypatch.setattr(backends, "SHIPPED_ENCODER", write_tiny_clip(tiny_clip))
-    assert backends.default_image_encoder() is backends.default_image_encoder()
+        encoders.default_image_encoder()
+    monkeypatch.setattr(encoders, "SHIPPED_ENCODER", write_tiny_clip(tiny_clip))
+    assert encoders.default_image_encoder() is encoders.default_image_encoder()

@@ -17,7 +17,7 @@ def test_a_fresh_interpreter_imports_no_metric_library() -> None:
     modules = [f"budgetfusion_nodes.metrics.{p.stem}" for p in sorted(PACKAGE.glob("*.py")) if p.stem != "__init__"]
     code = (
         f"import sys, json, importlib; [importlib.import_module(m) for m in {modules}]; "
-        "from budgetfusion_nodes.metrics import available_d_sim_backends as a; a(); "
+        "from budgetfusion_nodes.metrics.backends import available_d_sim_backends as a; a(); "
         "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
     )
     root = PACKAGE.parents[1]
@@ -27,6 +27,14 @@ def test_a_fresh_interpreter_imports_no_metric_library() -> None:
     loaded = set(json.loads(done.stdout))
     assert "torch" in loaded
     assert not loaded & (HEAVY | HOST)
+
+
+def test_the_names_that_a_node_lists_cost_nothing() -> None:
+    code = "import sys; import budgetfusion_nodes.metrics.names; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parents[1], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_no_module_imports_them_at_its_top_or_the_host_at_all() -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,13 +12,17 @@ import torch
 
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.errors import BackendMissingError, InputError
-from budgetfusion_nodes.metrics import Backends, backend_names, from_values, measure
-from budgetfusion_nodes.metrics import backends as backends_module
-from budgetfusion_nodes.metrics import measure as measure_function
-from budgetfusion_nodes.metrics.backends import HaarPsiBackend, HostClipVisionEncoder, OpenClipImageEncoder
+from budgetfusion_nodes.metrics import encoders
+from budgetfusion_nodes.metrics import measure as measure_module
+from budgetfusion_nodes.metrics.backends import load_d_sim
 from budgetfusion_nodes.metrics.d_sim import d_sim
+from budgetfusion_nodes.metrics.d_sim_haarpsi import HaarPsiBackend
+from budgetfusion_nodes.metrics.encoders import HostClipVisionEncoder, OpenClipImageEncoder
 from budgetfusion_nodes.metrics.i_clip import i_clip
 from budgetfusion_nodes.metrics.l_snr import l_snr
+from budgetfusion_nodes.metrics.measure import WORKING_MEMORY, Backends, Series, chunk_of, measure, working_memory
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture
@@ -43,7 +51,8 @@ def test_the_reference_itself_is_at_zero_and_a_worse_render_is_further(both: Bac
 
 def test_chunks_do_not_change_the_numbers(both: Backends, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {n: (measure(pictures, pictures[:1], both), measure(pictures, pictures.flip(0), both)) for n in ["whole"]}
-    monkeypatch.setitem(measure_function.__globals__, "CHUNK_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr(measure_module, "WORKING_MEMORY", 2 * 64 * 64 * both.bytes_per_pixel)
+    assert chunk_of(both, 64, 64) == 2
     shared, paired = measure(pictures, pictures[:1], both), measure(pictures, pictures.flip(0), both)
     for name in METRICS:
         assert torch.allclose(shared[name], whole["whole"][0][name], atol=1e-3)
@@ -81,12 +90,11 @@ def test_device(both: Backends, device: str, pictures) -> None:
 
 
 def test_names_of_everything_measured(both: Backends) -> None:
-    names = backend_names(both)
-    assert names == both.names()
+    names = both.names()
     assert names["l_snr"] == "l_snr:laplacian-v2"
     assert names["d_sim"] == "haarpsi"
     assert names["i_clip"].startswith("open_clip:tiny#")
-    assert backend_names(Backends(HaarPsiBackend(), None)) == {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi"}
+    assert Backends(HaarPsiBackend(), None).names() == {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi"}
 
 
 def test_without_an_encoder_i_clip_is_an_error_or_left_out_on_request(pictures) -> None:
@@ -117,26 +125,15 @@ def test_sad_images(both: Backends) -> None:
 
 
 def test_too_small_for_the_backend_names_it(encoder) -> None:
-    backend: Any = SimpleNamespace(name="lpips:alex", min_side=31, similarity=None)
+    backend: Any = SimpleNamespace(name="lpips:alex", min_side=31, bytes_per_pixel=1)
     with pytest.raises(InputError, match="too small for lpips:alex"):
         measure(torch.rand(1, 20, 20, 3), torch.rand(1, 20, 20, 3), Backends(backend, encoder))
-
-
-def test_from_values_turns_metric_values_into_distances() -> None:
-    db = torch.tensor([12.0, 20.5])
-    out = from_values(
-        l_snr=(db, torch.tensor([15.0])), d_sim=torch.tensor([0.25, 1.0000001]), i_clip=torch.tensor([1.0])
-    )
-    assert torch.allclose(out["l_snr"], torch.tensor([3.0, 5.5]))
-    assert out["d_sim"].tolist() == [0.75, 0.0]
-    assert out["i_clip"].tolist() == [0.0]
-    assert tuple(from_values(d_sim=torch.ones(1))) == ("d_sim",)
 
 
 def test_backends_from_a_nodes_settings(tiny_clip, write_tiny_clip, monkeypatch, tmp_path) -> None:
     path = write_tiny_clip(tiny_clip)
     host = SimpleNamespace(encode_image=lambda image: None)
-    monkeypatch.setattr(backends_module, "SHIPPED_ENCODER", path)
+    monkeypatch.setattr(encoders, "SHIPPED_ENCODER", path)
     assert Backends.from_values("haarpsi", "none").i_clip is None
     assert isinstance(Backends.from_values("haarpsi").i_clip, OpenClipImageEncoder)
     assert isinstance(Backends.from_values("haarpsi", clip_vision=host).i_clip, HostClipVisionEncoder)
@@ -144,6 +141,101 @@ def test_backends_from_a_nodes_settings(tiny_clip, write_tiny_clip, monkeypatch,
     assert isinstance(Backends.from_values("haarpsi", str(path)).i_clip, OpenClipImageEncoder)
     with pytest.raises(BackendMissingError, match="no CLIP Vision model is connected"):
         Backends.from_values("haarpsi", "clip_vision")
-    monkeypatch.setattr(backends_module, "SHIPPED_ENCODER", tmp_path / "gone.safetensors")
+    monkeypatch.setattr(encoders, "SHIPPED_ENCODER", tmp_path / "gone.safetensors")
     with pytest.raises(BackendMissingError, match="missing from the pack"):
         Backends.from_values("haarpsi")
+
+
+def test_pictures_one_at_a_time_are_as_all_at_once(both: Backends, pictures) -> None:
+    series, together = Series(pictures[:1], both), measure(pictures, pictures[:1], both)
+    singly = [series.add(picture[None]) for picture in pictures]
+    for name in METRICS:
+        assert torch.allclose(torch.cat([one.distances[name] for one in singly]), together[name], atol=1e-6), name
+    assert torch.allclose(torch.cat([one.decibel for one in singly]), l_snr(pictures), atol=1e-4)
+
+
+def test_a_series_without_l_snr_has_no_decibel_and_one_reference_only(both: Backends, pictures) -> None:
+    found = Series(pictures[:1], both, ("d_sim",)).add(pictures)
+    assert tuple(found.distances) == ("d_sim",)
+    assert bool(torch.isnan(found.decibel).all())
+    with pytest.raises(InputError, match="expected 1 image"):
+        Series(pictures[:2], both)
+
+
+@pytest.mark.parametrize("d_sim", ["tiny_scenes", "haarpsi"])
+def test_numbers_of_the_first_implementation(d_sim: str, scene, blurred, noisy) -> None:
+    """What `measure_trajectories` of version 0.1, which looked at all trajectories at once, gave for these pictures:
+    [n, K, M] distances and [n, K] dB. The shipped planner and the benchmark's sweeps were measured with it."""
+    expected = json.loads((CASES / "measured_series.json").read_text())[d_sim]
+    backends = Backends.from_values(d_sim, "shipped")
+    for name, shortfall, decibel in zip(
+        ("gradient_disc", "busy"), expected["shortfall"], expected["l_snr"], strict=True
+    ):
+        x = scene(name)
+        found = Series(x, backends).add(torch.cat([blurred(x, 2.0), noisy(x, 0.05), x.roll(1, 3), x]))
+        distances = torch.stack([found.distances[metric] for metric in METRICS], dim=-1)
+        torch.testing.assert_close(distances[:-1], torch.tensor(shortfall)[:-1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.decibel, torch.tensor(decibel), atol=1e-4, rtol=1e-4)
+        assert distances[-1].tolist() == pytest.approx([0.0] * 3, abs=1e-5)
+
+
+class Watching(HaarPsiBackend):
+    """Notes the flags that it runs under."""
+
+    seen: list[Any]
+
+    def similarity(self, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        self.seen = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+        self.seen.append(torch.is_autocast_enabled(x.device.type))
+        return super().similarity(x, reference)
+
+
+def test_measured_without_tf32_and_autocast_and_the_flags_come_back(pictures) -> None:
+    watching = Watching()
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = True, True
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            measure(pictures, pictures[:1], Backends(watching, None), ("l_snr", "d_sim"))
+            assert torch.is_autocast_enabled("cpu")
+        assert watching.seen == [False, False, False]
+        assert torch.backends.cuda.matmul.allow_tf32 is True
+        assert torch.backends.cudnn.allow_tf32 is True
+        with pytest.raises(InputError):
+            measure(pictures * torch.nan, pictures[:1], Backends(watching, None), ("l_snr",))
+        assert torch.backends.cudnn.allow_tf32 is True
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="flags of PyTorch 2.9")
+def test_flags_of_the_newer_kind_come_back_too() -> None:
+    """In a process of its own: PyTorch raises where both kinds are used."""
+    code = (
+        "import torch; from budgetfusion_nodes.metrics.precision import full_precision\n"
+        "parts = torch.backends.cuda.matmul, torch.backends.cudnn.conv\n"
+        "for part in parts: part.fp32_precision = 'tf32'\n"
+        "with full_precision(torch.device('cpu')): print(*(part.fp32_precision for part in parts))\n"
+        "print(*(part.fp32_precision for part in parts))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CASES.parents[1], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["ieee", "ieee", "tf32", "tf32"]
+
+
+def test_large_pictures_are_measured_in_chunks_that_fit(encoder) -> None:
+    backends = Backends(load_d_sim("haarpsi"), encoder)
+    assert chunk_of(backends, 64, 64) == 64
+    for side in (512, 1024, 2048):
+        needed = working_memory(backends, side, side)
+        assert needed <= WORKING_MEMORY or chunk_of(backends, side, side) == 1
+
+
+def test_a_chosen_device_gives_numbers_where_the_pictures_are(both: Backends, device: str, pictures) -> None:
+    found = measure(pictures, pictures[:1], both, device=torch.device(device))
+    both.to(torch.device("cpu"))
+    here = measure(pictures, pictures[:1], both)
+    for name in METRICS:
+        assert found[name].device.type == "cpu"
+        assert torch.allclose(found[name], here[name], atol=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.errors import InputError
-from budgetfusion_nodes.metrics.backends import HaarPsiBackend
+from budgetfusion_nodes.metrics.d_sim_haarpsi import HaarPsiBackend
 from budgetfusion_nodes.metrics.l_snr import NAME, l_snr
 from budgetfusion_nodes.metrics.measure import Backends, measure
 from research.sweeps.prompts import PromptList, StudyPrompt

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from budgetfusion_nodes.core.curves import METRICS
-from budgetfusion_nodes.core.errors import InputError
+from budgetfusion_nodes.core.errors import BackendMissingError, InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.identity import Identity
 from budgetfusion_nodes.host.model_sampling import Sampling as ModelSampling
@@ -341,6 +341,9 @@ class ColourEncoder:
     def encode(self, x: Tensor) -> Tensor:
         return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3)), torch.ones(len(x), 1)], dim=1)
 
+    def to(self, device: torch.device) -> None:
+        """It has no weights."""
+
 
 def test_trajectories_measure_as_the_metrics_do_image_by_image() -> None:
     images = torch.rand(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -407,7 +410,7 @@ def test_shards_with_other_judges_are_rendered_again(job: SweepJob, monkeypatch:
 
 def test_measuring_without_an_encoder_is_an_error() -> None:
     backends = Backends.from_values("haarpsi", "none")
-    with pytest.raises(InputError, match="i_clip"):
+    with pytest.raises(BackendMissingError, match="i_clip"):
         measure_trajectories(torch.zeros(1, 2, 3, 16, 16), torch.zeros(1, 2, 3, 16, 16), backends)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from budgetfusion_nodes.metrics.backends import OpenClipImageEncoder
+from budgetfusion_nodes.metrics.encoders import OpenClipImageEncoder
 from budgetfusion_nodes.metrics.open_clip_file import load_open_clip_checkpoint
 from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, describe, vocabulary
 from budgetfusion_nodes.tiny_scenes.scenes import is_held_out, sample_scenes
