@@ -6,21 +6,24 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError  # the host has it loaded by then
+from annotated_types import Ge, Gt, Lt  # what pydantic checks, without pydantic, which is imported on use
 
 from .errors import InputError
 from .messages import Message, message
 from .schedule import STOCK, NestedSchedule, described
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 LARGEST = 1e9  # beyond any cfg or denoise
 CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same number is the same
 SIZE_SHIFT = "ModelSamplingFlux"
 """The host's sampling whose shift follows from the size of the image."""
 
-Number = Annotated[float, Field(allow_inf_nan=False, gt=-LARGEST, lt=LARGEST)]
-Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Gt(-LARGEST), Lt(LARGEST)]
+Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Setting:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setting:
         """Checked reading of `to_dict`; InputError names the field that is wrong."""
+        from pydantic import ValidationError
+
         try:
             setting = _adapter().validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
@@ -94,6 +99,8 @@ class Setting:
 
 @cache
 def _adapter() -> TypeAdapter[Setting]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Setting)
 
 

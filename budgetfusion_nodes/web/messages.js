@@ -30,7 +30,7 @@ export function setMessages(name, table, english = null) {
 
 /**
  * A text by its key. `{name}` is filled in, `{name:.2f}` with so many decimals, `{name:.0%}` as a share.
- * @param {string} key @param {Record<string, Value>} [values]
+ * @param {string} key @param {Record<string, Value>} [values] @returns {string}
  */
 export function t(key, values = {}) {
   return (shown[key] ?? key).replace(/\{(\w+)(?::([^}]*))?\}/g, (braces, name, spec) =>
@@ -43,7 +43,7 @@ export function count(n, word) {
   return t(`${word}_${n === 1 ? "one" : "other"}`, { n });
 }
 
-/** What Python says, in the page's language. @param {Message} message */
+/** What Python says, in the page's language. @param {Message} message @returns {string} */
 export function said(message) {
   if (typeof message === "string") return message;
   const { code, values = {} } = message;
@@ -57,7 +57,7 @@ export function fixed(value, digits) {
   return Number.isFinite(value) ? number(value, `.${digits}f`) : t("unknown");
 }
 
-/** @param {Value} value @param {string} [spec] */
+/** @param {Value} value @param {string} [spec] @returns {string} */
 function filled(value, spec = "") {
   if (typeof value === "number") return number(value, spec);
   if (value && typeof value === "object") return said(value);

@@ -1,0 +1,137 @@
+"""The JSON part of a planner file, checked field by field. Imported on use: building these classes takes time that no
+start of a host should cost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ..core.curves import METRICS, validate_grid
+from ..core.errors import InputError
+from ..core.risk import RiskTable
+from ..core.setting import Setting
+from .features import MAX_WIDTH
+from .network import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
+
+MAX_NETWORKS = 16
+LARGEST = 1e30
+MOST_NUMBERS = 10_000
+
+
+def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError("the numbers must increase")
+    return values
+
+
+def _grid(counts: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return validate_grid(counts)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False, gt=-LARGEST, lt=LARGEST)]
+Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, lt=LARGEST)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Shares = Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST_NUMBERS), AfterValidator(_increasing)]
+Threshold = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=LARGEST)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+Inner = Annotated[int, Field(ge=1, le=1024)]
+
+
+class _Part(BaseModel):
+    """A JSON object of a planner file. No text for numbers, no true for 1; keys of later versions are left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Sizes(_Part):
+    """Limited: a foreign file must not make us allocate."""
+
+    token_in: Width
+    token_width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    pooled_in: Annotated[int, Field(ge=0, le=65536)]
+    pooled_width: Annotated[int, Field(ge=0, le=MAX_WIDTH)]
+    heads: Annotated[int, Field(ge=1, le=64)]
+    context: Inner
+    hidden: Inner
+    networks: Annotated[int, Field(ge=1, le=MAX_NETWORKS)]
+
+
+class _Risk(_Part):
+    alphas: Shares
+    qualities: Shares
+    theta: Annotated[
+        tuple[Annotated[tuple[Threshold, ...], Field(max_length=MOST_NUMBERS)], ...], Field(max_length=MOST_NUMBERS)
+    ]
+    prompts: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _is_table(self) -> _Risk:
+        if len(self.theta) != len(self.alphas) or any(len(row) != len(self.qualities) for row in self.theta):
+            raise ValueError("theta needs one row for each risk, and in it one number for each quality")
+        if any(a < b for row in self.theta for a, b in pairwise(row)):
+            raise ValueError("thresholds must fall with quality")
+        if any(a > b for column in zip(*self.theta, strict=True) for a, b in pairwise(column)):
+            raise ValueError("thresholds must rise with risk")
+        return self
+
+    def table(self) -> RiskTable:
+        return RiskTable(self.alphas, self.qualities, self.theta, self.prompts)
+
+
+class Description(_Part):
+    """The JSON part of a planner, checked."""
+
+    name: str
+    setting: Setting
+    grid: Annotated[tuple[Annotated[int, Field(lt=10**6)], ...], Field(max_length=1000), AfterValidator(_grid)]
+    metrics: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(METRICS))]
+    scale: tuple[Positive, ...]
+    backends: dict[str, str]
+    quantiles: tuple[Finite, ...]
+    sizes: _Sizes
+    risk: _Risk
+    novelty_limit: Positive
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Description:
+        if len(set(self.metrics)) != len(self.metrics) or not set(self.metrics) <= set(METRICS):
+            raise ValueError(f"metrics are {list(self.metrics)}; expected some of {list(METRICS)}, each once")
+        if len(self.scale) != len(self.metrics):
+            raise ValueError(f"{len(self.scale)} scales for {len(self.metrics)} metrics")
+        if self.quantiles != QUANTILES:
+            raise ValueError(f"quantiles are {list(self.quantiles)}; expected {list(QUANTILES)}")
+        if not set(self.metrics) <= set(self.backends):
+            raise ValueError("backends must name what measured each metric")
+        return self
+
+    @property
+    def size(self) -> PredictorSize:
+        return PredictorSize(**{key: getattr(self.sizes, key) for key in PredictorSize(1, 1).to_dict()})
+
+    def network(self) -> CurvePredictor:
+        with torch.random.fork_rng(devices=[]):  # its initial weights are replaced: leave the host's random state alone
+            return CurvePredictor(self.size, self.grid, self.metrics)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every tensor the file must hold, no more and no less."""
+        sizes = self.sizes
+        features = 2 * sizes.token_width + sizes.pooled_width
+        shapes: dict[str, tuple[int, ...]] = {
+            "projection.token_mean": (sizes.token_in,),
+            "projection.token_weight": (sizes.token_in, sizes.token_width),
+            "projection.pooled_mean": (sizes.pooled_in,),
+            "projection.pooled_weight": (sizes.pooled_in, sizes.pooled_width),
+            "novelty.centre": (features,),
+            "novelty.whitening": (features, features),
+        }
+        weights = parameter_shapes(self.size, len(self.grid), len(self.metrics))
+        for index in range(sizes.networks):
+            shapes |= {f"network.{index}.{key}": shape for key, shape in weights.items()}
+        return shapes
