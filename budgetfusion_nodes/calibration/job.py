@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ..core.curves import all_counts
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
@@ -240,7 +242,8 @@ class Job:
     def _replan(self, data: SweepDataset | None, compare: bool) -> None:
         if data is None:
             return
-        standing = make_standing(data, self.name, self._comparison, compare, self.fit_options)
+        with torch.inference_mode(False), torch.enable_grad():  # the host runs its nodes without gradients
+            standing = make_standing(data, self.name, self._comparison, compare, self.fit_options)
         if standing is None:
             return
         planner = replace(standing.planner, provenance=self._provenance(standing, data))

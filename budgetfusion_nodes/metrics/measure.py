@@ -148,3 +148,38 @@ def _encoder_from_value(value: str, clip_vision: Any) -> ImageEncoder | None:
     if value in ("auto", "shipped"):
         return default_image_encoder()
     return OpenClipImageEncoder.from_checkpoint(value)
+
+
+# --------------------------------------------------------------------------------------------------- one at a time
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of N images against the reference of a Series."""
+
+    distances: dict[str, Tensor]
+    """Metric -> `[N]` >= 0, float32."""
+    decibel: Tensor
+    """`[N]` L-SNR of the images themselves in dB."""
+
+
+class Series:
+    """Measures images against one reference, one at a time or many."""
+
+    def __init__(
+        self,
+        reference: Tensor,
+        backends: Backends,
+        metrics: Sequence[str] = METRICS,
+        device: torch.device | None = None,
+    ) -> None:
+        """reference: one image `[1, H, W, 3]` or `[1, 3, H, W]` in [0, 1]; device: where to measure."""
+        self.device = device or reference.device
+        self.reference, self.backends, self.metrics = reference.to(self.device), backends, tuple(metrics)
+
+    @torch.no_grad()
+    def add(self, images: Tensor) -> Measurement:
+        """Of images of the reference's size."""
+        here = images.to(self.device)
+        distances = measure(here, self.reference, self.backends, self.metrics)
+        return Measurement({m: v.to(images.device) for m, v in distances.items()}, l_snr_of(here).to(images.device))

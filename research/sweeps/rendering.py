@@ -19,6 +19,7 @@ from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch, token_count
+from budgetfusion_nodes.host.first_evaluation import with_first_evaluation_reused
 from budgetfusion_nodes.host.identity import model_fingerprint, model_precision
 from budgetfusion_nodes.host.sampling import decode, nfe
 from budgetfusion_nodes.metrics.i_clip import cosine
@@ -247,33 +248,3 @@ def ms_ssim_distance(x: Tensor, y: Tensor) -> Tensor:
         x, y, kernel_size=kernel, data_range=1.0, reduction="none", scale_weights=weights / weights.sum()
     )
     return (1.0 - similarity).clamp_min(0.0)
-
-
-def with_first_evaluation_reused(model: Any) -> Any:
-    """A clone of the MODEL that evaluates the denoiser once for all runs that begin with equal noise at equal sigma.
-
-    Every count of a trajectory starts that way, so a sweep over K counts saves K - 1 evaluations; results are the same
-    bits. The wrapper goes around cond and uncond together.
-    """
-    kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
-    clone = model.clone()
-    clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, "budgetfusion_first_evaluation", _FirstEvaluation())
-    return clone
-
-
-class _FirstEvaluation:
-    """CALC_COND_BATCH wrapper: remembers the evaluation at the highest sigma that it saw last."""
-
-    def __init__(self) -> None:
-        self.sigma = float("-inf")
-        self.x: Tensor | None = None
-        self.out: list[Tensor] = []
-
-    def __call__(self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
-        sigma = float(timestep[0])
-        if self.x is not None and sigma == self.sigma and torch.equal(x, self.x):
-            return [tensor.clone() for tensor in self.out]
-        out = executor(model, conds, x, timestep, options)
-        if sigma >= self.sigma:
-            self.sigma, self.x, self.out = sigma, x.clone(), [tensor.clone() for tensor in out]
-        return out

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.predictor.fit import FitOptions
 from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
 
-from .stub import StubRenderer, stub_executor, stub_prompts
+from tests.calibration.stub import StubRenderer, stub_executor, stub_prompts
 
 TARGET = 30
 FAST = FitOptions(networks=1, epochs=15, patience=4)
@@ -226,15 +227,7 @@ def test_where_the_prompt_tells_the_need_the_network_is_chosen_with_both_figures
     assert standing.comparison is not None
     low, high = standing.comparison.saved[1:]
     assert 0.0 < low <= standing.comparison.saved[0] <= high
-    blind = make_standing(
-        type(data)(
-            **{**vars(data), "tokens": np.roll(data.tokens, 31, axis=0), "pooled": np.roll(data.pooled, 31, axis=0)}
-        ),
-        "blind",
-        None,
-        True,
-        FAST,
-    )
+    shuffled = replace(data, tokens=np.roll(data.tokens, 31, axis=0), pooled=np.roll(data.pooled, 31, axis=0))
+    blind = make_standing(shuffled, "blind", None, True, FAST)
     assert blind is not None
     assert blind.kind == "mean_curve"
-    assert abs(difficulty("x")) < 10

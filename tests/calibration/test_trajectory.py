@@ -19,7 +19,7 @@ from budgetfusion_nodes.calibration.trajectory import (
 from budgetfusion_nodes.core.curves import DEFAULT_GRID
 from budgetfusion_nodes.core.errors import InputError
 
-from .stub import StubRenderer
+from tests.calibration.stub import StubRenderer
 
 GRID = (2, 4, 8, 16, 32)
 
