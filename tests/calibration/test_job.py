@@ -21,7 +21,6 @@ from budgetfusion_nodes.calibration.standing import make_standing
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.predictor.fit import FitOptions
 from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
-
 from tests.calibration.stub import StubRenderer, stub_executor, stub_prompts
 
 TARGET = 30

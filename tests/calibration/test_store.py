@@ -15,7 +15,6 @@ from budgetfusion_nodes.calibration.store import KeptPlanner, Store
 from budgetfusion_nodes.calibration.store_file import StoreError
 from budgetfusion_nodes.calibration.store_merge import merge_store
 from budgetfusion_nodes.core.errors import InputError
-
 from tests.calibration.stub import BACKENDS, SETTING
 
 SUBJECT = Subject(SETTING, 20)

@@ -18,7 +18,6 @@ from budgetfusion_nodes.calibration.trajectory import (
 )
 from budgetfusion_nodes.core.curves import DEFAULT_GRID
 from budgetfusion_nodes.core.errors import InputError
-
 from tests.calibration.stub import StubRenderer
 
 GRID = (2, 4, 8, 16, 32)
