@@ -99,7 +99,7 @@ def test_the_simulation_would_notice_stopping_on_the_calibration_prompts() -> No
     rates = []
     for _ in range(300):
         truth = population[rng.integers(0, len(population), 90)]
-        lowest = min(one_count(truth[:done], 0.9) for done in range(20, 91, 10))
+        lowest = min(one_count(truth[:done], 0.9) for done in range(10, 91, 2))
         rates.append(misses(population, lowest, 0.9))
     assert np.mean(rates) > ALPHA + 3 * np.std(rates) / np.sqrt(len(rates))
 
