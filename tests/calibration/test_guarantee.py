@@ -93,15 +93,18 @@ def test_stopping_when_it_is_settled_leaves_the_promise_whole(spread: float, hea
 
 
 def test_the_simulation_would_notice_stopping_on_the_calibration_prompts() -> None:
-    """Whoever looks at the calibration prompts and stops at the lowest count so far breaks the promise."""
+    """Whoever looks at the calibration prompts and keeps the lowest count that they ever showed misses more often."""
     rng = np.random.default_rng(12)
-    population = curves(rng, 4000, 0.6, True)
-    rates = []
-    for _ in range(300):
+    population = curves(rng, 4000, 0.6, False)
+    chosen, honest = [], []
+    for _ in range(200):
         truth = population[rng.integers(0, len(population), 90)]
-        lowest = min(one_count(truth[:done], 0.9) for done in range(10, 91, 2))
-        rates.append(misses(population, lowest, 0.9))
-    assert np.mean(rates) > ALPHA + 3 * np.std(rates) / np.sqrt(len(rates))
+        seen = [one_count(truth[:done], 0.9) for done in range(15, 91, 3)]
+        chosen.append(misses(population, min(seen), 0.9))
+        honest.append(misses(population, seen[-1], 0.9))
+    error = np.std(chosen) / np.sqrt(len(chosen))
+    assert np.mean(chosen) > ALPHA > np.mean(honest)
+    assert np.mean(chosen) > np.mean(honest) + 5 * error
 
 
 def test_guide_and_calibration_prompts_are_dealt_alike() -> None:
