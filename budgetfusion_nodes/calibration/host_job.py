@@ -25,7 +25,7 @@ from . import prompts as prompt_sources
 from .executors import InlineExecutor
 from .host_renderer import Graph, HostRenderer, choose_backends
 from .job import Job, Progress
-from .planner_folder import put_planner
+from .planner_folder import file_name, put_planner
 from .prompts import CalibrationPrompt
 from .records import Subject
 from .report import draw, report_dict, report_text
@@ -135,6 +135,7 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     subject = Subject(setting, asked.spec.target, facts=graph.facts())
     executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
     name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
+    file_name(name)  # a name that cannot be saved is refused before anything is rendered
     folder = planner_folders()[0]
     with Store.at(store_path()) as store:
         job = Job(

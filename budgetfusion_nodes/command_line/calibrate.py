@@ -93,9 +93,8 @@ def build(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         given = (args.negative, args.sampler, args.scheduler, args.cfg, steps, args.width, args.height)
         graph, node = with_calibrate(around_checkpoint(args.checkpoint, *given))
     inputs: dict[str, Any] = graph[node]["inputs"]
-    for name, value in (("thoroughness", args.thoroughness), ("name", args.name), ("max_steps", args.steps)):
-        if value is not None:
-            inputs[name] = value
+    given_here = {"thoroughness": args.thoroughness, "name": args.name, "max_steps": args.steps}
+    inputs |= {name: value for name, value in given_here.items() if value is not None}
     if args.prompts is not None:
         from ..calibration.prompts import from_file
 

@@ -70,15 +70,24 @@ def with_calibrate(graph: Graph) -> tuple[Graph, str]:
         raise InputError("--workflow: the graph has several Calibrate nodes. Keep one.")
     if own:
         return _needed(graph, own[0]), own[0]
-    samplers = [key for key, node in graph.items() if node.get("class_type") in (*KSAMPLERS, *CUSTOM)]
-    if len(samplers) != 1:
-        raise InputError(
-            f"--workflow: the graph has {len(samplers)} samplers that are known (KSampler, SamplerCustomAdvanced). "
-            "Add a Calibrate node to it, connected like the sampler that is meant."
-        )
-    found = _of_sampler(graph, samplers[0])
-    found |= {"clip": _clip_behind(graph, found["positive"]), "vae": _vae_behind(graph, samplers[0])}
+    key, found = _the_sampler(graph)
+    if not isinstance(found["max_steps"], int):
+        raise InputError("--workflow: the sampler's steps come from another node. Give --steps.")
+    found |= {"clip": _clip_behind(graph, found["positive"]), "vae": _vae_behind(graph, key)}
     return _needed({**graph, NODE: _node(CALIBRATE, **DEFAULTS, width=512, height=512, **found)}, NODE), NODE
+
+
+def _the_sampler(graph: Graph) -> tuple[str, dict[str, Any]]:
+    """(id, what it is given) of the graph's sampler; of several that differ in steps alone, the one with most."""
+    samplers = [key for key, node in graph.items() if node.get("class_type") in (*KSAMPLERS, *CUSTOM)]
+    given = {key: _of_sampler(graph, key) for key in samplers}
+    settings = [{name: one[name] for name in ("model", "sampler_name", "scheduler", "cfg")} for one in given.values()]
+    if not samplers or any(setting != settings[0] for setting in settings):
+        raise InputError(
+            f"--workflow: the graph has {len(samplers)} samplers that are known and set differently (KSampler, "
+            "SamplerCustomAdvanced). Add a Calibrate node to it, connected like the sampler that is meant."
+        )
+    return max(given.items(), key=lambda item: item[1]["max_steps"] if isinstance(item[1]["max_steps"], int) else 0)
 
 
 def _of_sampler(graph: Graph, key: str) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def _of_sampler(graph: Graph, key: str) -> dict[str, Any]:
         "sampler_name": _given(sampler, "sampler_name", key),
         "scheduler": _given(sigmas, "scheduler", key),
         "cfg": guider.get("cfg", 1.0),
-        "max_steps": _given(sigmas, "steps", key),
+        "max_steps": sigmas.get("steps", sigmas.get("max_steps")),
     }
 
 
