@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """(graph, id of its Calibrate node), with what was given on the command line in place."""
     if args.workflow is not None:
-        graph, node = with_calibrate(read_graph(args.workflow))
+        graph, node = with_calibrate(read_graph(args.workflow), args.steps)
     else:
         steps = args.steps or 50
         given = (args.negative, args.sampler, args.scheduler, args.cfg, steps, args.width, args.height)

@@ -62,15 +62,16 @@ def around_checkpoint(
 DEFAULTS: Mapping[str, Any] = {"thoroughness": "quick", "prompts": "built-in", "prompt_text": "", "name": ""}
 
 
-def with_calibrate(graph: Graph) -> tuple[Graph, str]:
+def with_calibrate(graph: Graph, steps: int | None = None) -> tuple[Graph, str]:
     """(the graph's nodes that a Calibrate node needs, its id). An own Calibrate node is taken as it is; else one is
-    put beside the sampler, with everything that the sampler is given."""
+    put beside the sampler, with everything that the sampler is given. steps: in place of the sampler's own."""
     own = [key for key, node in graph.items() if node.get("class_type") == CALIBRATE]
     if len(own) > 1:
         raise InputError("--workflow: the graph has several Calibrate nodes. Keep one.")
     if own:
         return _needed(graph, own[0]), own[0]
     key, found = _the_sampler(graph)
+    found["max_steps"] = steps or found["max_steps"]
     if not isinstance(found["max_steps"], int):
         raise InputError("--workflow: the sampler's steps come from another node. Give --steps.")
     found |= {"clip": _clip_behind(graph, found["positive"]), "vae": _vae_behind(graph, key)}
