@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.messages import message
 from ..core.setting import Setting
+from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
 from ..host.paths import planner_folders
 from ..host.sampling import report_steps
@@ -71,7 +72,7 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
         return prompt_sources.from_file(Path(folder_paths.get_output_directory()))
     path = (inside / file.strip()).resolve()
     if not file.strip() or inside not in path.parents or not path.exists():
-        raise InputError(message("calibrate_no_file", file=file, folder=str(inside)).text())
+        raise InputError(message("calibrate_no_file", file=file, folder=str(inside)))
     return prompt_sources.from_file(path)
 
 
@@ -155,6 +156,6 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
 
 
 def setting_of(graph: Graph) -> Setting:
-    """As the planning nodes will ask for it."""
+    """As the planning nodes will ask for it, with what the graph lays on every prompt."""
     request = Request(graph.sampler_name, graph.scheduler, graph.cfg)
-    return render_setting(graph.model, request, graph.latent)
+    return render_setting(read_identity(graph.model), graph.model, graph.conditioning(""), request, graph.latent)

@@ -80,6 +80,10 @@ class Graph:
         extras = extras_of(positive, own) if positive is not None else {}
         return cls(model, clip, vae, negative, sampler_name, scheduler, cfg, latent, extras)
 
+    def conditioning(self, text: str) -> Any:
+        """The CONDITIONING that a prompt is rendered with."""
+        return [[tokens, {**extra, **self.extras}] for tokens, extra in encode_text(self.clip, text)]
+
     def facts(self) -> dict[str, str]:
         """Digests of what moves the picture beside the setting."""
         vae = type(getattr(self.vae, "first_stage_model", self.vae)).__name__
@@ -96,7 +100,7 @@ def first_of(latent_image: Any) -> dict[str, Any]:
     """The LATENT with its first picture alone. UnsupportedError for latents of several parts (picture and sound)."""
     samples = check_latent(latent_image)
     if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
-        raise UnsupportedError(message("calibrate_nested_latent").text())
+        raise UnsupportedError(message("calibrate_nested_latent"))
     first = {key: value for key, value in latent_image.items() if key != "batch_index"}
     mask = first.get("noise_mask")
     if isinstance(mask, Tensor) and mask.ndim > 2:
@@ -216,12 +220,12 @@ class HostRenderer:
     def _conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)
         if known is None:
-            known = encode_text(self.graph.clip, text)
+            known = self.graph.conditioning(text)
             self._bytes += _size(known)
         self._encoded[text] = known
         while self._bytes > CACHED_BYTES and len(self._encoded) > 1:
             self._bytes -= _size(self._encoded.popitem(last=False)[1])
-        return [[tokens, {**extra, **self.graph.extras}] for tokens, extra in known]
+        return known
 
     def _sample(self, model: Any, text: str, seed: int, steps: int) -> Tensor:
         """The latent [1, C, ...] after `steps` steps."""
@@ -248,7 +252,7 @@ class HostRenderer:
         stop_if_cancelled()
         images = decode(self.graph.vae, {"samples": samples})
         if images.ndim != 4 or images.shape[-1] < 3:
-            raise InputError(message("calibrate_no_picture", shape=str(list(images.shape))).text())
+            raise InputError(message("calibrate_no_picture", shape=str(list(images.shape))))
         chosen = torch.linspace(0, images.shape[0] - 1, min(FRAMES, images.shape[0])).round().long()
         images = images[chosen.to(images.device), ..., :3].float()
         if not torch.isfinite(images).all():

@@ -193,7 +193,7 @@ class Job:
     def _check_failures(self, reason: str) -> None:
         if self._aside >= LEAST_FAILURES and self._aside > SHARE_FAILED * self._tried:
             said = message("calibrate_too_many_failures", failed=self._aside, tried=self._tried, reason=reason)
-            raise CalibrationError(said.text())
+            raise CalibrationError(said)
 
     def _done(self, place: int, new: bool) -> None:
         self._open[place] -= 1
@@ -277,7 +277,7 @@ class Job:
         self._replan(data, compare=True)
         aside = self.store.all_set_aside(self._setting_id)
         if self._standing is None or data is None:
-            raise CalibrationError(message("calibrate_too_few", prompts=self._complete, least=FIRST).text())
+            raise CalibrationError(message("calibrate_too_few", prompts=self._complete, least=FIRST))
         progress = self._progress()
         self.listen(progress)
         reasons = tuple(one.reason for one in aside)

@@ -27,7 +27,7 @@ def file_name(name: str) -> str:
     stem = name.strip().removesuffix(ENDING)
     stem = _FORBIDDEN.sub("_", stem).strip(" ._")[:LONGEST]
     if not stem or not re.search(r"\w", stem):
-        raise InputError(message("planner_bad_name", name=name).text())
+        raise InputError(message("planner_bad_name", name=name))
     return ("_" if _RESERVED.match(stem) else "") + stem + ENDING
 
 
@@ -46,7 +46,7 @@ def put_planner(folder: Path, planner: Planner, name: str) -> tuple[str, str]:
             draft.unlink(missing_ok=True)
         return path.name, digest_of(path)
     except OSError as error:
-        raise PlannerFileError(message("planner_not_saved", folder=str(folder), error=str(error)).text()) from error
+        raise PlannerFileError(message("planner_not_saved", folder=str(folder), error=str(error))) from error
 
 
 def _free_path(folder: Path, wanted: str, planner: Planner) -> Path:
@@ -106,7 +106,7 @@ def import_planner(folder: Path, source: Path, replace: bool = False) -> Path:
     load_planner(source)
     target = folder / file_name(source.name)
     if target.exists() and not replace and digest_of(target) != digest_of(source):
-        raise InputError(message("planner_is_there", file=target.name).text())
+        raise InputError(message("planner_is_there", file=target.name))
     folder.mkdir(parents=True, exist_ok=True)
     with in_one_piece(target) as partial:
         partial.write_bytes(source.read_bytes())

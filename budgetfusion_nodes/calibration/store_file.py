@@ -81,7 +81,7 @@ def _check_owner(connection: object) -> None:
 def _kind_of(error: Exception) -> str:
     text = str(error).lower()
     if isinstance(error, OperationalError) and "locked" in text:
-        raise StoreError(message("store_locked").text()) from error
+        raise StoreError(message("store_locked")) from error
     if "readonly" in text or "read-only" in text or "unable to open" in text:
         return "store_read_only"
     return "store_damaged"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
+from .messages import message
 
 FloatArray = NDArray[np.float64]
 
@@ -27,15 +28,15 @@ def validate_grid(grid: Sequence[int]) -> tuple[int, ...]:
     counts: list[int] = []
     for value in grid:
         if isinstance(value, bool) or int(value) != value:
-            raise InputError(f"step counts: {value!r} is not a whole number. Use whole numbers such as 2 4 8 16 50.")
+            raise InputError(message("counts_not_whole", value=str(value)))
         counts.append(int(value))
     if len(counts) < 2:
-        raise InputError(f"step counts: at least two are needed, got {len(counts)}. Use for example 2 4 8 16 50.")
+        raise InputError(message("counts_too_few", n=len(counts)))
     if counts[0] < 1 or counts[-1] > MAX_COUNT:
-        raise InputError(f"step counts: expected values from 1 to {MAX_COUNT}, got {counts[0]} to {counts[-1]}.")
+        raise InputError(message("counts_range", limit=MAX_COUNT, low=counts[0], high=counts[-1]))
     for before, after in pairwise(counts):
         if after <= before:
-            raise InputError(f"step counts must increase, but {after} follows {before}. Sort them and drop repeats.")
+            raise InputError(message("counts_order", before=before, after=after))
     return tuple(counts)
 
 
@@ -44,7 +45,7 @@ def parse_grid(text: str) -> tuple[int, ...]:
     words = [word for word in re.split(r"[\s,;]+", text.strip()) if word]
     for word in words:
         if not re.fullmatch(r"[0-9]{1,6}", word):
-            raise InputError(f"step counts: {word!r} is not a whole number. Write them like this: 2 4 8 16 50.")
+            raise InputError(message("counts_not_whole", value=word))
     return validate_grid([int(word) for word in words])
 
 

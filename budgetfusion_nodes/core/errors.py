@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from .messages import Message, verbatim
+
 
 class BudgetFusionError(Exception):
     """Base of all errors this pack raises on purpose; nodes turn each into a stated fallback or a clear message."""
+
+    def __init__(self, said: Message | str) -> None:
+        """said: a Message where the sentence may be shown on a node; plain text for a command line."""
+        self.message = said if isinstance(said, Message) else verbatim(said)
+        super().__init__(self.message.text())
 
 
 class InputError(BudgetFusionError):

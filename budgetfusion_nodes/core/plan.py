@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .curves import all_counts, interpolate_log_n
+from .curves import METRICS, all_counts, interpolate_log_n
 from .errors import InputError
+from .messages import Message, counted, message, word
 from .setting import Setting
 
 QUALITY_RANGE = (0.50, 0.99)
@@ -25,11 +26,10 @@ DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
 DEFAULT_MAX_STEPS = 50
 
-METRIC_WORDS = {
-    "l_snr": "fine detail against noise (L-SNR)",
-    "d_sim": "shapes and layout (D-SIM)",
-    "i_clip": "meaning (I-CLIP)",
-}
+
+def metric_words(metric: str) -> str:
+    """What a metric is called, in English; its own name where it is not one of ours."""
+    return word(f"metric_{metric}") if metric in METRICS else metric
 
 
 def threshold_at(thresholds: Sequence[Sequence[float]], q: float) -> float:
@@ -157,9 +157,9 @@ class Plan:
     planner: str = ""
     setting: Setting | None = None
     """The setting that the planner was calibrated for."""
-    fallback: str | None = None
+    fallback: Message | None = None
     """Why no prediction was used; then steps == max_steps."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Message, ...] = ()
     nfe: int = 0
     """Denoiser evaluations of `steps`; the node corrects it for samplers with more than one a step."""
     seconds: float = 0.0
@@ -175,11 +175,11 @@ class Plan:
         min_steps: int,
         quality: float,
         risk: float,
-        reason: str,
+        reason: Message,
         *,
         planner: str = "",
         setting: Setting | None = None,
-        warnings: tuple[str, ...] = (),
+        warnings: tuple[Message, ...] = (),
         nfe: int | None = None,
         seconds: float = 0.0,
     ) -> Plan:
@@ -199,8 +199,11 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe: lists, numbers, text and null only."""
-        return _json_safe(asdict(self))
+        """JSON-safe: lists, numbers, text and null only; a Message is its code and values."""
+        said: dict[str, Any] = {"warnings": [warning.to_dict() for warning in self.warnings]}
+        if self.fallback is not None:
+            said["fallback"] = self.fallback.to_dict()
+        return _json_safe({**asdict(self), **said})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -210,45 +213,49 @@ class Plan:
             values["setting"] = Setting.from_dict(values["setting"])
         if values["decision"] is not None:
             values["decision"] = Decision.from_dict(values["decision"])
+        if values["fallback"] is not None:
+            values["fallback"] = Message.from_dict(values["fallback"])
+        values["warnings"] = tuple(Message.from_dict(warning) for warning in values["warnings"])
         return cls(**values)
 
     def summary(self) -> str:
-        """A few lines for the node."""
-        lines = [self._headline(), *self._reasons(), *self.warnings]
+        """A few lines for the node, in English; the page words the same in the artist's language."""
+        lines = [self._headline(), *self._reasons(), *(warning.text() for warning in self.warnings)]
         return "\n".join(lines)
 
     def _headline(self) -> str:
         if self.fallback is not None:
-            return f"{self.steps} steps, all of them: {self.fallback}"
-        saved = 1.0 - self.steps / self.max_steps
-        return f"{self.steps} of {self.max_steps} steps ({saved:.0%} fewer)"
+            return f"{word('all_steps', steps=counted(self.steps, 'steps'))}: {self.fallback.text()}"
+        share = 1.0 - self.steps / self.max_steps
+        saved = word("fewer", share=share) if share > 0 else word("none_saved")
+        return word("headline", steps=self.steps, max=counted(self.max_steps, "steps"), saved=saved)
 
     def _reasons(self) -> list[str]:
         if self.fallback is not None:
             return []
-        predicted = "unknown" if self.quality_predicted is None else f"{self.quality_predicted:.2f}"
-        lines = [f"Quality {self.quality:.2f} wanted, {predicted} predicted; risk of less: {self.risk:.0%}"]
+        predicted = word("unknown") if self.quality_predicted is None else self.quality_predicted
+        lines = [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
         if self.set_by is not None:
-            lines.append(f"Set by {METRIC_WORDS.get(self.set_by, self.set_by)}")
-        return [*lines, f"Planner: {self.planner}"] if self.planner else lines
+            lines.append(word("set_by", metric=metric_words(self.set_by)))
+        return [*lines, f"{word('row_planner')}: {self.planner}"] if self.planner else lines
 
 
 def check_request(quality: float, risk: float, min_steps: int, max_steps: int, risk_range: tuple[float, float]) -> None:
     """InputError that names the input and the remedy unless a plan can be made from these values."""
     low, high = QUALITY_RANGE
     if not (math.isfinite(quality) and low - ROUNDING <= quality <= high + ROUNDING):
-        raise InputError(f"quality is {quality:g}; set it between {low:g} and {high:g}.")
+        raise InputError(message("quality_range", value=quality, low=low, high=high))
     if not (math.isfinite(risk) and risk_range[0] - ROUNDING <= risk <= risk_range[1] + ROUNDING):
-        raise InputError(f"risk is {risk:g}; set it between {risk_range[0]:g} and {risk_range[1]:g}.")
+        raise InputError(message("risk_range", value=risk, low=risk_range[0], high=risk_range[1]))
     if min_steps < 1:
-        raise InputError(f"min_steps is {min_steps}; set it to 1 or more.")
+        raise InputError(message("min_steps_low", value=min_steps))
     if min_steps > max_steps:
-        raise InputError(f"min_steps {min_steps} is above max_steps {max_steps}; lower min_steps or raise max_steps.")
+        raise InputError(message("min_above_max", min=min_steps, max=max_steps))
 
 
 def _field(data: Mapping[str, Any], name: str, what: str) -> Any:
     if name not in data:
-        raise InputError(f"{what}: field {name!r} is missing. Plan again with this version of BudgetFusion.")
+        raise InputError(message("plan_incomplete", what=what, field=name))
     return data[name]
 
 

@@ -1,60 +1,111 @@
-"""The setting a planner was fitted for, and how another setting differs from it, in an artist's words."""
+"""The setting a planner was fitted for, and how another setting differs from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError  # the host has it loaded by then
 
 from .errors import InputError
+from .messages import Message, message
 
-LARGEST = 1e9  # beyond any cfg or denoise; NaN is not below it
+LARGEST = 1e9  # beyond any cfg or denoise
 CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same number is the same
+SIZE_SHIFT = "ModelSamplingFlux"
+"""The host's sampling whose shift follows from the size of the image."""
+STOCK = "stock"
+
+Number = Annotated[float, Field(allow_inf_nan=False, gt=-LARGEST, lt=LARGEST)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Model, sampler, image size and precision of a render, as far as they change how many steps it needs."""
+    """Model, sampler, image and conditioning of a render, as far as they change how many steps it needs.
+
+    Fields with a default came later: files of before lack them, and what is not known is not compared.
+    """
 
     model: str
     """Fingerprint from host/identity.py: equal for the same weights. A LoRA leaves it alone; the node warns."""
     sampler_name: str
     scheduler: str
-    cfg: float
-    width: int | None
-    """Pixels; None where the node cannot know it (it is then not compared)."""
-    height: int | None
-    denoise: float = 1.0
+    cfg: Number
+    width: Count | None
+    """Pixels; None where the node cannot know it."""
+    height: Count | None
+    denoise: Number = 1.0
     model_name: str = ""
     """For display only."""
     precision: str = ""
     """Of the denoiser's arithmetic: fp32, fp16, bf16. Its rounding differs from one step count to the next, so it is
-    part of every distance. Empty where nobody knows it (it is then not compared)."""
+    part of every distance. Empty where nobody knows it."""
+    frames: Count | None = None
+    """Of a video; 1 for a picture, None where the node cannot know it."""
+    guidance: Number | None = None
+    """Distilled guidance (Flux) that the conditioning carries; None where it carries none."""
+    sampling: str = ""
+    """Prediction type, shift and sigmas of the model: what stands before the first comma is the type. Empty in planners
+    of before, whose `model` says it too."""
+    schedule: str = STOCK
+    """"stock", or the description of a nested schedule."""
+    extras: tuple[str, ...] = ()
+    """What else the conditioning and the latent carry that moves the image: a kind of host/conditioning.py, and after a
+    blank its detail where there is one. Planners of before were calibrated with none."""
+    changes: tuple[str, ...] = ()
+    """What had been done to the model since it was loaded, see `change_keys`."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-safe."""
+        return {**asdict(self), "extras": list(self.extras), "changes": list(self.changes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setting:
         """Checked reading of `to_dict`; InputError names the field that is wrong."""
-        return cls(
-            model=_text(data, "model"),
-            sampler_name=_text(data, "sampler_name"),
-            scheduler=_text(data, "scheduler"),
-            cfg=_number(data, "cfg"),
-            width=_pixels(data, "width"),
-            height=_pixels(data, "height"),
-            denoise=_number(data, "denoise") if "denoise" in data else 1.0,
-            model_name=_text(data, "model_name") if "model_name" in data else "",
-            precision=_text(data, "precision") if "precision" in data else "",
-        )
+        try:
+            return _adapter().validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            field, detail = first_fault(error)
+            raise InputError(message("setting_field", field=field, detail=detail)) from error
 
     def describe(self) -> str:
         """One line for a node or a list of planners."""
-        size = f", {self.width} x {self.height}" if self.width and self.height else ""
+        size = f", {self.size}" if self.size else ""
         name = self.model_name or "model " + self.model[:12]
         precision = f", {self.precision}" if self.precision else ""
         return f"{name}, {self.sampler_name} / {self.scheduler}, cfg {self.cfg:g}{size}{precision}"
+
+    @property
+    def size(self) -> str:
+        """Pixels, as in "64 x 64"; empty where they are not known."""
+        return f"{self.width} x {self.height}" if self.width and self.height else ""
+
+    @property
+    def prediction(self) -> str:
+        """What the denoiser predicts and on which kind of schedule; empty where it is not known."""
+        return self.sampling.partition(",")[0]
+
+
+@cache
+def _adapter() -> TypeAdapter[Setting]:
+    return TypeAdapter(Setting)
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """(field, what is wrong with it) of pydantic's first complaint."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    got = "" if fault["type"] == "missing" else f", got {_short(fault['input'])}"
+    return field, fault["msg"].removeprefix("Value error, ") + got
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def with_precision(setting: Setting, provenance: Any) -> Setting:
@@ -66,63 +117,123 @@ def with_precision(setting: Setting, provenance: Any) -> Setting:
     return replace(setting, precision=setting.precision or named)
 
 
-def differences(planned: Setting, actual: Setting) -> tuple[str, ...]:
-    """One sentence for each way in which `actual` leaves what the planner was calibrated for; empty if none."""
-    found: list[str] = []
+def refusal(name: str, planned: Setting, actual: Setting) -> Message | None:
+    """Why the curves of planner `name` say nothing about this render; None where they do."""
     if planned.model != actual.model:
-        found.append(_model_sentence(planned, actual))
-    for label, was, now in (
+        was, now = (setting.model_name or setting.model[:12] for setting in (planned, actual))
+        return message("other_model", planner=name, was=was, now=now)
+    if planned.prediction and actual.prediction and planned.prediction != actual.prediction:
+        return message("other_sampling", planner=name, was=planned.sampling, now=actual.sampling)
+    if planned.sampler_name != actual.sampler_name:
+        return message("other_sampler", planner=name, was=planned.sampler_name, now=actual.sampler_name)
+    return None
+
+
+def differences(planned: Setting, actual: Setting) -> tuple[Message, ...]:
+    """One Message for each way in which `actual` leaves what the planner was calibrated for; empty if none. What was
+    done to the model in addition is left to whoever has its Messages."""
+    gone = (_missing("change", key) for key in planned.changes if key not in actual.changes)
+    return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual), *gone)
+
+
+def change_keys(changes: Iterable[Message]) -> tuple[str, ...]:
+    """`Setting.changes` of what host/changes.py tells of a model. A patched sampling has a field of its own."""
+    return tuple(change_key(change) for change in changes if change.code != "model_sampling")
+
+
+def change_key(change: Message) -> str:
+    """What tells a change to a model from another."""
+    return " ".join((change.code, *(f"{name}={value}" for name, value in sorted(change.values.items()))))
+
+
+def _model(planned: Setting, actual: Setting) -> Iterator[Message]:
+    if planned.model == actual.model:
+        return
+    if planned.model_name and planned.model_name == actual.model_name:
+        yield message("differs_patched", model=planned.model_name)
+    else:
+        was, now = (setting.model_name or setting.model[:12] for setting in (planned, actual))
+        yield _differs("model", was, now)
+
+
+def _values(planned: Setting, actual: Setting) -> Iterator[Message]:
+    for what, was, now in (
         ("sampler", planned.sampler_name, actual.sampler_name),
         ("scheduler", planned.scheduler, actual.scheduler),
+        ("schedule", planned.schedule, actual.schedule),
+        ("precision", planned.precision, actual.precision),
+        ("frames", planned.frames, actual.frames),
+        ("size", planned.size, actual.size),
     ):
-        if was != now:
-            found.append(f"The planner was calibrated for {label} {was}, this render uses {now}.")
-    if abs(planned.cfg - actual.cfg) >= CFG_TOLERANCE:
-        found.append(f"The planner was calibrated for cfg {planned.cfg:g}, this render uses {actual.cfg:g}.")
-    sizes = (planned.width, planned.height, actual.width, actual.height)
-    if all(sizes) and sizes[:2] != sizes[2:]:
-        found.append(
-            f"The planner was calibrated for {planned.width} x {planned.height} pixels, this render is "
-            f"{actual.width} x {actual.height}."
-        )
-    if abs(planned.denoise - actual.denoise) >= CFG_TOLERANCE:
-        found.append(
-            f"The planner was calibrated for denoise {planned.denoise:g}, this render uses {actual.denoise:g}."
-        )
-    if planned.precision and actual.precision and planned.precision != actual.precision:
-        found.append(
-            f"The planner was calibrated for precision {planned.precision}, this render uses {actual.precision}."
-        )
-    return tuple(found)
+        if was and now and was != now:
+            yield _differs(what, was, now)
+    for what, was, now in (("cfg", planned.cfg, actual.cfg), ("denoise", planned.denoise, actual.denoise)):
+        if abs(was - now) >= CFG_TOLERANCE:
+            yield _differs(what, was, now)
+    yield from _guidance(planned.guidance, actual.guidance)
+    if _other_shift(planned, actual):
+        yield _differs("sampling", planned.sampling, actual.sampling)
 
 
-def _model_sentence(planned: Setting, actual: Setting) -> str:
-    if planned.model_name and planned.model_name == actual.model_name:
-        return f"The planner was calibrated for {planned.model_name} as it is; this one is changed (a LoRA or a patch)."
-    return (
-        f"The planner was calibrated for {planned.model_name or 'another model'}, this render uses "
-        f"{actual.model_name or 'a different one'}."
-    )
+def _guidance(was: float | None, now: float | None) -> Iterator[Message]:
+    if was is not None and now is not None:
+        if abs(was - now) >= CFG_TOLERANCE:
+            yield _differs("guidance", was, now)
+    elif now is not None:
+        yield _added("guidance", str(now))
+    elif was is not None:
+        yield _missing("guidance", str(was))
 
 
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data.get(key)
-    if not isinstance(value, str):
-        raise InputError(f"setting: {key} must be text, got {value!r}.")
-    return value
+def _other_shift(planned: Setting, actual: Setting) -> bool:
+    """Another shift or sigma range; not where it is no more than the size of the image, which is told by itself."""
+    if not (planned.sampling and actual.sampling) or planned.sampling == actual.sampling:
+        return False
+    by_size = SIZE_SHIFT in planned.prediction and planned.prediction == actual.prediction
+    return not (by_size and planned.size and actual.size and planned.size != actual.size)
 
 
-def _number(data: Mapping[str, Any], key: str) -> float:
-    value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
-        raise InputError(f"setting: {key} must be a finite number, got {value!r}.")
-    return float(value)
+def _extras(planned: Setting, actual: Setting) -> Iterator[Message]:
+    was, now = _by_kind(planned), _by_kind(actual)
+    for kind in dict.fromkeys((*now, *was)):
+        if kind not in was:
+            yield _added(kind, now[kind])
+        elif kind not in now:
+            yield _missing(kind, was[kind])
+        elif was[kind] != now[kind]:
+            yield _differs(kind, was[kind], now[kind])
 
 
-def _pixels(data: Mapping[str, Any], key: str) -> int | None:
-    value = data.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"setting: {key} must be a number of pixels or absent, got {value!r}.")
-    return value
+def _by_kind(setting: Setting) -> dict[str, str]:
+    """Kind -> detail."""
+    pairs = (extra.partition(" ") for extra in setting.extras)
+    return {kind: detail for kind, _, detail in pairs}
+
+
+def _differs(what: str, was: str | float, now: str | float) -> Message:
+    return message("differs", what=named(what), was=was, now=now)
+
+
+def _added(kind: str, detail: str) -> Message:
+    return message("added", what=named(kind), detail=_detail(detail))
+
+
+def _missing(kind: str, detail: str) -> Message:
+    return message("missing", what=named(kind), detail=_detail(detail))
+
+
+def _detail(detail: str) -> str:
+    return f" ({detail})" if detail else ""
+
+
+NAMES = (
+    *("model", "sampler", "scheduler", "schedule", "precision", "frames", "size", "cfg", "denoise", "guidance"),
+    *("sampling", "area", "mask", "range", "strength", "control", "hooks", "gligen", "unclip", "reference_latents"),
+    *("concat_image", "audio", "clip_vision", "noise_mask", "size_conditioning", "change"),
+)
+"""What a difference may be in; each has a name in the locales."""
+
+
+def named(what: str) -> Message:
+    """The name of a setting or of a kind of extra in the artist's language; `what` itself where it has none."""
+    return Message(f"name_{what}") if what in NAMES else message("name_other", key=what)

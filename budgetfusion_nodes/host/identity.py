@@ -1,95 +1,183 @@
-"""Which model this is, without trusting its file name.
+"""Which model this is, without trusting its file name, and what was done to it since it was loaded.
 
-The fingerprint is made of class names and of the *signs* of some 4,000 weights. A sign survives loading as fp32, fp16
-or bf16 unchanged, so one planner serves all of them; a finetune flips many. Weights that a LoRA has patched in place
-are read from the host's backup, so a LoRA does not change the fingerprint: it is reported by `model_notes`.
+The fingerprint is made of class names, the sampling that the model was loaded with, and a few thousand values of its
+weights (see `weights`). It is that of the file: equal in fp32, fp16, bf16 and plain or scaled fp8, compiled, offloaded,
+with LoRAs, patches and after any earlier run. Packed weights (GGUF, int8, 4 bits) have one of their own for each file.
+A merge is another model. What the model now samples with is kept apart, so that it can be named.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TENSORS = 64
-VALUES = 64
-"""64 x 64 signs: about 1 ms; two models that differ in 1 % of their signs collide with probability .99^4096."""
+from ..core.errors import UnsupportedError
+from ..core.messages import Message, message
+from .changes import read_changes
+from .model_name import model_name
+from .model_sampling import Sampling, loaded_sampling, read_sampling
+from .patches import WeightPatches, describe, tensors_in, weight_patches
+from .weights import FEWEST, PREFIX, UnreadableWeights, matrices, original_network, original_weights, sample, stored
 
-PREFIX = "diffusion_model."
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+VERSION = "2-"
+"""How fingerprints of this kind begin. Those of before are 32 hex digits: see `former_fingerprint`."""
+MIXED = 128
+"""At most so many weights that a merge mixes in are looked at."""
+
+FORMER_TENSORS = 64
+FORMER_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A MODEL as a planner has to know it."""
+
+    fingerprint: str | None
+    """Equal for equal weights; None where they cannot be told apart from another model's: see `unknown`."""
+    name: str
+    """For display: the file's name, else the architecture's."""
+    precision: str
+    """Of the arithmetic, not of the storage: fp8 weights with activations in bf16 are bf16. See `model_precision`."""
+    sampling: Sampling
+    """Prediction type, sigmas and shift that this MODEL samples with; not part of the fingerprint."""
+    changes: tuple[Message, ...]
+    """What was done to the model since it was loaded, one for each kind of change."""
+    unknown: Message | None = None
+    """Why there is no fingerprint."""
+
+    def known(self) -> str:
+        """The fingerprint. UnsupportedError, with the reason, if there is none."""
+        if self.fingerprint is None:
+            raise UnsupportedError(self.unknown or message("model_unknown", name=self.name, kind=""))
+        return self.fingerprint
+
+
+def read_identity(model: Any) -> Identity:
+    """Identity of a host MODEL. Reads some 4,000 values and nothing else; never raises for the model's sake."""
+    patches = weight_patches(model)
+    name = model_name(model)
+    try:
+        fingerprint, unknown = _fingerprint(model, patches), None
+    except UnreadableWeights as error:
+        fingerprint, unknown = None, message("model_unknown", name=name, kind=str(error))
+    return Identity(
+        fingerprint,
+        name,
+        model_precision(model),
+        read_sampling(model),
+        read_changes(model, patches),
+        unknown,
+    )
 
 
 def model_fingerprint(model: Any) -> tuple[str, str]:
-    """(fingerprint, display name) of a host MODEL. Equal in all host versions, precisions and devices."""
-    digest = hashlib.sha256()
-    for part in (*_structure(model), *_sampling(model)):
-        digest.update(part.encode() + b"\0")
-    weights = _sampled_weights(model)
-    for name, values in weights:
-        digest.update(f"{name}{tuple(values.shape)}".encode())
-    digest.update(_signs(values for _, values in weights))
-    return digest.hexdigest()[:32], model_name(model)
-
-
-def model_name(model: Any) -> str:
-    """The checkpoint's file name without folder and ending where the host remembers it, else the architecture."""
-    origin = getattr(model, "cached_patcher_init", None)  # (loader, (path, ...)) in 0.16 and later
-    path = origin[1][0] if isinstance(origin, tuple) and len(origin) > 1 and origin[1] else None
-    if isinstance(path, (list, tuple)) and path:
-        path = path[0]
-    if isinstance(path, (str, Path)):
-        return Path(path).stem
-    return type(getattr(model, "model", model)).__name__
+    """(fingerprint, display name) of a host MODEL. UnsupportedError if it cannot be told from others."""
+    identity = read_identity(model)
+    return identity.known(), identity.name
 
 
 def model_precision(model: Any) -> str:
-    """The number format that the denoiser computes in: fp32, fp16, bf16 or PyTorch's name for another one; empty where
-    the model does not say it (loaders of other packs)."""
-    asked = getattr(getattr(model, "model", None), "get_dtype_inference", None)
-    dtype = asked() if callable(asked) else None
+    """The number format of the denoiser's activations: fp32, fp16, bf16 or PyTorch's name for another one; empty where
+    the model does not say it (loaders of other packs).
+
+    Storage does not count (fp8 and GGUF weights are cast to this format or multiplied with it), nor does what a patch
+    of an earlier run left on the shared model.
+    """
+    ask = getattr(model, "get_model_object", None)
+    if not callable(ask):
+        return ""
+    try:
+        dtype = ask("manual_cast_dtype")
+        dtype = getattr(original_network(model), "dtype", None) if dtype is None else dtype
+    except AttributeError:  # an inner model that is not the host's
+        return ""
     return PRECISIONS.get(dtype, str(dtype).removeprefix("torch.")) if isinstance(dtype, torch.dtype) else ""
 
 
-def model_notes(model: Any) -> tuple[str, ...]:
-    """One sentence for each change to the model that a planner calibrated on the plain checkpoint cannot know of."""
-    notes: list[str] = []
-    patches = getattr(model, "patches", None) or {}
-    if patches:
-        notes.append(
-            f"The model carries a LoRA or merge ({len(patches)} patched weights) that was not there at calibration."
-        )
-    if getattr(model, "hook_patches", None):
-        notes.append("The model carries LoRA hooks that were not there at calibration.")
-    wrappers = _keys(getattr(model, "wrappers", None))
-    if wrappers:
-        notes.append(f"The model is wrapped ({', '.join(wrappers)}), which was not so at calibration.")
-    options = getattr(model, "model_options", None) or {}
-    changed = sorted(key for key in options if key.startswith(("sampler_", "model_function_wrapper")))
-    changed += sorted(key for key in (options.get("transformer_options") or {}) if key.startswith("patches"))
-    if changed:
-        notes.append(f"The model is patched ({', '.join(changed)}), which was not so at calibration.")
-    return tuple(notes)
+def _fingerprint(model: Any, patches: WeightPatches) -> str:
+    weights = original_weights(model, original_network(model))
+    if len(weights) < FEWEST:
+        raise UnreadableWeights(type(model.model).__name__)
+    digest = hashlib.sha256()
+    for part in (*_structure(model), loaded_sampling(model).text()):
+        digest.update(part.encode() + b"\0")
+    for part in sample((name, patches.sources.get(PREFIX + name, value)) for name, value in weights):
+        digest.update(part)
+    if patches.mixed or not _is_other_model(patches, [name for name, _ in weights]):
+        for part in _mixture(patches):
+            digest.update(part)
+    return VERSION + digest.hexdigest()[:32]
 
 
-def _keys(wrappers: Mapping[str, Mapping[Any, list[Any]]] | None) -> list[str]:
-    """Names under which wrappers are registered; the kind where they have no name."""
-    found = {str(key or kind) for kind, by_key in (wrappers or {}).items() for key, listed in by_key.items() if listed}
-    return sorted(found)
+def _is_other_model(patches: WeightPatches, names: Sequence[str]) -> bool:
+    """True where no weight, or every one, was put in the place of the file's: then it is one file's model."""
+    return not patches.sources or all(PREFIX + name in patches.sources for name in names)
 
 
-def _structure(model: Any) -> Iterable[str]:
+def _mixture(patches: WeightPatches) -> Iterator[bytes]:
+    """How much of other models is mixed in, and a sample of what."""
+    for key in sorted(patches.sources.keys() | patches.mixed.keys()):
+        yield f"{key}{''.join(map(describe, patches.mixed.get(key, ())))}\0".encode()
+    tensors = [
+        (f"{key} {index}", tensor)
+        for key, mixes in sorted(patches.mixed.items())
+        for index, tensor in enumerate(tensors_in([patch[1] for patch in mixes]))
+    ]
+    yield from sample(tensors[:: max(1, len(tensors) // MIXED)])
+
+
+def _structure(model: Any) -> Iterator[str]:
     inner = model.model
-    for part in (inner, getattr(inner, "model_config", None), model.get_model_object("latent_format")):
+    saved = getattr(model, "object_patches_backup", None) or {}
+    for part in (inner, getattr(inner, "model_config", None), saved.get("latent_format", _latent_format(inner))):
         yield type(part).__name__
     yield getattr(getattr(inner, "model_type", None), "name", "")
 
 
-def _sampling(model: Any) -> Iterable[str]:
-    """The noise schedule: another prediction type, shift or sigma range is another model to a planner."""
+def _latent_format(inner: Any) -> Any:
+    return getattr(inner, "latent_format", None)
+
+
+# ------------------------------------------------------------------------------------------ planners of before
+
+
+def is_former(fingerprint: str) -> bool:
+    """Whether a planner was calibrated before fingerprints were of this kind."""
+    return not fingerprint.startswith(VERSION)
+
+
+def former_fingerprint(model: Any) -> str | None:
+    """The fingerprint that planners of before carry for this model at this sampling; None where they can have none
+    (packed weights, merges).
+
+    It was made of the signs of 64 of the matrices, and of the sampling with all patches.
+    """
+    if weight_patches(model).merged:
+        return None
+    everything = [item for item in matrices(model, original_network(model)) if item[0].endswith("weight")]
+    count = len(everything)
+    chosen = [everything[i * count // FORMER_TENSORS] for i in range(FORMER_TENSORS)] if count > 64 else everything
+    digest = hashlib.sha256()
+    for part in (*_structure(model), *_former_sampling(model)):
+        digest.update(part.encode() + b"\0")
+    for name, value in chosen:
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+    try:
+        for _, value in chosen:
+            digest.update(_former_signs(value))
+    except UnreadableWeights:
+        return None
+    return digest.hexdigest()[:32]
+
+
+def _former_sampling(model: Any) -> Iterator[str]:
     sampling = model.get_model_object("model_sampling")
     yield " ".join(sorted({c.__name__ for c in type(sampling).__mro__} - {"object", "Module"}))
     for attribute in ("sigma_min", "sigma_max", "shift"):
@@ -97,43 +185,10 @@ def _sampling(model: Any) -> Iterable[str]:
         yield "" if value is None else f"{float(value):.3g}"
 
 
-def _sampled_weights(model: Any) -> list[tuple[str, Tensor]]:
-    """TENSORS matrices, evenly spread over the sorted names, as they were in the file."""
-    network = getattr(model.model, "diffusion_model", model.model)
-    named = sorted((name, value) for name, value in _matrices(network))
-    chosen = [named[i * len(named) // TENSORS] for i in range(TENSORS)] if len(named) > TENSORS else named
-    backup = getattr(model, "backup", None) or {}
-    return [(name, _original(backup.get(PREFIX + name), value)) for name, value in chosen]
-
-
-def _matrices(network: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
-    for name, value in network.named_parameters():
-        if value.ndim >= 2 and name.endswith("weight"):
-            yield name, value
-
-
-def _original(saved: Any, current: Tensor) -> Tensor:
-    """The host keeps the unpatched weight in a backup while a LoRA is baked in."""
-    weight = getattr(saved, "weight", saved)
-    return weight if isinstance(weight, Tensor) else current
-
-
-def _signs(weights: Iterable[Tensor]) -> bytes:
-    """1 where a value is negative: an underflow to zero keeps a positive value's bit, and -0.0 counts as negative."""
-    samples = [torch.signbit(_spread(weight.detach())) for weight in weights]
-    if not samples:
-        return b""
-    on_device: dict[torch.device, list[int]] = {}
-    for index, sample in enumerate(samples):
-        on_device.setdefault(sample.device, []).append(index)
-    for indices in on_device.values():  # one transfer for each device instead of one for each tensor
-        parts = torch.cat([samples[i] for i in indices]).cpu().split([samples[i].numel() for i in indices])
-        for i, part in zip(indices, parts, strict=True):
-            samples[i] = part
-    return torch.cat(samples).to(torch.uint8).numpy().tobytes()
-
-
-def _spread(weight: Tensor) -> Tensor:
-    """VALUES entries, evenly spread over the tensor."""
-    flat = weight.reshape(-1)
-    return flat[:: max(1, flat.numel() // VALUES)][:VALUES]
+def _former_signs(value: Tensor) -> bytes:
+    held = stored(value)
+    if held.packing or not held.data.is_floating_point():
+        raise UnreadableWeights(held.packing)
+    flat = held.data.detach().reshape(-1)
+    values = flat[:: max(1, flat.numel() // FORMER_VALUES)][:FORMER_VALUES].cpu()
+    return (values.contiguous().view(torch.uint8).numpy()[values.itemsize - 1 :: values.itemsize] >> 7).tobytes()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import stat
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from ..core.errors import PlannerFileError
+from ..core.messages import Message, message
 from ..predictor.planner import Planner
-from ..predictor.planner_file import load_planner
+from ..predictor.planner_file import load_planner, unreadable
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CHECKPOINTS = WEIGHTS / "checkpoints"
@@ -18,6 +23,7 @@ PLANNERS = WEIGHTS / "planners"
 
 PLANNER_FOLDER = "budgetfusion"
 """The name of the artist's own planner folder inside the host's models folder; its key in extra_model_paths.yaml."""
+SUFFIX = ".safetensors"
 
 
 def register_folders() -> None:
@@ -28,7 +34,7 @@ def register_folders() -> None:
     folder_paths.add_model_folder_path(PLANNER_FOLDER, str(Path(folder_paths.models_dir) / PLANNER_FOLDER), True)
     folder_paths.add_model_folder_path(PLANNER_FOLDER, str(PLANNERS))
     folders, _ = folder_paths.folder_names_and_paths[PLANNER_FOLDER]
-    folder_paths.folder_names_and_paths[PLANNER_FOLDER] = (folders, {".safetensors"})
+    folder_paths.folder_names_and_paths[PLANNER_FOLDER] = (folders, {SUFFIX})
 
 
 def planner_folders() -> tuple[Path, ...]:
@@ -39,39 +45,108 @@ def planner_folders() -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in host.get_folder_paths(PLANNER_FOLDER))
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a look through the planner folders gave."""
+
+    files: Mapping[str, Path]
+    """Name, as `find_planner` takes it, -> file; of two files of one name the one that comes first."""
+    notes: tuple[Message, ...]
+    """Folders that could not be read."""
+
+    def fingerprint(self) -> str:
+        """Changes when a planner file is added, replaced or removed: names, sizes and times, no contents."""
+        states = [f"{name} {_state(path)}" for name, path in self.files.items()]
+        return "\n".join([*states, *(note.text() for note in self.notes)])
+
+
+def planners_fingerprint(name: str | None = None) -> str:
+    """For the host's cache: changes when planner `name`, or with None any planner, is saved, refitted or deleted."""
+    found = search_planners()
+    if name is None:
+        return found.fingerprint()
+    path = found.files.get(name, found.files.get(name + SUFFIX))
+    return "-" if path is None else f"{path} {_state(path)}"
+
+
+def search_planners() -> Found:
+    """Every planner file below the planner folders, links followed, as the host lists models. What cannot be read is a
+    note; a folder that is not there is none."""
+    files: dict[str, Path] = {}
+    notes: list[Message] = []
+    for folder in planner_folders():
+        for path in _walk(folder, notes):
+            files.setdefault(path.relative_to(folder).as_posix(), path)
+    return Found(dict(sorted(files.items())), tuple(notes))
+
+
+def _walk(folder: Path, notes: list[Message]) -> Iterator[Path]:
+    def unread(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            notes.append(message("folder_unreadable", folder=str(error.filename), reason=error.strerror or str(error)))
+
+    seen: set[str] = set()
+    for directory, inner, names in os.walk(folder, onerror=unread, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link back to a folder above
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = [name for name in inner if name != ".git"]
+        for name in names:
+            path = Path(directory, name)
+            if path.suffix.lower() == SUFFIX and _is_text(name) and _is_file(path, notes):
+                yield path
+
+
+def _is_file(path: Path, notes: list[Message]) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:  # a link that leads nowhere
+        return False
+    except OSError as error:
+        notes.append(unreadable(path, error).message)
+        return False
+
+
+def _is_text(name: str) -> bool:
+    """False for bytes that are no text in the file system's encoding: no graph could hold such a name."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _state(path: Path) -> str:
+    try:
+        now = path.stat()
+    except OSError:
+        return "-"
+    return f"{now.st_size} {now.st_mtime_ns}"
+
+
 def list_planners() -> tuple[str, ...]:
     """File names that `find_planner` knows, sorted; one name for two files of that name."""
-    names = {
-        file.relative_to(folder).as_posix()
-        for folder in planner_folders()
-        if folder.is_dir()
-        for file in folder.rglob("*.safetensors")
-    }
-    return tuple(sorted(names))
+    return tuple(search_planners().files)
 
 
 def find_planner(name: str) -> Path:
     """The file of a planner, with or without its ending. PlannerFileError if none of the folders has it."""
-    relative = name if name.endswith(".safetensors") else f"{name}.safetensors"
+    relative = name if name.lower().endswith(SUFFIX) else name + SUFFIX
     for folder in planner_folders():
         path = folder / relative
         # `..` or an absolute path in a shared workflow must not lead out of the folder; links inside it are fine
-        if not Path(relative).is_absolute() and ".." not in Path(relative).parts and path.is_file():
+        inside = not Path(relative).is_absolute() and ".." not in Path(relative).parts
+        if inside and os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a folder may not be entered)
             return path
-    listed = ", ".join(list_planners()) or "none"
-    raise PlannerFileError(
-        f"planner: there is no planner file '{name}' (present: {listed}). Put it into models/{PLANNER_FOLDER}, "
-        "or set planner to auto."
-    )
+    listed = ", ".join(list_planners()) or "-"
+    raise PlannerFileError(message("planner_absent", name=name, present=listed, folder=f"models/{PLANNER_FOLDER}"))
 
 
 def read_planner(path: Path) -> Planner:
     """`load_planner`, remembered until the file changes."""
     try:
-        stat = path.stat()
+        now = path.stat()
     except OSError as error:
-        raise PlannerFileError(f"Planner file {path.name}: it cannot be read ({error.strerror}).") from error
-    return _read_planner(str(path), stat.st_mtime_ns, stat.st_size)
+        raise unreadable(path, error) from error
+    return _read_planner(str(path), now.st_mtime_ns, now.st_size)
 
 
 @functools.lru_cache(maxsize=32)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, UnsupportedError
+from ..core.messages import message
+from .conditioning import first_part
 from .energy import watt_hours
 
 # Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
@@ -77,13 +79,8 @@ def check_sampler(sampler_name: str) -> None:
     if sampler_name in SUPPORTED:
         return
     if sampler_name == "dpm_adaptive":
-        raise UnsupportedError(
-            "sampler_name: dpm_adaptive chooses its own steps, so nothing can be planned. Choose dpmpp_2m or euler."
-        )
-    raise UnsupportedError(
-        f"sampler_name: {sampler_name} adds fresh noise at each step or is not known to be deterministic, so its image "
-        "does not settle with more steps and no count can be planned. Choose dpmpp_2m or euler, for instance."
-    )
+        raise UnsupportedError(message("sampler_adaptive"))
+    raise UnsupportedError(message("sampler_noisy", sampler=sampler_name))
 
 
 def nfe(sampler_name: str, steps: int) -> int:
@@ -108,18 +105,16 @@ def check_latent(latent: Any, name: str = "latent_image") -> Any:
     """The samples of a LATENT with at least one image: a tensor, or the host's own type for multi-part latents."""
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if samples is None:
-        raise InputError(f"{name}: this is no LATENT. Connect Empty Latent Image or VAE Encode.")
+        raise InputError(message("latent_none", input=name))
     if isinstance(samples, Tensor) and 0 in samples.shape:
-        raise InputError(
-            f"{name} holds no image (shape {tuple(samples.shape)}). Set batch_size to 1 or more where it is made."
-        )
+        raise InputError(message("latent_empty", input=name, shape=str(tuple(samples.shape))))
     return samples
 
 
 def pixel_size(model: Any, latent: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """(width, height) in pixels of the image that this latent becomes; None where it cannot be told."""
-    samples = check_latent(latent)
-    if not isinstance(samples, Tensor) or samples.ndim < 4:
+    samples = first_part(check_latent(latent))
+    if samples is None or samples.ndim < 4:
         return None, None
     model_ratio = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
     # an empty latent states the ratio it was made for and the host rescales it; an encoded one is the model's own

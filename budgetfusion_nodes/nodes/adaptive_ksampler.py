@@ -6,7 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_RISK
+from ..host.model_name import learn_name
 from ..host.sampling import check_latent, nfe, render
+from ..planning.choice import AUTO, planners_state
 from ..planning.receipt import make_receipt
 from ..planning.service import Request, obey, plan_render
 from . import schema as s
@@ -49,17 +52,19 @@ class AdaptiveKSampler(io.ComfyNode):
                     step=0.01,
                     tooltip="How much of the picture is made anew. As in KSampler, all planned steps are executed "
                     "below 1 too; a plan calibrated at 1 is then only a guide, and the node says so.",
+                    optional=True,
                 ),
+                s.min_steps_input(),
+                s.risk_input(),
+                s.planner_input(),
                 s.BudgetPlan.Input(
                     "plan",
                     optional=True,
                     tooltip="Optional: a plan from Budget Planner. It overrides quality, the step limits, risk and "
                     "planner of this node.",
                 ),
-                s.min_steps_input(),
-                s.risk_input(),
-                s.planner_input(),
             ],
+            hidden=s.HIDDEN,
             outputs=[
                 io.Latent.Output("latent", tooltip="The denoised latent, as KSampler gives it with this many steps."),
                 io.Int.Output("steps", tooltip="The decided number of steps."),
@@ -68,10 +73,15 @@ class AdaptiveKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, planner: str) -> bool:
+    def validate_inputs(cls, planner: str = AUTO) -> bool:
         """A planner file that is not there must not refuse the graph: the node says so and renders `max_steps`."""
         del planner
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, planner: str | None = AUTO, **inputs: Any) -> str:
+        """A planner file that is saved, refitted or deleted is another input, unless a connected plan decides."""
+        return "" if "plan" in inputs else planners_state(planner)
 
     @classmethod
     def execute(
@@ -86,18 +96,19 @@ class AdaptiveKSampler(io.ComfyNode):
         positive: Any,
         negative: Any,
         latent_image: Any,
-        denoise: float,
-        min_steps: int,
-        risk: float,
-        planner: str,
+        denoise: float = 1.0,
+        min_steps: int = DEFAULT_MIN_STEPS,
+        risk: float = DEFAULT_RISK,
+        planner: str = AUTO,
         plan: Any = None,
     ) -> io.NodeOutput:
         check_latent(latent_image)
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, denoise)
         decided = (
             plan_render(model, positive, request, latent_image)
             if plan is None
-            else obey(plan, model, request, latent_image)
+            else obey(plan, model, positive, request, latent_image)
         )
         done = render(
             model, seed, decided.steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise

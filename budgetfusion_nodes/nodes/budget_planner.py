@@ -6,7 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK
+from ..host.model_name import learn_name
 from ..host.sampling import get_sigmas
+from ..planning.choice import AUTO, planners_state
 from ..planning.service import Request, plan_render
 from . import schema as s
 
@@ -37,17 +40,18 @@ class BudgetPlanner(io.ComfyNode):
                 s.sampler_input(),
                 s.scheduler_input(),
                 s.cfg_input(),
-                s.quality_input(),
+                s.quality_input(optional=True),
+                s.min_steps_input(),
+                s.max_steps_input(advanced=True, optional=True),
+                s.risk_input(),
+                s.planner_input(),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
                     tooltip="Optional: lets the planner check that the image size is the one it was calibrated for.",
                 ),
-                s.min_steps_input(),
-                s.max_steps_input(advanced=True),
-                s.risk_input(),
-                s.planner_input(),
             ],
+            hidden=s.HIDDEN,
             outputs=[
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
@@ -58,10 +62,15 @@ class BudgetPlanner(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, planner: str) -> bool:
+    def validate_inputs(cls, planner: str = AUTO) -> bool:
         """A planner file that is not there must not refuse the graph: the node says so and plans `max_steps`."""
         del planner
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, planner: str | None = AUTO, **_inputs: Any) -> str:
+        """A planner file that is saved, refitted or deleted is another input."""
+        return planners_state(planner)
 
     @classmethod
     def execute(
@@ -71,13 +80,14 @@ class BudgetPlanner(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         cfg: float,
-        quality: float,
-        min_steps: int,
-        max_steps: int,
-        risk: float,
-        planner: str,
+        quality: float = DEFAULT_QUALITY,
+        min_steps: int = DEFAULT_MIN_STEPS,
+        max_steps: int = DEFAULT_MAX_STEPS,
+        risk: float = DEFAULT_RISK,
+        planner: str = AUTO,
         latent_image: Any = None,
     ) -> io.NodeOutput:
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner)
         plan = plan_render(model, positive, request, latent_image)
         sigmas = get_sigmas(model, sampler_name, scheduler, plan.steps)

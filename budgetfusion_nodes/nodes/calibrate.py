@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.errors import BudgetFusionError
-from ..host.paths import planner_folders
+from ..host.model_name import learn_name
 from ..host.sampling import check_sampler
+from ..planning.choice import planners_state
 from . import schema as s
 
 THOROUGHNESS = ("quick", "standard", "thorough")
@@ -28,7 +29,7 @@ class Calibrate(io.ComfyNode):
             "again to go on.",
             search_aliases=["calibrate", "train planner", "fit planner", "own model", "step count", "budgetfusion"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=s.HIDDEN,
             inputs=[
                 s.model_input(),
                 io.Clip.Input("clip", tooltip="The text encoder of this model, for the calibration prompts."),
@@ -114,8 +115,7 @@ class Calibrate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> str:
         """Runs again when planner files were added or taken away: a finished calibration then only fits anew."""
-        files = [file for folder in planner_folders() for file in folder.rglob("*.safetensors")]
-        return str(sorted((str(file), file.stat().st_mtime_ns) for file in files))
+        return planners_state(None)
 
     @classmethod
     def execute(
@@ -144,6 +144,7 @@ class Calibrate(io.ComfyNode):
         from ..calibration.host_renderer import Graph
         from ..calibration.spec import Spec
 
+        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         asked = Asked(Spec(max_steps, thoroughness, keep_text), name, read_prompts(prompts, prompt_text, prompt_text))
         graph = Graph.connected(
             model,

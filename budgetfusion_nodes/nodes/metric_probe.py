@@ -32,23 +32,25 @@ class PerceptualMetricProbe(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Images of one size, usually one for each step count."),
-                io.Image.Input(
-                    "reference",
-                    optional=True,
-                    tooltip="What they are compared with: one image, or one for each. Without it: the last of images.",
-                ),
                 io.String.Input(
                     "step_counts",
                     default="",
+                    optional=True,
                     tooltip="The step count of each image, in increasing order. Empty: the images are only numbered.",
                 ),
                 io.Combo.Input(
                     "d_sim_backend",
                     options=list(D_SIM_CHOICES),
                     default=D_SIM_CHOICES[0],
+                    optional=True,
                     tooltip="What measures D-SIM. auto takes the one that the connected plan was made with, else the "
                     "first one that is installed with its weights; haarpsi needs none, tiny_scenes is for Tiny Scenes "
                     "pictures only. Numbers of different backends cannot be compared.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="What they are compared with: one image, or one for each. Without it: the last of images.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
@@ -75,8 +77,8 @@ class PerceptualMetricProbe(io.ComfyNode):
     def execute(
         cls,
         images: Any,
-        step_counts: str,
-        d_sim_backend: str,
+        step_counts: str = "",
+        d_sim_backend: str = D_SIM_CHOICES[0],
         reference: Any = None,
         clip_vision: Any = None,
         plan: Any = None,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.plan import METRIC_WORDS, Plan
+from ..core.plan import Plan, metric_words
 from ..planning.probe import Probe, prediction_error
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(result: Probe, plan: Plan | None) -> Tensor:
 def _distances(axes: Axes, result: Probe) -> None:
     for metric, values in result.distances.items():
         peak = max(values) or 1.0  # each in shares of its largest value: dB and cosines have no common axis
-        axes.plot(result.steps, [v / peak for v in values], marker="o", label=f"{METRIC_WORDS[metric]}, max {peak:.3g}")
+        axes.plot(result.steps, [v / peak for v in values], marker="o", label=f"{metric_words(metric)}, max {peak:.3g}")
     axes.set_ylabel("distance from the reference / its largest")
     axes.set_ylim(bottom=0.0)
     _finish(axes, result)

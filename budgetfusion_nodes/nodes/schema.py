@@ -1,4 +1,9 @@
-"""Inputs that several nodes share, and the one place that knows which keywords an older host lacks."""
+"""Inputs that several nodes share, and the one place that knows which keywords an older host lacks.
+
+What every node has required since its first release stays so (tests/cases/first_inputs.json). Everything else is
+optional with a default, so that old graphs and API prompts go on working, and stands behind it, because saved graphs
+hold the values of widgets by their order, in which the page shows required inputs first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from comfy_api.latest import io
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..host.paths import list_planners
-from ..planning.service import AUTO
+from ..planning.choice import AUTO
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
@@ -43,6 +48,10 @@ def sampler_names() -> list[str]:
 
 def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
+
+
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""For nodes that name a model by its loader in the graph."""
 
 
 def model_input() -> io.Input:
@@ -101,7 +110,7 @@ def scheduler_input() -> io.Input:
     )
 
 
-def quality_input() -> io.Input:
+def quality_input(**more: Any) -> io.Input:
     low, high = QUALITY_RANGE
     return io.Float.Input(
         "quality",
@@ -113,6 +122,7 @@ def quality_input() -> io.Input:
         display_mode=io.NumberDisplay.slider,
         tooltip="How close to the full-step image the result must come: 1 is that image, 0 is as rough as the crudest "
         "render of the calibration. Higher takes more steps.",
+        **more,
     )
 
 
@@ -137,6 +147,7 @@ def min_steps_input() -> io.Input:
         max=MAX_STEPS,
         advanced=True,
         tooltip="Never fewer steps than this. It must not be above max_steps.",
+        optional=True,
     )
 
 
@@ -152,6 +163,7 @@ def risk_input() -> io.Input:
         round=0.001,
         advanced=True,
         tooltip="The share of new prompts that may end below the wanted quality. Lower takes more steps.",
+        optional=True,
     )
 
 
@@ -164,4 +176,5 @@ def planner_input() -> io.Input:
         advanced=True,
         tooltip="auto takes the planner that was calibrated for the connected model. Put your own planner files into "
         "the folder models/budgetfusion.",
+        optional=True,
     )

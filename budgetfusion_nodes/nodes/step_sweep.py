@@ -9,8 +9,11 @@ from comfy_api.latest import io
 
 from ..core.curves import DEFAULT_GRID, parse_grid
 from ..core.errors import BudgetFusionError, InputError
+from ..core.messages import message
 from ..host.sampling import check_latent, check_sampler, decode, sweep
 from . import schema as s
+
+DEFAULT_COUNTS = " ".join(map(str, DEFAULT_GRID))
 
 
 class StepSweep(io.ComfyNode):
@@ -34,7 +37,8 @@ class StepSweep(io.ComfyNode):
                 s.scheduler_input(),
                 io.String.Input(
                     "step_counts",
-                    default=" ".join(map(str, DEFAULT_GRID)),
+                    default=DEFAULT_COUNTS,
+                    optional=True,
                     tooltip="Step counts in increasing order. The last one is the full-step image that the others are "
                     "compared with.",
                 ),
@@ -70,12 +74,12 @@ class StepSweep(io.ComfyNode):
         cfg: float,
         sampler_name: str,
         scheduler: str,
-        step_counts: str,
+        step_counts: str = DEFAULT_COUNTS,
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)
         if check_latent(latent_image).shape[0] != 1:
-            raise InputError("latent_image holds several images, and a sweep renders one. Set its batch_size to 1.")
+            raise InputError(message("sweep_batch"))
         renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
         images = torch.cat([decode(vae, done.latent) for done in renders])
         return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
+from ..core.messages import Message, message, word
 from ..core.plan import Plan
 from ..metrics.images import to_bchw
 from ..metrics.measure import Backends, measure
-from .service import planner_of
+from .choice import planner_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Probe:
     """Q on the scale of the plan's planner; None where it cannot be told."""
     backends: Mapping[str, str]
     """Metric -> what measured it."""
-    reference: str
-    notes: tuple[str, ...]
+    reference: Message
+    notes: tuple[Message, ...]
 
     def first(self) -> tuple[float, float, float]:
         """l_snr, d_sim, i_clip of the first image."""
@@ -48,8 +49,8 @@ class Probe:
             **{metric: list(self.distances[metric]) for metric in METRICS},
             "quality": None if self.quality is None else list(self.quality),
             "backends": dict(self.backends),
-            "reference": self.reference,
-            "notes": list(self.notes),
+            "reference": self.reference.to_dict(),
+            "notes": [note.to_dict() for note in self.notes],
         }
 
     def to_json(self) -> str:
@@ -57,17 +58,18 @@ class Probe:
 
     def text(self) -> str:
         """A table, one line for each image, then what it was measured with."""
-        head = f"{'steps' if self.counted else 'image':>5}  {'L-SNR dB':>8}  {'D-SIM':>7}  {'I-CLIP':>7}"
+        counted = word("axis_steps" if self.counted else "axis_image")
+        head = f"{counted:>5}  {'L-SNR dB':>8}  {'D-SIM':>7}  {'I-CLIP':>7}"
         rows = [
             f"{steps:>5}  {values[0]:>8.2f}  {values[1]:>7.4f}  {values[2]:>7.4f}"
             for steps, *values in zip(self.steps, *(self.distances[m] for m in METRICS), strict=True)
         ]
         if self.quality is not None:
-            head += "  quality"
+            head += f"  {word('column_quality')}"
             rows = [f"{row}  {value:>7.3f}" for row, value in zip(rows, self.quality, strict=True)]
         used = ", ".join(f"{metric}: {self.backends[metric]}" for metric in METRICS)
-        lines = [head, *rows, f"Distances from {self.reference}; 0 is equal. Measured with {used}.", *self.notes]
-        return "\n".join(lines)
+        told = f"{word('distances', reference=self.reference)} {word('measured_with', backends=used)}"
+        return "\n".join([head, *rows, told, *(note.text() for note in self.notes)])
 
 
 def probe(
@@ -77,7 +79,7 @@ def probe(
     cannot be measured and why."""
     count = to_bchw(images).shape[0]
     if reference is None and count < 2:
-        raise InputError("images holds one image and reference is not connected. Connect Step Sweep, or a reference.")
+        raise InputError(message("probe_one_image"))
     steps = _steps(step_counts, count)
     backends, absent = _backends(d_sim, clip_vision, plan)
     measured = measure(images, images[-1:] if reference is None else reference, backends)
@@ -90,16 +92,16 @@ def probe(
         distances=distances,
         quality=found,
         backends=backends.names(),
-        reference="the last image" if reference is None else "the reference",
+        reference=message("reference_last") if reference is None else message("reference_given"),
         notes=notes,
     )
     error = None if plan is None else prediction_error(result, plan)
     if error is None:
         return result
-    return replace(result, notes=(*notes, f"The plan's predicted quality is off by {error:.3f} on average."))
+    return replace(result, notes=(*notes, message("prediction_error", error=error)))
 
 
-def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends, tuple[str, ...]]:
+def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends, tuple[Message, ...]]:
     """With d_sim "auto" the plan's own, so that its quality can be told. Where that is not there, what is, and why."""
     if d_sim != "auto" or plan is None:
         return Backends.from_values(d_sim, "auto", clip_vision), ()
@@ -110,7 +112,7 @@ def _backends(d_sim: str, clip_vision: Any, plan: Plan | None) -> tuple[Backends
     try:
         return Backends.from_values(own, "auto", clip_vision), ()
     except BudgetFusionError as error:
-        return Backends.from_values("auto", "auto", clip_vision), (str(error),)
+        return Backends.from_values("auto", "auto", clip_vision), (error.message,)
 
 
 def prediction_error(result: Probe, plan: Plan) -> float | None:
@@ -131,26 +133,23 @@ def _steps(text: str, count: int) -> tuple[int, ...]:
         return ()
     steps = parse_grid(text)
     if len(steps) != count:
-        raise InputError(
-            f"step_counts names {len(steps)} counts, but images holds {count}. Connect both outputs of the same Step "
-            "Sweep, or leave step_counts empty."
-        )
+        raise InputError(message("probe_counts", named=len(steps), images=count))
     return steps
 
 
 def _measured_quality(
     distances: Mapping[str, tuple[float, ...]], backends: Mapping[str, str], plan: Plan | None
-) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+) -> tuple[tuple[float, ...] | None, tuple[Message, ...]]:
     """Q of each image on the scale of the plan's planner, if that was calibrated with the same backends."""
     if plan is None:
         return None, ()
     try:
         planner = planner_of(plan)
     except BudgetFusionError as error:
-        return None, (f"No quality: {error}",)
+        return None, (message("no_quality", reason=error.message),)
     other = [m for m in planner.metrics if planner.backends.get(m) != backends[m]]
     if other:
         wanted = ", ".join(f"{m} with {planner.backends.get(m)}" for m in other)
-        return None, (f"No quality: the planner was calibrated on {wanted}. Choose the same here.",)
+        return None, (message("other_backends", wanted=wanted),)
     shortfall = np.stack([distances[metric] for metric in planner.metrics], axis=-1)
     return tuple(quality(shortfall, planner.scale).tolist()), ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..core.messages import Message, counted, word
 from ..core.plan import Plan
 from ..host.sampling import Render
 
@@ -32,32 +34,35 @@ class Receipt:
     quality_predicted: float | None
     set_by: str | None
     planner: str
-    fallback: str | None
-    warnings: tuple[str, ...]
+    fallback: Message | None
+    warnings: tuple[Message, ...]
     images: int = 1
     """Pictures of the batch."""
     watt_hours: float | None = None
     """Of the GPU during the sampling loop; None where it does not tell."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "warnings": list(self.warnings)}
+        fallback = None if self.fallback is None else self.fallback.to_dict()
+        return {**asdict(self), "fallback": fallback, "warnings": [warning.to_dict() for warning in self.warnings]}
 
     def text(self) -> str:
-        """A few lines for the node."""
-        per_step = f"{self.seconds_per_step:.3f} s a step" if self.steps else "nothing to sample"
-        others = [count for count in dict.fromkeys((self.max_steps, *COMMON_COUNTS)) if count != self.steps]
-        compared = [self._against(count) for count in others] if self.steps else []
-        return "\n".join(
-            [
-                f"Sampled in {self.seconds:.2f} s ({per_step}, {self.nfe} model evaluations).",
-                *([f"{', '.join(compared)}."] if compared else []),
-                *([] if self.watt_hours is None else [f"{self.watt_hours:.3g} Wh."]),
-            ]
-        )
+        """A few lines for the node, in English, with the labels that the page shows."""
+        return "\n".join(f"{label}: {text}" for label, text in self._rows())
 
-    def _against(self, count: int) -> str:
-        saved = self.seconds_per_step * (count - self.steps)
-        return f"{abs(saved):.2f} s {'less' if saved > 0 else 'more'} than {count} steps"
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if not self.steps:
+            yield word("row_steps"), word("nothing_to_sample")
+            return
+        each = f"{self.seconds_per_step:.3f} s"
+        calls = counted(self.nfe, "calls")
+        yield word("row_time"), word("time_row", time=f"{self.seconds:.2f} s", each=each, calls=calls)
+        for count in dict.fromkeys((self.max_steps, *COMMON_COUNTS)):
+            saved = self.seconds_per_step * (count - self.steps)
+            if saved:
+                said = word("time_saved" if saved > 0 else "time_more", time=f"{abs(saved):.2f} s")
+                yield word("row_against", n=count), said
+        if self.watt_hours is not None:
+            yield word("row_energy"), f"{self.watt_hours:.3g} Wh"
 
 
 def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
+from ..core.errors import BudgetFusionError, PlannerFileError
+from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
-from ..core.setting import Setting, differences
-from ..host.conditioning import extract_all
-from ..host.identity import model_fingerprint, model_notes, model_precision
-from ..host.paths import find_planner, list_planners, read_planner
+from ..core.setting import Setting, change_key, change_keys, differences
+from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
+from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import check_sampler, nfe, pixel_size
-from ..predictor.planner import Planner
+from .choice import AUTO, check_serves, choose_planner
 
 log = logging.getLogger(__name__)
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Request:
     planner: str = AUTO
     denoise: float = 1.0
 
-    def fallback(self, reason: str, warnings: tuple[str, ...] = ()) -> Plan:
+    def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
         return Plan.fallback_plan(
             self.max_steps,
@@ -52,79 +50,109 @@ class Request:
 def plan_render(model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Plan:
     """The plan for this prompt. Never raises for a planner's sake: see `Plan.fallback`."""
     started = time.perf_counter()
+    notes: list[Message] = []
     try:
-        plan = _plan(model, positive, request, latent_image)
+        plan = _plan(model, positive, request, latent_image, notes)
     except BudgetFusionError as error:
         log.warning("BudgetFusion renders all %d steps: %s", request.max_steps, error)
-        plan = request.fallback(str(error))
+        plan = request.fallback(error.message)
     except Exception as error:  # an unforeseen fault of ours must not cost the artist a render
         log.exception("BudgetFusion could not plan and renders all %d steps", request.max_steps)
         plan = request.fallback(_unforeseen(error))
-    return replace(plan, seconds=time.perf_counter() - started)
+    return replace(plan, warnings=(*plan.warnings, *notes), seconds=time.perf_counter() - started)
 
 
-def obey(plan: Any, model: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Plan:
+def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Plan:
     """A plan that was made by another node, checked against the render at hand. It decides; `request` does not."""
     try:
         known = _as_plan(plan)
     except BudgetFusionError as error:
-        return request.fallback(str(error))
+        return request.fallback(error.message)
     except Exception as error:
         log.exception("BudgetFusion could not read the plan and renders all %d steps", request.max_steps)
         return request.fallback(_unforeseen(error))
     try:
         check_sampler(request.sampler_name)
-        found = _checked_differences(known, render_setting(model, request, latent_image))
-        found += () if known.fallback else model_notes(model)  # a LoRA may lie between the planner and this node
+        found = () if known.fallback else _checked(known, model, positive, request, latent_image)
     except BudgetFusionError as error:
-        return _all_steps(known, request, str(error))
+        return _all_steps(known, request, error.message)
     except Exception as error:
         log.exception("BudgetFusion could not check the plan and renders all %d steps", known.max_steps)
         return _all_steps(known, request, _unforeseen(error))
-    warnings = known.warnings + tuple(sentence for sentence in found if sentence not in known.warnings)
+    warnings = known.warnings + tuple(said for said in found if said not in known.warnings)
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
 
 
-def _unforeseen(error: Exception) -> str:
-    return f"planning failed ({type(error).__name__}: {error}). The log has the details; please report it."
+def _unforeseen(error: Exception) -> Message:
+    return message("unforeseen", error=f"{type(error).__name__}: {error}")
 
 
-def _checked_differences(plan: Plan, setting: Setting) -> tuple[str, ...]:
-    if plan.setting is None or plan.fallback is not None:
-        return ()
-    _check_serves(plan.planner, plan.setting, setting)
-    return differences(plan.setting, setting)
+def _checked(
+    plan: Plan, model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None
+) -> tuple[Message, ...]:
+    """What differs at this node from what was planned for: a LoRA may lie between, or another prompt be connected."""
+    identity = read_identity(model)
+    if plan.setting is None:
+        return identity.changes
+    setting = render_setting(identity, model, positive, request, latent_image)
+    check_serves(plan.planner, plan.setting, setting)
+    return (*differences(plan.setting, setting), *_new_changes(identity, plan.setting))
 
 
-def _all_steps(plan: Plan, request: Request, reason: str) -> Plan:
+def _new_changes(identity: Identity, calibrated: Setting) -> Iterator[Message]:
+    """What was done to the model and had not been done at calibration. A patched sampling is told as a difference of
+    the setting, where that knows its own."""
+    for change in identity.changes:
+        told = change.code == "model_sampling" and calibrated.sampling
+        if not told and change_key(change) not in calibrated.changes:
+            yield change
+
+
+def _all_steps(plan: Plan, request: Request, reason: Message) -> Plan:
     """The plan, overruled: its curves stay on show, its count does not."""
     steps = plan.max_steps
     cost = nfe(request.sampler_name, steps)
     return replace(plan, steps=steps, fallback=reason, quality_predicted=None, set_by=None, nfe=cost)
 
 
-def render_setting(model: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Setting:
+def render_setting(
+    identity: Identity, model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None = None
+) -> Setting:
     """The setting of the render at hand, to compare with a planner's."""
-    fingerprint, name = model_fingerprint(model)
-    width, height = (None, None) if latent_image is None else pixel_size(model, latent_image)
+    latent = latent_image or {}
+    width, height = pixel_size(model, latent) if latent else (None, None)
+    extras, guidance = read_extras(positive)
     return Setting(
-        model=fingerprint,
+        model=identity.known(),
         sampler_name=request.sampler_name,
         scheduler=request.scheduler,
         cfg=request.cfg,
         width=width,
         height=height,
         denoise=request.denoise,
-        model_name=name,
-        precision=model_precision(model),
+        model_name=identity.name,
+        precision=identity.precision,
+        frames=frame_count(model, latent) if latent else None,
+        guidance=guidance,
+        sampling=identity.sampling.text(),
+        changes=change_keys(identity.changes),
+        extras=(*extras, *latent_extras(latent)),
     )
 
 
-def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None) -> Plan:
+def _plan(
+    model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None, notes: list[Message]
+) -> Plan:
+    """notes: gets what is to be said whether or not there is a plan."""
     check_sampler(request.sampler_name)
-    setting = render_setting(model, request, latent_image)
-    planner, notes = choose_planner(request.planner, setting)
-    prompts, prompt_notes = extract_all(positive)
+    identity = read_identity(model)
+    setting = render_setting(identity, model, positive, request, latent_image)
+    prompts, several = extract_all(positive)
+    notes.extend(several)
+    merges = [change for change in identity.changes if change.code == "model_merge"]
+    notes.extend(merges)  # why there may be no planner
+    planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model))
+    notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     plans = [
         planner.plan(
             prompt.tokens,
@@ -138,62 +166,7 @@ def _plan(model: Any, positive: Any, request: Request, latent_image: Mapping[str
         )
         for prompt in prompts
     ]
-    slowest = max(plans, key=lambda plan: plan.steps)
-    return replace(slowest, warnings=(*slowest.warnings, *model_notes(model), *prompt_notes, *notes))
-
-
-def choose_planner(name: str, setting: Setting) -> tuple[Planner, tuple[str, ...]]:
-    """The named planner, or with `auto` the one whose calibration is nearest to `setting`; and notes for the artist.
-
-    UnsupportedError if it was calibrated for another model or sampler: its curves would say nothing about this render.
-    """
-    if name == AUTO:
-        return _automatic(setting)
-    planner = read_planner(find_planner(name))
-    _check_serves(planner.name, planner.setting, setting)
-    return planner, ()
-
-
-def _automatic(setting: Setting) -> tuple[Planner, tuple[str, ...]]:
-    planners, notes = _readable_planners()
-    own = [planner for planner in planners if planner.setting.model == setting.model]
-    if not own:
-        known = ", ".join(sorted({p.setting.model_name or p.name for p in planners})) or "none"
-        raise UnsupportedError(
-            f"no planner was calibrated for {setting.model_name or 'this model'} (there are planners for: {known}). "
-            "Calibrate one with 'python -m research study', or choose a file in planner."
-            + "".join(f" {note}" for note in notes)
-        )
-    nearest = min(
-        own, key=lambda p: (p.setting.sampler_name != setting.sampler_name, len(differences(p.setting, setting)))
-    )
-    _check_serves(nearest.name, nearest.setting, setting)
-    return nearest, notes
-
-
-def _readable_planners() -> tuple[list[Planner], tuple[str, ...]]:
-    planners: list[Planner] = []
-    notes: list[str] = []
-    for name in list_planners():
-        try:
-            planners.append(read_planner(find_planner(name)))
-        except PlannerFileError as error:  # one bad file in the folder does not hide the good ones
-            notes.append(f"Left out: {error}")
-    return planners, tuple(notes)
-
-
-def _check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
-    """UnsupportedError where a planner's curves would say nothing about this render."""
-    if calibrated.model != setting.model:
-        raise UnsupportedError(
-            f"planner {name} was calibrated for {calibrated.model_name or 'another model'}, and this is "
-            f"{setting.model_name or 'a different one'}. Set planner to auto, or calibrate one for this model."
-        )
-    if calibrated.sampler_name != setting.sampler_name:
-        raise UnsupportedError(
-            f"planner {name} was calibrated for the sampler {calibrated.sampler_name}, and {setting.sampler_name} "
-            f"needs other step counts. Set sampler_name to {calibrated.sampler_name}, or calibrate a planner for it."
-        )
+    return max(plans, key=lambda plan: plan.steps)
 
 
 def _as_plan(plan: Any) -> Plan:
@@ -201,16 +174,4 @@ def _as_plan(plan: Any) -> Plan:
         return plan
     if hasattr(plan, "to_dict"):  # made by a second copy of this pack in custom_nodes
         return Plan.from_dict(plan.to_dict())
-    raise PlannerFileError(
-        f"plan: this is no plan but {type(plan).__name__}. Connect the plan output of Budget Planner."
-    )
-
-
-def planner_of(plan: Plan) -> Planner:
-    """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
-    if plan.fallback is not None or not plan.planner:
-        raise PlannerFileError("the plan is a fallback and no planner stands behind it.")
-    for planner in _readable_planners()[0]:
-        if planner.name == plan.planner and planner.setting == plan.setting:
-            return planner
-    raise PlannerFileError(f"the planner {plan.planner} that made this plan is no longer among the planner files.")
+    raise PlannerFileError(message("not_a_plan", type=type(plan).__name__))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import UnsupportedError
+from ..core.messages import message
 
 MAX_WIDTH = 64
 MAX_TOKENS = 256  # T5 pads to 256; a 400-word prompt in 77-token chunks is about 540 and is averaged down to this
@@ -93,15 +94,9 @@ def check_tokens(tokens: Tensor, width: int) -> Tensor:
     if tokens.ndim == 3 and tokens.shape[0] == 1:
         tokens = tokens[0]
     if tokens.ndim != 2 or tokens.shape[0] < 1:
-        raise UnsupportedError(
-            f"The prompt's conditioning has shape {tuple(tokens.shape)}; expected one prompt of shape "
-            f"[tokens, {width}]. Connect a text encode node, or plan without a planner."
-        )
+        raise UnsupportedError(message("tokens_shape", shape=str(tuple(tokens.shape)), width=width))
     if tokens.shape[1] != width:
-        raise UnsupportedError(
-            f"The text encoder gives {tokens.shape[1]} numbers a token, this planner was calibrated for {width}. "
-            "Choose a planner that was calibrated for this model."
-        )
+        raise UnsupportedError(message("tokens_width", now=tokens.shape[1], was=width))
     return _finite(tokens)
 
 
@@ -110,19 +105,14 @@ def check_pooled(pooled: Tensor, width: int) -> Tensor:
     if pooled.ndim == 2 and pooled.shape[0] == 1:
         pooled = pooled[0]
     if pooled.ndim != 1 or pooled.shape[0] != width:
-        raise UnsupportedError(
-            f"The text encoder's pooled output has shape {tuple(pooled.shape)}, this planner was calibrated for "
-            f"[{width}]. Choose a planner that was calibrated for this model."
-        )
+        raise UnsupportedError(message("pooled_width", now=str(tuple(pooled.shape)), was=width))
     return _finite(pooled)
 
 
 def _finite(values: Tensor) -> Tensor:
     values = values.detach().to("cpu", torch.float32)
     if not torch.isfinite(values).all():
-        raise UnsupportedError(
-            "The prompt's conditioning holds values that are not finite. Check the text encoder and its precision."
-        )
+        raise UnsupportedError(message("tokens_not_finite"))
     return values
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.curves import FloatArray, limiting_metric, quality
+from ..core.messages import Message, message
 from ..core.plan import (
     DEFAULT_MAX_STEPS,
     DEFAULT_MIN_STEPS,
@@ -155,32 +156,20 @@ class Planner:
         max_steps: int,
         setting: Setting | None,
         pooled: Tensor | None,
-    ) -> tuple[str, ...]:
+    ) -> tuple[Message, ...]:
         target = self.target_steps
         wanted = decision.steps(quality, 1, target)
-        found: list[str] = []
+        found: list[Message] = []
         if wanted > max_steps:
-            found.append(
-                f"Quality {quality:.2f} needs {wanted} steps, but max_steps is {max_steps}: the quality may not be "
-                "reached. Raise max_steps or lower quality."
-            )
+            found.append(message("max_too_low", quality=quality, steps=wanted, max=max_steps))
         if max_steps > target:
-            found.append(
-                f"max_steps is {max_steps}, but this planner knows nothing beyond {target} steps, its full-step image: "
-                f"plans end at {target}."
-            )
+            found.append(message("max_beyond", max=max_steps, target=target))
         if min_steps > target:
-            found.append(f"min_steps {min_steps} is above the planner's {target} steps: min_steps decides here.")
+            found.append(message("min_beyond", min=min_steps, target=target))
         if not self.risk_table.enough_prompts(risk):
-            found.append(
-                f"{self.risk_table.prompts} calibration prompts cannot vouch for a risk of {risk:.0%}: all {target} "
-                "steps are planned. Raise risk, or calibrate on more prompts."
-            )
+            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=target))
         if not prediction.distance <= 1.0:
-            found.append(
-                f"This prompt is unlike the prompts the planner was calibrated on (distance {prediction.distance:.2f}, "
-                "1 is the edge): the risk is not vouched for."
-            )
+            found.append(message("out_of_distribution", score=prediction.distance))
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:
-            found.append("The conditioning has no pooled output, which the planner was calibrated with.")
+            found.append(message("no_pooled"))
         return (*found, *(differences(self.setting, setting) if setting is not None else ()))

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..core.curves import METRICS, validate_grid
-from ..core.errors import BudgetFusionError, PlannerFileError
+from ..core.errors import InputError, PlannerFileError
 from ..core.files import in_one_piece
+from ..core.messages import Message, message
 from ..core.risk import RiskTable
-from ..core.setting import Setting, with_precision
+from ..core.setting import Setting, first_fault, with_precision
 from .features import MAX_WIDTH, Novelty, Projection
 from .network import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
 from .planner import Planner
@@ -35,39 +37,102 @@ MAX_NETWORKS = 16
 DTYPES = {"F16", "F32"}
 LARGEST = 1e30
 MAX_WHITENING = 1e12
-REMEDY = "Choose another planner, or fit this one again with 'python -m research study train'."
-# the largest value of each size that is accepted: a foreign file must not make us allocate
-SIZE_LIMITS = {
-    "token_in": 65536,
-    "token_width": MAX_WIDTH,
-    "pooled_in": 65536,
-    "pooled_width": MAX_WIDTH,
-    "heads": 64,
-    "context": 1024,
-    "hidden": 1024,
-    "networks": MAX_NETWORKS,
-}
-MAY_BE_ZERO = {"pooled_in", "pooled_width"}
+MOST_NUMBERS = 10_000
 
 
-@dataclass(frozen=True)
-class _Description:
+def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError("the numbers must increase")
+    return values
+
+
+def _grid(counts: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return validate_grid(counts)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False, gt=-LARGEST, lt=LARGEST)]
+Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, lt=LARGEST)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Shares = Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST_NUMBERS), AfterValidator(_increasing)]
+Threshold = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=LARGEST)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+Inner = Annotated[int, Field(ge=1, le=1024)]
+
+
+class _Part(BaseModel):
+    """A JSON object of a planner file. No text for numbers, no true for 1; keys of later versions are left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Sizes(_Part):
+    """Limited: a foreign file must not make us allocate."""
+
+    token_in: Width
+    token_width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    pooled_in: Annotated[int, Field(ge=0, le=65536)]
+    pooled_width: Annotated[int, Field(ge=0, le=MAX_WIDTH)]
+    heads: Annotated[int, Field(ge=1, le=64)]
+    context: Inner
+    hidden: Inner
+    networks: Annotated[int, Field(ge=1, le=MAX_NETWORKS)]
+
+
+class _Risk(_Part):
+    alphas: Shares
+    qualities: Shares
+    theta: Annotated[
+        tuple[Annotated[tuple[Threshold, ...], Field(max_length=MOST_NUMBERS)], ...], Field(max_length=MOST_NUMBERS)
+    ]
+    prompts: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _is_table(self) -> _Risk:
+        if len(self.theta) != len(self.alphas) or any(len(row) != len(self.qualities) for row in self.theta):
+            raise ValueError("theta needs one row for each risk, and in it one number for each quality")
+        if any(a < b for row in self.theta for a, b in pairwise(row)):
+            raise ValueError("thresholds must fall with quality")
+        if any(a > b for column in zip(*self.theta, strict=True) for a, b in pairwise(column)):
+            raise ValueError("thresholds must rise with risk")
+        return self
+
+    def table(self) -> RiskTable:
+        return RiskTable(self.alphas, self.qualities, self.theta, self.prompts)
+
+
+class _Description(_Part):
     """The JSON part of a planner, checked."""
 
     name: str
     setting: Setting
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
-    scale: tuple[float, ...]
+    grid: Annotated[tuple[Annotated[int, Field(lt=10**6)], ...], Field(max_length=1000), AfterValidator(_grid)]
+    metrics: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(METRICS))]
+    scale: tuple[Positive, ...]
     backends: dict[str, str]
-    sizes: dict[str, int]
-    risk: RiskTable
-    novelty_limit: float
+    quantiles: tuple[Finite, ...]
+    sizes: _Sizes
+    risk: _Risk
+    novelty_limit: Positive
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Description:
+        if len(set(self.metrics)) != len(self.metrics) or not set(self.metrics) <= set(METRICS):
+            raise ValueError(f"metrics are {list(self.metrics)}; expected some of {list(METRICS)}, each once")
+        if len(self.scale) != len(self.metrics):
+            raise ValueError(f"{len(self.scale)} scales for {len(self.metrics)} metrics")
+        if self.quantiles != QUANTILES:
+            raise ValueError(f"quantiles are {list(self.quantiles)}; expected {list(QUANTILES)}")
+        if not set(self.metrics) <= set(self.backends):
+            raise ValueError("backends must name what measured each metric")
+        return self
 
     @property
     def size(self) -> PredictorSize:
-        return PredictorSize(**{key: self.sizes[key] for key in PredictorSize(1, 1).to_dict()})
+        return PredictorSize(**{key: getattr(self.sizes, key) for key in PredictorSize(1, 1).to_dict()})
 
     def network(self) -> CurvePredictor:
         with torch.random.fork_rng(devices=[]):  # its initial weights are replaced: leave the host's random state alone
@@ -76,17 +141,17 @@ class _Description:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every tensor the file must hold, no more and no less."""
         sizes = self.sizes
-        features = 2 * sizes["token_width"] + sizes["pooled_width"]
+        features = 2 * sizes.token_width + sizes.pooled_width
         shapes: dict[str, tuple[int, ...]] = {
-            "projection.token_mean": (sizes["token_in"],),
-            "projection.token_weight": (sizes["token_in"], sizes["token_width"]),
-            "projection.pooled_mean": (sizes["pooled_in"],),
-            "projection.pooled_weight": (sizes["pooled_in"], sizes["pooled_width"]),
+            "projection.token_mean": (sizes.token_in,),
+            "projection.token_weight": (sizes.token_in, sizes.token_width),
+            "projection.pooled_mean": (sizes.pooled_in,),
+            "projection.pooled_weight": (sizes.pooled_in, sizes.pooled_width),
             "novelty.centre": (features,),
             "novelty.whitening": (features, features),
         }
         weights = parameter_shapes(self.size, len(self.grid), len(self.metrics))
-        for index in range(sizes["networks"]):
+        for index in range(sizes.networks):
             shapes |= {f"network.{index}.{key}": shape for key, shape in weights.items()}
         return shapes
 
@@ -110,60 +175,66 @@ def load_planner(path: str | os.PathLike[str]) -> Planner:
         tensors = load(content)
         return _build(description, {key: value.float() for key, value in tensors.items()})
     except SafetensorError as error:
-        raise _failure(file, f"its tensors cannot be read ({error})") from error
+        raise _failure(file, message("file_unreadable", reason=str(error))) from error
     except _Reason as error:
-        raise _failure(file, str(error)) from error
-    except BudgetFusionError as error:
-        raise _failure(file, f"its description is wrong ({error})") from error
+        raise _failure(file, error.reason) from error
 
 
 class _Reason(Exception):
     """What is wrong with a file; load_planner adds which file and what to do."""
 
+    def __init__(self, reason: Message) -> None:
+        super().__init__(reason.text())
+        self.reason = reason
 
-def _failure(file: Path, reason: str) -> PlannerFileError:
-    return PlannerFileError(f"Planner file {file.name}: {reason}. {REMEDY}")
+
+def unreadable(file: Path, error: OSError) -> PlannerFileError:
+    """A file that the operating system does not let us read."""
+    return _failure(file, message("file_unreadable", reason=error.strerror or str(error)))
+
+
+def _failure(file: Path, problem: Message) -> PlannerFileError:
+    return PlannerFileError(message("planner_file", file=file.name, problem=problem))
 
 
 def _read(file: Path) -> bytes:
     try:
         if not file.is_file():
-            raise _failure(file, "there is no such file" if not file.exists() else "it is not a file")
+            raise _failure(file, message("file_absent" if not file.exists() else "file_no_file"))
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise _failure(file, f"it has {size:,} bytes; a planner has at most {MAX_FILE_BYTES:,}")
+            raise _failure(file, message("file_too_large", bytes=size, limit=MAX_FILE_BYTES))
         return file.read_bytes()
     except OSError as error:
-        raise _failure(file, f"it cannot be read ({error.strerror})") from error
+        raise unreadable(file, error) from error
 
 
 def _header(content: bytes) -> dict[str, Any]:
     """The safetensors header: 8 bytes of length, then JSON."""
     if content[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise _Reason("it is a pickle or zip file (.pt, .ckpt), which is never opened; a planner is a safetensors file")
+        raise _Reason(message("file_pickle"))
     if len(content) < 8:
-        raise _Reason("it is empty or cut off; expected a safetensors file")
+        raise _Reason(message("file_cut", found=len(content), needed=8))
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise _Reason(f"its header claims {length:,} bytes (at most {MAX_HEADER_BYTES:,}); it is no planner or damaged")
+        raise _Reason(message("file_header", bytes=length, limit=MAX_HEADER_BYTES))
     if length > len(content) - 8:
-        raise _Reason(f"it is cut off: {len(content) - 8:,} bytes follow where its header alone needs {length:,}")
+        raise _Reason(message("file_cut", found=len(content), needed=8 + length))
     return _json_object(content[8 : 8 + length], "header")
 
 
-def _metadata(header: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(header: Mapping[str, Any]) -> str:
+    """The description, which is JSON."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise _Reason("it is a safetensors file, but not a BudgetFusion planner (a model or LoRA, perhaps)")
+        raise _Reason(message("file_foreign"))
     if metadata.get("version") != VERSION:
-        raise _Reason(
-            f"it has planner version {metadata.get('version')!r}, this BudgetFusion reads version {VERSION!r}; "
-            "update BudgetFusion if the file is newer"
-        )
+        raise _Reason(message("file_version", found=str(metadata.get("version")), known=VERSION))
     text = metadata.get("planner")
     if not isinstance(text, str):
-        raise _Reason("its description is missing")
-    return _json_object(text, "description")
+        raise _field("planner", "is missing")
+    _json_object(text, "planner")
+    return text
 
 
 def _json_object(text: bytes | str, what: str) -> dict[str, Any]:
@@ -173,9 +244,9 @@ def _json_object(text: bytes | str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise _Reason(f"its {what} is not valid JSON; it is no planner or damaged") from error
+        raise _field(what, "not valid JSON") from error
     if not isinstance(value, dict):
-        raise _Reason(f"its {what} is not a JSON object; it is no planner or damaged")
+        raise _field(what, "not a JSON object")
     return value
 
 
@@ -221,101 +292,54 @@ def _tensors(planner: Planner) -> dict[str, Tensor]:
     return {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
 
 
-def _checked(data: Mapping[str, Any]) -> _Description:
-    grid = validate_grid(_numbers(data, "grid", lambda n: float(n).is_integer() and abs(n) < 1e6, int))
-    metrics = _texts(data, "metrics")
-    if not metrics or len(set(metrics)) != len(metrics) or not set(metrics) <= set(METRICS):
-        raise _Reason(f"its metrics are {list(metrics)}; expected some of {list(METRICS)}, each once")
-    scale = _numbers(data, "scale", lambda s: s > 0)
-    if len(scale) != len(metrics):
-        raise _Reason(f"it has {len(scale)} scales for {len(metrics)} metrics")
-    if _numbers(data, "quantiles") != QUANTILES:
-        raise _Reason(f"its quantiles are {data.get('quantiles')}; expected {list(QUANTILES)}")
-    backends = _object(data, "backends")
-    if not all(isinstance(backends.get(metric), str) for metric in metrics):
-        raise _Reason("it does not name the backend that measured each metric")
-    limit = data.get("novelty_limit")
-    if not _is_number(limit) or limit <= 0:
-        raise _Reason(f"its novelty_limit is {limit!r}; expected a positive number")
-    if not isinstance(data.get("name"), str):
-        raise _Reason("it has no name")
-    provenance = _object(data, "provenance")
-    return _Description(
-        name=data["name"],
-        setting=with_precision(Setting.from_dict(_object(data, "setting")), provenance.get("data")),
-        grid=grid,
-        metrics=metrics,
-        scale=scale,
-        backends={metric: backends[metric] for metric in metrics},
-        sizes=_sizes(_object(data, "sizes")),
-        risk=_risk_table(_object(data, "risk")),
-        novelty_limit=float(limit),
-        provenance=provenance,
-    )
+def _field(field: str, detail: str) -> _Reason:
+    return _Reason(message("file_field", field=field, detail=detail))
 
 
-def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
-    for key, limit in SIZE_LIMITS.items():
-        value, least = data.get(key), 0 if key in MAY_BE_ZERO else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
-            raise _Reason(f"its size {key} is {value!r}; expected a whole number from {least} to {limit}")
-    return {key: data[key] for key in SIZE_LIMITS}
-
-
-def _risk_table(data: Mapping[str, Any]) -> RiskTable:
-    alphas = _numbers(data, "alphas", lambda a: 0 < a < 1)
-    qualities = _numbers(data, "qualities", lambda q: 0 < q < 1)
-    prompts = data.get("prompts")
-    rows = data.get("theta")
-    if isinstance(prompts, bool) or not isinstance(prompts, int) or prompts < 1:
-        raise _Reason(f"its number of calibration prompts is {prompts!r}")
-    if not _increasing(alphas) or not _increasing(qualities) or not isinstance(rows, list) or len(rows) != len(alphas):
-        raise _Reason("its risk table is damaged: risks and qualities must increase, with one row for each risk")
-    theta = tuple(_numbers({"theta": row}, "theta", lambda t: t >= 0) for row in rows)
-    if any(len(row) != len(qualities) for row in theta):
-        raise _Reason("its risk table is damaged: a row has another length than the list of qualities")
-    if any(not _increasing([-t for t in row], strict=False) for row in theta) or any(
-        not _increasing(column, strict=False) for column in zip(*theta, strict=True)
-    ):
-        raise _Reason("its risk table is damaged: thresholds must fall with quality and rise with risk")
-    return RiskTable(alphas, qualities, theta, prompts)
+def _checked(text: str) -> _Description:
+    try:
+        description = _Description.model_validate_json(text)
+    except ValidationError as error:
+        raise _field(*first_fault(error)) from error
+    setting = with_precision(description.setting, description.provenance.get("data"))
+    return description.model_copy(update={"setting": setting})
 
 
 def _check_tensor_table(header: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     entries = {key: value for key, value in header.items() if key != "__metadata__"}
     missing, extra = sorted(set(shapes) - set(entries)), sorted(set(entries) - set(shapes))
     if missing or extra:
-        raise _Reason(f"its tensors do not fit its description (missing: {missing[:3]}, unknown: {extra[:3]})")
+        raise _field("tensors", f"missing: {missing[:3]}, unknown: {extra[:3]}")
     for key, shape in shapes.items():
         entry = entries[key]
         if not isinstance(entry, dict) or entry.get("shape") != list(shape):
             found = entry.get("shape") if isinstance(entry, dict) else None
-            raise _Reason(f"tensor {key} has shape {found}, expected {list(shape)}")
+            raise _field(key, f"has shape {found}, expected {list(shape)}")
         if str(entry.get("dtype")) not in DTYPES:
-            raise _Reason(f"tensor {key} has type {entry.get('dtype')!r}, expected one of {sorted(DTYPES)}")
+            raise _field(key, f"has type {entry.get('dtype')!r}, expected one of {sorted(DTYPES)}")
 
 
 def _build(description: _Description, tensors: Mapping[str, Tensor]) -> Planner:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise _Reason(f"tensor {key} holds values that are not finite")
+            raise _field(key, "holds values that are not finite")
     whitening = tensors["novelty.whitening"].abs()
     if not (whitening.amax(0) > 0).all() or whitening.max() > MAX_WHITENING:
-        raise _Reason(f"tensor novelty.whitening has a column of zeros or a value above {MAX_WHITENING:g}")
+        raise _field("novelty.whitening", f"has a column of zeros or a value above {MAX_WHITENING:g}")
     if any((tensors[key] < 0).any() for key in tensors if key.endswith(".baseline")):
-        raise _Reason("a baseline curve holds negative values")
+        raise _field("baseline", "holds negative values")
     return Planner(
         name=description.name,
         setting=description.setting,
         grid=description.grid,
         metrics=description.metrics,
         scale=description.scale,
-        backends=description.backends,
+        backends={metric: description.backends[metric] for metric in description.metrics},
         projection=Projection(
             *(tensors[f"projection.{k}"] for k in ("token_mean", "token_weight", "pooled_mean", "pooled_weight"))
         ),
-        networks=tuple(_network(description, tensors, i) for i in range(description.sizes["networks"])),
-        risk_table=description.risk,
+        networks=tuple(_network(description, tensors, i) for i in range(description.sizes.networks)),
+        risk_table=description.risk.table(),
         novelty=Novelty(tensors["novelty.centre"], tensors["novelty.whitening"], description.novelty_limit),
         provenance=description.provenance,
     )
@@ -326,40 +350,3 @@ def _network(description: _Description, tensors: Mapping[str, Tensor], index: in
     network = description.network()
     network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     return network.eval().requires_grad_(False)
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < LARGEST  # also False for NaN; a whole number in JSON may exceed every float
-
-
-def _numbers(
-    data: Mapping[str, Any], key: str, allowed: Callable[[float], bool] = lambda _: True, kind: type = float
-) -> tuple[Any, ...]:
-    values = data.get(key)
-    if not isinstance(values, list) or not values or len(values) > 10_000:
-        raise _Reason(f"its {key} is missing or empty; expected a list of numbers")
-    for value in values:
-        if not _is_number(value) or not allowed(value):
-            raise _Reason(f"its {key} holds {value!r}, which is not allowed there")
-    return tuple(kind(value) for value in values)
-
-
-def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    values = data.get(key)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise _Reason(f"its {key} is missing; expected a list of names")
-    return tuple(values)
-
-
-def _object(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    if not isinstance(value, dict):
-        raise _Reason(f"its {key} is missing; expected a JSON object")
-    return value
-
-
-def _increasing(values: Any, strict: bool = True) -> bool:
-    pairs = list(zip(values, list(values)[1:], strict=False))
-    return all(a < b if strict else a <= b for a, b in pairs)

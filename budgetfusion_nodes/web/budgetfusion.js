@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js";
 // @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
 import { keep, recall } from "./kept.js";
-import { count, fromHost, setMessages, t } from "./messages.js";
+import { count, said, setMessages, t } from "./messages.js";
 import { PlanPanel, options } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
 import { Totals, showTotals } from "./totals.js";
@@ -125,19 +125,20 @@ function settingOf(id) {
   return app.extensionManager?.setting?.get(id);
 }
 
-let language = "en";
+let language = "";
 
 /** The page's language, from the same files that name the nodes. */
 async function useLanguage() {
   const wanted = settingOf("Comfy.Locale") ?? "en";
   if (wanted === language) return;
   try {
-    const all = wanted === "en" ? {} : await (await api.fetchApi("/i18n")).json();
-    setMessages(all[wanted]?.budgetfusion ?? all[wanted.split("-")[0]]?.budgetfusion);
+    const all = await (await api.fetchApi("/i18n")).json();
+    const own = all[wanted] ?? all[wanted.split("-")[0]];
+    setMessages(wanted, own?.budgetfusion, all.en?.budgetfusion);
     language = wanted;
     for (const panel of panels.values()) panel.relabel();
   } catch (error) {
-    console.warn("BudgetFusion: the page's language could not be read, so its panels speak English.", error);
+    console.warn("BudgetFusion: the words of its panels could not be read from this ComfyUI.", error);
   }
 }
 
@@ -346,17 +347,18 @@ function announce(node) {
     return;
   }
   const policy = settingOf(ON_FALLBACK) ?? "once";
-  if (policy === "once" && announced.get(node) === plan.fallback) return;
-  announced.set(node, plan.fallback);
-  const said = [sentence(fromHost(plan.fallback))];
+  const reason = said(plan.fallback);
+  if (policy === "once" && announced.get(node) === reason) return;
+  announced.set(node, reason);
+  const told = [sentence(reason)];
   if (policy === "stop") {
     stopQueue(KINDS[node.comfyClass ?? ""] === "planner");
-    said.push(t("stopped"));
+    told.push(t("stopped"));
   }
   app.extensionManager?.toast?.add({
     severity: "warn",
     summary: t("toast_title", { node: node.title, steps: count(plan.steps, "steps") }),
-    detail: said.join(" "),
+    detail: told.join(" "),
     life: TOAST_MS,
   });
 }

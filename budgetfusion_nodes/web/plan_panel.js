@@ -4,7 +4,7 @@
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
 
-import { fromHost, t } from "./messages.js";
+import { said, t } from "./messages.js";
 import {
   METRICS, VIEWS, chartLayout, forecast, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
   receiptRows,
@@ -249,8 +249,8 @@ export class PlanPanel {
     this.pager.hidden = plans.length < 2 || this.kind === "probe";
     if (this.place) say(this.place, t("prompt_of", { i: this.index + 1, n: plans.length }));
     if (!plan || this.kind === "probe") {
-      const promised = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `promise_${this.kind}`)];
-      this.fill(this.title, promised, () => promised.map((text) => element("p", "bf-promise", text)));
+      const before = this.kind === "probe" && this.result.probe ? [] : [t(this.cached ? "cached" : `before_${this.kind}`)];
+      this.fill(this.title, before, () => before.map((text) => element("p", "bf-before", text)));
       this.fill(this.details, [], () => []);
       this.reason.hidden = true;
       delete this.element.dataset.steps;
@@ -332,7 +332,7 @@ export class PlanPanel {
     const empty = !model.curve && !model.points.length;
     this.model = model;
     this.layout = empty ? null : layout;
-    // A fallback has no curve: the room goes to the reason. Before the first run the empty axes are a promise.
+    // A fallback has no curve: the room goes to the reason. Before the first run the empty axes show what will come.
     this.chart.hidden = this.readout.hidden = empty && this.plan !== null;
     attribute(this.svg, "viewBox", `0 0 ${width} ${height}`);
     const { x0, x1, y0, y1, xTicks, yTicks, floorY, wantedY, chosen, points } = layout;
@@ -364,7 +364,7 @@ export class PlanPanel {
     this.fill(this.tail, [this.shown, this.index, this.view, options.band], () => [
       ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
-      ...(probe ? [numbers(probe), ...probe.notes.map((text) => element("p", "bf-note", fromHost(text))), measuredWith(probe)] : []),
+      ...(probe ? [numbers(probe), ...probe.notes.map((note) => element("p", "bf-note", said(note))), measuredWith(probe)] : []),
     ]);
   }
 }
@@ -474,7 +474,7 @@ function numbers(probe) {
   const frame = element("div", "bf-numbers");
   frame.tabIndex = 0; // scrolls by keyboard
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", t("distances", { reference: probe.reference }));
+  frame.setAttribute("aria-label", t("distances", { reference: said(probe.reference) }));
   const table = element("table", "");
   const top = element("tr", "");
   top.append(...head.map((text) => element("th", "", text)));
@@ -491,8 +491,8 @@ function numbers(probe) {
 /** @param {Probe} probe */
 function measuredWith(probe) {
   const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
-  const said = [t("distances", { reference: probe.reference }), t("measured_with", { backends: used })];
-  return element("p", "bf-detail", said.join(" "));
+  const told = [t("distances", { reference: said(probe.reference) }), t("measured_with", { backends: used })];
+  return element("p", "bf-detail", told.join(" "));
 }
 
 /** Sets an attribute that differs: equal ones set again would be laid out again. @param {Element} place @param {string} name @param {string} value */

@@ -4,7 +4,7 @@
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
 
-import { count, fromHost, t } from "./messages.js";
+import { count, fixed, said, t } from "./messages.js";
 
 /**
  * @typedef {{grid: number[], thresholds: number[][], counts: number[], upper: number[], limiting: string[],
@@ -12,18 +12,20 @@ import { count, fromHost, t } from "./messages.js";
  * `upper`: normalised upper shortfall at each of `counts`; `thresholds`: knots [q, theta]; see core/plan.py.
  *
  * @typedef {{model_name?: string, sampler_name?: string, scheduler?: string, cfg?: number, width?: number | null,
- *   height?: number | null, precision?: string}} Setting
+ *   height?: number | null, precision?: string, frames?: number | null, guidance?: number | null}} Setting
+ *
+ * @typedef {import("./messages.js").Message} Message
  *
  * @typedef {{steps: number, max_steps: number, min_steps: number, quality: number, risk: number,
  *   quality_predicted: number | null, set_by: string | null, grid: number[], quality_low: number[],
  *   quality_high: number[], shortfall_median: Record<string, number[]> | null, planner: string,
- *   setting: Setting | null, fallback: string | null, warnings: string[], decision: Decision | null}} Plan
+ *   setting: Setting | null, fallback: Message | null, warnings: Message[], decision: Decision | null}} Plan
  *
  * @typedef {{steps: number, max_steps: number, nfe: number, seconds: number, seconds_per_step: number,
- *   images?: number, watt_hours?: number | null, fallback?: string | null}} Receipt
+ *   images?: number, watt_hours?: number | null, fallback?: Message | null}} Receipt
  *
  * @typedef {{steps: number[], counted: boolean, quality: number[] | null, backends: Record<string, string>,
- *   reference: string, notes: string[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
+ *   reference: Message, notes: Message[], l_snr: number[], d_sim: number[], i_clip: number[]}} Probe
  *
  * @typedef {{quality: number, minSteps: number, maxSteps: number, risk: number}} Controls
  * Where the sliders stand now; they may have moved since the plan was made.
@@ -36,7 +38,7 @@ import { count, fromHost, t } from "./messages.js";
 /** @type {Exclude<View, "quality">[]} */
 export const METRICS = ["l_snr", "d_sim", "i_clip"];
 
-/** The words of core/plan.py METRIC_WORDS. @param {string} metric */
+/** What a metric is called. @param {string} metric */
 export function metricWords(metric) {
   return METRICS.some((known) => known === metric) ? t(`metric_${metric}`) : metric;
 }
@@ -44,7 +46,7 @@ export function metricWords(metric) {
 /** @type {View[]} */
 export const VIEWS = ["quality", ...METRICS];
 
-/** Step counts that artists leave set, as in host/receipt.py. */
+/** Step counts that artists leave set, as in planning/receipt.py. */
 export const COMMON_COUNTS = [20, 30];
 
 // ------------------------------------------------------------------------------------ the rule of core/plan.py
@@ -238,7 +240,7 @@ export function outlook(plan, controls) {
       headline: t("all_steps", { steps: count(now.maxSteps, "steps") }),
       details: [],
       badge: t("no_plan"),
-      reason: sentence(plan.fallback === null ? t("other_version") : fromHost(plan.fallback)),
+      reason: sentence(plan.fallback === null ? t("other_version") : said(plan.fallback)),
       notes,
     };
   }
@@ -248,9 +250,9 @@ export function outlook(plan, controls) {
   const predicted = qualityAt(plan.decision, steps);
   const details = [
     t("wanted", {
-      wanted: fixed(now.quality, 2),
-      predicted: predicted === null ? t("unknown") : fixed(predicted, 2),
-      risk: percent(plan.risk),
+      wanted: now.quality,
+      predicted: predicted ?? t("unknown"),
+      risk: plan.risk,
     }),
   ];
   if (limit) details.push(t("set_by", { metric: metricWords(limit) }));
@@ -272,26 +274,33 @@ function isMoved(plan, now) {
   return now.quality !== plan.quality || now.minSteps !== plan.min_steps || now.maxSteps !== plan.max_steps;
 }
 
+/** Warnings that speak of where a step limit stood in the last run. */
+const OF_LIMITS = ["max_too_low", "max_beyond", "min_beyond"];
+
+/** @param {Message} warning */
+function isOfLimits(warning) {
+  return typeof warning === "object" && OF_LIMITS.includes(warning.code);
+}
+
 /**
  * The plan's warnings that still hold, and what the moved sliders add.
  * @param {Plan} plan @param {Controls} now
  */
 function currentNotes(plan, now) {
-  if (!isMoved(plan, now) && now.risk === plan.risk) return plan.warnings.map(fromHost);
-  // A warning that names a step limit speaks of where that slider stood in the last run.
-  const notes = plan.warnings.filter((warning) => !/\b(min|max)_steps\b/.test(warning)).map(fromHost);
+  if (!isMoved(plan, now) && now.risk === plan.risk) return plan.warnings.map(said);
+  const notes = plan.warnings.filter((warning) => !isOfLimits(warning)).map(said);
   if (now.minSteps > now.maxSteps) {
-    notes.unshift(t("min_above_max", { min: now.minSteps, max: now.maxSteps }));
+    notes.unshift(said({ code: "min_above_max", values: { min: now.minSteps, max: now.maxSteps } }));
   } else if (plan.fallback === null && plan.decision) {
     const { counts } = plan.decision;
     const wanted = decideSteps(plan.decision, now.quality, 1, counts[counts.length - 1]);
     if (wanted > now.maxSteps) {
-      const needed = { quality: fixed(now.quality, 2), steps: count(wanted, "steps"), max: now.maxSteps };
-      notes.unshift(t("max_too_low", needed));
+      const values = { quality: now.quality, steps: wanted, max: now.maxSteps };
+      notes.unshift(said({ code: "max_too_low", values }));
     }
   }
   if (now.risk !== plan.risk) {
-    notes.unshift(t("risk_moved", { now: percent(now.risk), then: percent(plan.risk) }));
+    notes.unshift(t("risk_moved", { now: now.risk, then: plan.risk }));
   }
   return notes;
 }
@@ -354,7 +363,10 @@ export function receiptRows(receipt, plan) {
 export function settingText(setting) {
   const size = setting.width && setting.height ? `${setting.width} x ${setting.height}` : null;
   const cfg = setting.cfg === undefined ? null : `cfg ${setting.cfg}`;
-  const parts = [setting.model_name, setting.sampler_name, setting.scheduler, cfg, size, setting.precision];
+  const guidance = setting.guidance == null ? null : `guidance ${setting.guidance}`;
+  const frames = (setting.frames ?? 1) > 1 ? `x ${setting.frames}` : null;
+  const { model_name, sampler_name, scheduler, precision } = setting;
+  const parts = [model_name, sampler_name, scheduler, cfg, guidance, [size, frames].filter(Boolean).join(" "), precision];
   return parts.filter(Boolean).join(", ");
 }
 
@@ -399,8 +411,8 @@ export function readout(n, view, curve, points, counted = true) {
 
 /** @param {number} value @param {View} view */
 function valueText(value, view) {
-  if (view === "quality") return t("value_quality", { value: fixed(value, 2) });
-  return view === "l_snr" ? t("value_db", { value: fixed(value, 2) }) : t("value_away", { value: fixed(value, 4) });
+  if (view === "quality") return t("value_quality", { value });
+  return t(view === "l_snr" ? "value_db" : "value_distance", { value });
 }
 
 // --------------------------------------------------------------------------------------------- chart geometry
@@ -543,7 +555,7 @@ function bandPath(xs, low, high) {
 export function fewer(steps, of) {
   const share = 1 - steps / of;
   if (Math.round(Math.abs(share) * 100) === 0) return t(steps === of ? "none_saved" : "about_the_same");
-  return t(share > 0 ? "fewer" : "more", { share: percent(Math.abs(share)) });
+  return t(share > 0 ? "fewer" : "more", { share: Math.abs(share) });
 }
 
 /** Seconds saved (positive) or spent. @param {number} seconds */
@@ -565,16 +577,6 @@ export function duration(seconds) {
   const whole = Math.round(seconds);
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   return hours ? `${hours} h ${minutes} min` : `${minutes} min ${rest} s`;
-}
-
-/** @param {number} share */
-function percent(share) {
-  return `${Math.round(share * 100)}%`;
-}
-
-/** @param {number} value @param {number} digits */
-function fixed(value, digits) {
-  return Number.isFinite(value) ? value.toFixed(digits) : t("unknown");
 }
 
 /** @param {number} value */

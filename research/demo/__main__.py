@@ -13,6 +13,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from budgetfusion_nodes.core.messages import Message
+
 from . import prompts as lists
 from .client import Client, Finished
 from .errors import DemoError
@@ -104,7 +106,7 @@ async def _warm_up(client: Client, base: Graph, seed: int, quality: float) -> No
     graph = build(base, WARM_UP_PROMPT, seed, quality)
     fallback = _shown(await client.run(graph.nodes), graph.planner, "budget_plan")["fallback"]
     if fallback:
-        print(f"No plan could be made: {fallback}")
+        print(f"No plan could be made: {Message.from_dict(fallback).text()}")
 
 
 class _Steps:
@@ -141,7 +143,7 @@ def to_row(graph: DemoGraph, finished: Finished, prompt: str, seed: int) -> Row:
         set_by=plan["set_by"],
         seconds=finished.seconds.get(graph.planner, 0.0) + finished.seconds[graph.adaptive],
         seconds_target=finished.seconds[graph.full],
-        notes=tuple(filter(None, (plan.get("fallback"), *plan.get("warnings", ())))),
+        notes=tuple(Message.from_dict(said).text() for said in (plan["fallback"], *plan.get("warnings", ())) if said),
     )
 
 

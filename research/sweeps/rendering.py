@@ -20,7 +20,7 @@ from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.batch import encode_prompts, render_batch, token_count
 from budgetfusion_nodes.host.first_evaluation import with_first_evaluation_reused
-from budgetfusion_nodes.host.identity import model_fingerprint, model_precision
+from budgetfusion_nodes.host.identity import Identity, read_identity
 from budgetfusion_nodes.host.sampling import decode, nfe
 from budgetfusion_nodes.metrics.i_clip import cosine
 from budgetfusion_nodes.metrics.images import to_bchw
@@ -56,17 +56,18 @@ class Sampling:
     """fp32; bf16: the denoiser under autocast, faster, but its rounding is part of every distance; host: whatever
     ComfyUI chooses on its GPU (the Setting then says which)."""
 
-    def setting(self, fingerprint: str, name: str, precision: str) -> Setting:
-        """precision: the model's own, which autocast overrules."""
+    def setting(self, identity: Identity) -> Setting:
+        """Autocast overrules the model's own precision. UnsupportedError if the model cannot be told from others."""
         return Setting(
-            fingerprint,
+            identity.known(),
             self.sampler_name,
             self.scheduler,
             self.cfg,
             self.width,
             self.height,
-            model_name=name,
-            precision="bf16" if self.dtype == "bf16" else precision,
+            model_name=identity.name,
+            precision="bf16" if self.dtype == "bf16" else identity.precision,
+            sampling=identity.sampling.text(),
         )
 
 
@@ -126,7 +127,7 @@ def file_digest(path: Path) -> str:
 
 
 def identify(loaded: LoadedModel, sampling: Sampling) -> Setting:
-    return sampling.setting(*model_fingerprint(loaded.model), model_precision(loaded.model))
+    return sampling.setting(read_identity(loaded.model))
 
 
 class Renderer:

@@ -10,6 +10,7 @@ import pytest
 
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, all_counts, interpolate_log_n
 from budgetfusion_nodes.core.errors import InputError
+from budgetfusion_nodes.core.messages import message, verbatim
 from budgetfusion_nodes.core.plan import Decision, Plan, check_request, decide_steps, threshold_at
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "decide_cases.json").read_text())["cases"]
@@ -84,9 +85,16 @@ def test_predicted_quality_at_any_count():
 
 def test_a_plan_survives_json_and_is_frozen():
     plan = Plan(
-        12, 50, 2, 0.9, 0.1, quality_predicted=0.93, set_by="l_snr", shortfall_median={"l_snr": (1.0, 0.0)},
-        warnings=("one.",), decision=decision(), nfe=12, distance=0.4,
-    )  # fmt: skip
+        *(12, 50, 2, 0.9, 0.1),
+        quality_predicted=0.93,
+        set_by="l_snr",
+        shortfall_median={"l_snr": (1.0, 0.0)},
+        warnings=(message("no_pooled"),),
+        fallback=message("other_model", planner="p", was="a", now="b"),
+        decision=decision(),
+        nfe=12,
+        distance=0.4,
+    )
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict(), allow_nan=False))) == plan
     with pytest.raises(FrozenInstanceError):
         plan.steps = 3  # type: ignore[misc]
@@ -104,18 +112,32 @@ def test_infinite_numbers_become_null():
 
 
 def test_a_fallback_renders_every_step_and_says_why():
-    plan = Plan.fallback_plan(40, 2, 0.9, 0.1, "No planner fits this model.", warnings=("A note.",))
+    plan = Plan.fallback_plan(40, 2, 0.9, 0.1, message("plan_is_fallback"), warnings=(verbatim("A note."),))
     assert (plan.steps, plan.max_steps, plan.nfe, plan.decision) == (40, 40, 40, None)
-    assert plan.summary().splitlines() == ["40 steps, all of them: No planner fits this model.", "A note."]
+    assert plan.summary().splitlines() == [f"All 40 steps: {message('plan_is_fallback').text()}", "A note."]
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
+def test_a_plan_of_an_earlier_version_keeps_its_sentences():
+    old = {**Plan(5, 5, 2, 0.9, 0.1).to_dict(), "fallback": "No planner.", "warnings": ["A LoRA."]}
+    plan = Plan.from_dict(old)
+    assert plan.summary().splitlines() == ["All 5 steps: No planner.", "A LoRA."]
+
+
+def test_a_plan_that_saves_nothing_says_so_and_a_metric_of_another_version_is_named():
+    plan = Plan(50, 50, 2, 0.9, 0.1, set_by="beauty")
+    assert plan.summary().splitlines()[0] == "50 of 50 steps (none saved)"
+    assert "Limited by beauty" in plan.summary()
+
+
 def test_the_summary_names_saving_quality_and_metric():
-    plan = Plan(10, 50, 2, 0.9, 0.1, quality_predicted=0.934, set_by="d_sim", planner="tiny", warnings=("Careful.",))
+    plan = Plan(
+        10, 50, 2, 0.9, 0.1, quality_predicted=0.934, set_by="d_sim", planner="tiny", warnings=(verbatim("Careful."),)
+    )
     assert plan.summary().splitlines() == [
         "10 of 50 steps (80% fewer)",
-        "Quality 0.90 wanted, 0.93 predicted; risk of less: 10%",
-        "Set by shapes and layout (D-SIM)",
+        "Quality 0.90 wanted, 0.93 predicted; chance of falling short: 10%",
+        "Limited by shapes and layout (D-SIM)",
         "Planner: tiny",
         "Careful.",
     ]
@@ -137,7 +159,7 @@ def test_a_plan_of_another_version_is_refused():
         (0.9, 0.5, 2, 50, "risk is 0.5; set it between 0.02 and 0.3"),
         (0.9, 0.0, 2, 50, "risk is 0;"),
         (0.9, 0.1, 0, 50, "min_steps is 0"),
-        (0.9, 0.1, 51, 50, "min_steps 51 is above max_steps 50; lower min_steps"),
+        (0.9, 0.1, 51, 50, "min_steps 51 is above max_steps 50: lower min_steps"),
     ],
 )
 def test_requests_out_of_range_name_the_input_and_the_remedy(quality, risk, low, high, said):

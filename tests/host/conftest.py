@@ -26,7 +26,7 @@ from research.tiny_scenes_training.training_model import make_random_checkpoint
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
-HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
+HOST_TYPES = ("MODEL", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VAE", "CLIP_VISION", "CONTROL_NET", "STRING")
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",
@@ -81,8 +81,11 @@ def loaded(session: HostSession) -> Loaded:
 @pytest.fixture(scope="session")
 def setting(loaded: Loaded, pack: Callable[[str], ModuleType]) -> Setting:
     """The random checkpoint at the setting of the example graphs."""
-    fingerprint, name = pack("host.identity").model_fingerprint(loaded.model)
-    return Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name, precision="fp32")
+    found = pack("host.identity").read_identity(loaded.model)
+    sampling = found.sampling.text()
+    return Setting(
+        found.known(), "dpmpp_2m", "karras", 3.0, 64, 64, model_name=found.name, precision="fp32", sampling=sampling
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from research.in_process_host import HostInterrupted, HostRunError, HostSession, interrupted_after
+from tests.fixtures.said import code, codes, message_of
 
 
 def stock(make_node: Any, to: Any, adaptive: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +93,8 @@ def test_lora(bench: Any, loaded: Any, session: HostSession, make_node: Any, to:
     assert run.outputs["5"][1] == run.outputs["10"][1], "the plan is the checkpoint's own"
     receipt, plain_receipt = (run.ui[node]["receipt"][0] for node in ("5", "10"))
     assert receipt["fallback"] is None
-    assert any("LoRA" in sentence for sentence in receipt["warnings"])
-    assert not any("LoRA" in sentence for sentence in plain_receipt["warnings"])
+    assert "model_lora" in codes(receipt["warnings"])
+    assert "model_lora" not in codes(plain_receipt["warnings"])
 
 
 def control_net() -> Any:
@@ -141,7 +142,7 @@ def test_controlnet(bench: Any, make_node: Any, to: Any) -> None:
     ours, theirs, plain = (run.outputs[node][0]["samples"] for node in ("5", "6", "11"))
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, plain), "the ControlNet was not applied"
-    assert any("ControlNet" in sentence for sentence in run.ui["5"]["receipt"][0]["warnings"])
+    assert "added control" in codes(run.ui["5"]["receipt"][0]["warnings"])
 
 
 def test_flow_model(bench: Any, make_node: Any, to: Any) -> None:
@@ -154,7 +155,7 @@ def test_flow_model(bench: Any, make_node: Any, to: Any) -> None:
     assert torch.equal(ours, run.outputs["6"][0]["samples"])
     assert torch.isfinite(ours).all()
     assert run.outputs["5"][1] == 4
-    assert "no planner was calibrated" in run.ui["5"]["receipt"][0]["fallback"]
+    assert code(run.ui["5"]["receipt"][0]["fallback"]) == "other_sampling"
 
 
 def test_planner_for_a_flow_model(
@@ -162,9 +163,9 @@ def test_planner_for_a_flow_model(
 ) -> None:
     """A planner that was calibrated on the flow plans it, by its own name and automatically."""
     shifted = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingSD3().patch(loaded.model, 3.0)
-    fingerprint, name = pack("host.identity").model_fingerprint(shifted[0])
-    assert fingerprint != setting.model
-    own = dataclasses.replace(setting, model=fingerprint, model_name=name, sampler_name="euler", scheduler="simple")
+    sampling = pack("host.identity").read_identity(shifted[0]).sampling.text()
+    assert sampling != setting.sampling
+    own = dataclasses.replace(setting, sampling=sampling, sampler_name="euler", scheduler="simple")
     save_variant("flow.safetensors", name="flow planner", setting=own)
     flow = make_node("ModelSamplingSD3", model=to("1"), shift=3.0)
     adaptive = bench.adaptive(model=to("9"), sampler_name="euler", scheduler="simple", max_steps=50, quality=0.5)
@@ -206,35 +207,35 @@ def test_max_and_min_steps_bound_the_plan(bench: Any) -> None:
 @pytest.mark.parametrize(
     ("sampler", "reason"),
     [
-        ("euler_ancestral", "fresh noise"),
-        ("dpmpp_2m_sde", "fresh noise"),
-        ("dpm_adaptive", "chooses its own steps"),
-        ("euler", "calibrated for the sampler dpmpp_2m"),
+        ("euler_ancestral", "sampler_noisy"),
+        ("dpmpp_2m_sde", "sampler_noisy"),
+        ("dpm_adaptive", "sampler_adaptive"),
+        ("euler", "other_sampler"),
     ],
 )
 def test_sampler_that_cannot_be_planned_renders_max_steps(bench: Any, sampler: str, reason: str) -> None:
     run = bench.run({**bench.base(), "5": bench.adaptive(sampler_name=sampler, max_steps=3)}, show="5")
     (receipt,), (text,) = run.ui["5"]["receipt"], run.ui["5"]["text"]
     assert run.outputs["5"][1] == receipt["max_steps"] == 3
-    assert reason in receipt["fallback"]
-    assert receipt["fallback"] in text
+    assert code(receipt["fallback"]) == reason
+    assert message_of(receipt["fallback"]).text() in text
     assert torch.isfinite(run.outputs["5"][0]["samples"]).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"cfg": 5.0}, "calibrated for cfg 3, this render uses 5"),
-        ({"scheduler": "normal"}, "calibrated for scheduler karras"),
-        ({"denoise": 0.5}, "calibrated for denoise 1, this render uses 0.5"),
+        ({"cfg": 5.0}, "differs cfg"),
+        ({"scheduler": "normal"}, "differs scheduler"),
+        ({"denoise": 0.5}, "differs denoise"),
     ],
 )
 def test_another_setting_is_a_warning(bench: Any, changes: dict[str, Any], warning: str) -> None:
     run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4, quality=0.5, **changes)}, show="5")
     (receipt,) = run.ui["5"]["receipt"]
     assert receipt["fallback"] is None
-    assert any(warning in sentence for sentence in receipt["warnings"])
-    assert warning in run.ui["5"]["text"][0]
+    assert codes(receipt["warnings"]).count(warning) == 1
+    assert all(message_of(said).text() in run.ui["5"]["text"][0] for said in receipt["warnings"])
 
 
 def test_another_precision_is_a_warning_and_auto_takes_the_planner_of_ones_own(
@@ -246,16 +247,17 @@ def test_another_precision_is_a_warning_and_auto_takes_the_planner_of_ones_own(
     run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4, planner="rough.safetensors")}, show="5")
     (receipt,) = run.ui["5"]["receipt"]
     assert receipt["fallback"] is None
-    assert any("calibrated for precision bf16, this render uses fp32" in w for w in receipt["warnings"])
+    assert "differs precision" in codes(receipt["warnings"])
     run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=4)}, show="5")
     assert run.ui["5"]["budget_plan"][0]["planner"] == "random planner"
-    assert not any("precision" in sentence for sentence in run.ui["5"]["receipt"][0]["warnings"])
+    assert "differs precision" not in codes(run.ui["5"]["receipt"][0]["warnings"])
 
 
 def test_another_size_is_a_warning(bench: Any) -> None:
     plan = bench.plan(bench.base(width=128))
-    assert any("64 x 64 pixels, this render is 128 x 64" in sentence for sentence in plan.warnings)
-    assert not any("pixels" in sentence for sentence in bench.plan(bench.base(width=64)).warnings)
+    assert codes(plan.warnings) == ["differs size"]
+    assert (plan.warnings[0].values["was"], plan.warnings[0].values["now"]) == ("64 x 64", "128 x 64")
+    assert bench.plan(bench.base(width=64)).warnings == ()
 
 
 def test_connected_plan_overrides(bench: Any, to: Any) -> None:
@@ -272,13 +274,13 @@ def test_connected_plan_for_another_sampler_is_not_obeyed(bench: Any, to: Any) -
     graph = {**bench.base(), "9": plan, "5": bench.adaptive(sampler_name="euler", plan=to("9"))}
     run = bench.run(graph, show="5")
     assert run.outputs["5"][1] == 7
-    assert "dpmpp_2m" in run.ui["5"]["receipt"][0]["fallback"]
+    assert code(run.ui["5"]["receipt"][0]["fallback"]) == "other_sampler"
 
 
 def test_something_that_is_no_plan(bench: Any, make_node: Any, to: Any) -> None:
     given = make_node("GivenBUDGET_PLAN", key=bench.value({"steps": 3}))
     run = bench.run({**bench.base(), "9": given, "5": bench.adaptive(max_steps=3, plan=to("9"))}, show="5")
-    assert "Connect the plan output of Budget Planner" in run.ui["5"]["receipt"][0]["fallback"]
+    assert code(run.ui["5"]["receipt"][0]["fallback"]) == "not_a_plan"
 
 
 def test_unforeseen_fault_of_ours_does_not_stop_a_render(
@@ -290,10 +292,10 @@ def test_unforeseen_fault_of_ours_does_not_stop_a_render(
     monkeypatch.setattr(pack("planning.service"), "extract_all", broken)
     run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=3, seed=99)}, show="5")
     assert run.outputs["5"][1] == 3
-    assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
+    assert run.ui["5"]["receipt"][0]["fallback"]["values"] == {"error": "ZeroDivisionError: a bug"}
 
 
-@pytest.mark.parametrize(("function", "count"), [("model_fingerprint", 7), ("_as_plan", 3)])
+@pytest.mark.parametrize(("function", "count"), [("read_identity", 7), ("_as_plan", 3)])
 def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
     bench: Any, pack: Any, to: Any, monkeypatch: pytest.MonkeyPatch, function: str, count: int
 ) -> None:
@@ -307,7 +309,7 @@ def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
     monkeypatch.setattr(pack("planning.service"), function, broken)
     run = bench.run({**graph, "5": bench.adaptive(max_steps=3, seed=98, plan=to("9"))}, show="5")  # 9: from the cache
     assert run.outputs["5"][1] == count
-    assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
+    assert run.ui["5"]["receipt"][0]["fallback"]["values"] == {"error": "ZeroDivisionError: a bug"}
 
 
 def test_cancel_stops_it(bench: Any) -> None:

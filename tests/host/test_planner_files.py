@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from tests.fixtures.said import code, message_of
 
 
 def rewrite(source: Path, target: Path, metadata: dict[str, str] | None = None, drop: str | None = None) -> None:
@@ -47,11 +48,11 @@ def wrong_description(source: Path, target: Path) -> None:
 
 
 FAULTS = [
-    (truncated, r"cut off|cannot be read"),
-    (foreign, "not a BudgetFusion planner"),
-    (other_version, "version '999'"),
-    (wrong_shape, r"novelty.centre has shape \[3\]"),
-    (wrong_description, "scale"),
+    (truncated, "file_unreadable"),
+    (foreign, "file_foreign"),
+    (other_version, "file_version"),
+    (wrong_shape, "file_field"),
+    (wrong_description, "file_field"),
 ]
 
 
@@ -68,9 +69,9 @@ def test_named_bad_file_falls_back(bench: Any, planner_file: Path, bad_file: Pat
     run = bench.run({**bench.base(), "5": bench.adaptive(planner=bad_file.name, max_steps=3)}, show="5")
     (receipt,) = run.ui["5"]["receipt"]
     assert receipt["steps"] == 3
-    assert "bad.safetensors" in receipt["fallback"]
-    assert re.search(reason, receipt["fallback"])
-    assert "Choose another planner" in run.ui["5"]["text"][0]
+    assert receipt["fallback"]["values"]["file"] == "bad.safetensors"
+    assert code(receipt["fallback"]["values"]["problem"]) == reason
+    assert message_of(receipt["fallback"]).text() in run.ui["5"]["text"][0]
 
 
 def test_auto_leaves_a_bad_file_out_and_says_so(bench: Any, planner_file: Path, bad_file: Path) -> None:
@@ -78,29 +79,27 @@ def test_auto_leaves_a_bad_file_out_and_says_so(bench: Any, planner_file: Path, 
     plan = bench.plan()
     assert plan.fallback is None
     assert plan.planner == "random planner"
-    assert any(note.startswith("Left out:") and "bad.safetensors" in note for note in plan.warnings)
+    assert [note.values["file"] for note in plan.warnings if note.code == "planner_file"] == ["bad.safetensors"]
 
 
 def test_planner_that_is_not_there_does_not_refuse_the_graph(bench: Any) -> None:
     plan = bench.plan(planner="gone.safetensors", max_steps=17)
     assert plan.steps == 17
-    assert plan.fallback is not None
-    assert "no planner file 'gone.safetensors'" in plan.fallback
-    assert "random_planner.safetensors" in plan.fallback, "it names what is there"
+    assert code(plan.fallback) == "planner_absent"
+    assert "random_planner.safetensors" in message_of(plan.fallback).text(), "it names what is there"
 
 
 @pytest.mark.parametrize("name", ["../checkpoints/random.safetensors", "/etc/passwd"])
 def test_planner_name_cannot_leave_the_folder(bench: Any, name: str) -> None:
     plan = bench.plan(planner=name)
-    assert plan.fallback is not None
-    assert "no planner file" in plan.fallback
+    assert code(plan.fallback) == "planner_absent"
 
 
 def test_planner_of_another_model(bench: Any, save_variant: Any, setting: Any) -> None:
     save_variant("other.safetensors", name="other", setting=replace(setting, model="0" * 32, model_name="other model"))
     plan = bench.plan(planner="other.safetensors", max_steps=11)
     assert plan.steps == 11
-    assert "calibrated for other model" in (plan.fallback or "")
+    assert plan.fallback is not None and plan.fallback.values["was"] == "other model"
     assert bench.plan(planner="auto").planner == "random planner"
 
 
@@ -120,18 +119,18 @@ def test_no_planner_for_a_model(bench: Any, planner_file: Path) -> None:
     finally:
         hidden.rename(planner_file)
     assert plan.steps == 21
-    assert "no planner was calibrated for random" in (plan.fallback or "")
+    assert code(plan.fallback) == "no_planner"
 
 
 def test_min_steps_above_max_steps(bench: Any) -> None:
     plan = bench.plan(min_steps=30, max_steps=20)
     assert plan.steps == 20
-    assert "min_steps 30 is above max_steps 20" in (plan.fallback or "")
+    assert code(plan.fallback) == "min_above_max"
 
 
 def test_planner_is_listed_for_the_artist(bench: Any, session: Any) -> None:
     del bench
     info = session.object_info("BudgetFusion_BudgetPlanner")["BudgetFusion_BudgetPlanner"]
-    options = info["input"]["required"]["planner"][1]["options"]
+    options = info["input"]["optional"]["planner"][1]["options"]
     assert options[0] == "auto"
     assert "random_planner.safetensors" in options

@@ -13,6 +13,7 @@ import torch
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.metrics.backends import load_d_sim
 from research.in_process_host import HostInterrupted, HostRunError, HostValidationError, interrupted_after
+from tests.fixtures.said import code, message_of
 
 COUNTS = (2, 3, 5)
 
@@ -214,7 +215,7 @@ def test_auto_measures_as_the_plan_was_made(
             assert len(shown["quality"]) == len(shown["steps"])
         else:
             assert shown["quality"] is None
-            notes = " ".join(shown["notes"])
+            notes = " ".join(message_of(note).text() for note in shown["notes"])
             assert "calibrated on d_sim with lpips:not-here" in notes
             assert "unknown LPIPS network" in notes or "not-here" in notes.partition("Choose the same here.")[2]
 
@@ -275,7 +276,7 @@ def test_connected_reference(bench: Any, probe: Any, eyes: Any, make_node: Any, 
     }
     run = bench.run(graph)
     (shown,) = run.ui["8"]["probe"]
-    assert (shown["reference"], shown["counted"], shown["steps"]) == ("the reference", False, [1, 2])
+    assert (code(shown["reference"]), shown["counted"], shown["steps"]) == ("reference_given", False, [1, 2])
     assert run.outputs["8"][1:4] == [pytest.approx(0.0, abs=1e-4)] * 3
     assert all(shown[metric][1] > 0 for metric in METRICS)
 

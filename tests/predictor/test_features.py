@@ -77,7 +77,7 @@ def test_missing_pooled_is_zeros_and_a_flag():
 @pytest.mark.parametrize(
     ("tokens", "pooled", "said"),
     [
-        (torch.zeros(3, 15), None, "15 numbers a token, this planner was calibrated for 16"),
+        (torch.zeros(3, 15), None, "15 numbers a token, and this planner was calibrated for 16"),
         (torch.zeros(2, 3, 16), None, "one prompt"),
         (torch.zeros(0, 16), None, "one prompt"),
         (torch.zeros(16), None, "one prompt"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from budgetfusion_nodes.core.errors import InputError, UnsupportedError
+from budgetfusion_nodes.core.messages import message
 from budgetfusion_nodes.core.plan import Plan, decide_steps
 from budgetfusion_nodes.core.risk import ALPHAS
 
@@ -91,7 +92,7 @@ def test_max_steps_below_the_need_clips_and_warns(planner, conditioning):
     free = planner.plan(*conditioning, quality=0.95)
     tight = planner.plan(*conditioning, quality=0.95, max_steps=free.steps - 1)
     assert tight.steps == free.steps - 1
-    assert f"needs {free.steps} steps, but max_steps is {free.steps - 1}" in tight.warnings[0]
+    assert tight.warnings == (message("max_too_low", quality=0.95, steps=free.steps, max=free.steps - 1),)
     assert free.warnings == ()
 
 
@@ -103,7 +104,7 @@ def test_max_steps_below_the_target_is_silent_when_it_suffices(planner, conditio
 def test_max_steps_beyond_the_target_stays_within_it(planner, conditioning):
     plan = planner.plan(*conditioning, quality=0.99, risk=0.02, max_steps=120)
     assert plan.steps <= 50
-    assert "nothing beyond 50 steps" in plan.warnings[0]
+    assert plan.warnings[0] == message("max_beyond", max=plan.max_steps, target=50)
 
 
 def test_min_steps_is_kept_even_beyond_the_target(planner, conditioning):
@@ -111,19 +112,18 @@ def test_min_steps_is_kept_even_beyond_the_target(planner, conditioning):
     plan = planner.plan(*conditioning, min_steps=60, max_steps=80)
     assert plan.steps == 60
     assert plan.quality_predicted == 1.0
-    assert any("min_steps 60" in warning for warning in plan.warnings)
+    assert message("min_beyond", min=60, target=50) in plan.warnings
 
 
 def test_other_settings_are_warned_about(planner, conditioning):
     actual = replace(planner.setting, cfg=9.0, scheduler="simple")
     warnings = planner.plan(*conditioning, setting=actual).warnings
-    assert len(warnings) == 2
-    assert "scheduler" in warnings[0]
-    assert "cfg 3, this render uses 9" in warnings[1]
+    assert [said.values["what"] for said in warnings] == [message("name_scheduler"), message("name_cfg")]
+    assert (warnings[1].values["was"], warnings[1].values["now"]) == (3.0, 9.0)
 
 
 def test_missing_pooled_output_is_said(planner, conditioning, make_planner):
-    assert "no pooled output" in " ".join(planner.plan(conditioning[0], None).warnings)
+    assert message("no_pooled") in planner.plan(conditioning[0], None).warnings
     without = make_planner(pooled_in=0)
     assert without.plan(conditioning[0], None).warnings == ()
     assert without.plan(conditioning[0], torch.zeros(5)).warnings == ()  # it never knew a pooled output
@@ -139,14 +139,14 @@ def test_a_prompt_unlike_the_planners_own_is_said(planner, conditioning):
     tokens, pooled = conditioning
     plan = planner.plan(tokens * 5 + 30, pooled)
     assert plan.distance > 1.0
-    assert any("unlike the prompts" in warning for warning in plan.warnings)
+    assert "out_of_distribution" in [warning.code for warning in plan.warnings]
 
 
 def test_too_few_calibration_prompts_are_said(planner, conditioning):
     table = replace(planner.risk_table, prompts=30, theta=((0.0,) * 50, *planner.risk_table.theta[1:]))
     plan = replace(planner, risk_table=table).plan(*conditioning, risk=0.02)
     assert plan.steps == 50
-    assert any("30 calibration prompts cannot vouch" in warning for warning in plan.warnings)
+    assert any(w.code == "too_few_prompts" and w.values["n"] == 30 for w in plan.warnings)
 
 
 def test_evaluations_follow_the_sampler(planner, conditioning):

@@ -3,8 +3,6 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 
-import { EN } from "../../budgetfusion_nodes/web/messages.js";
-
 const FOLDER = new URL("../../locales/", import.meta.url);
 const LANGUAGES = ["de", "en", "es", "fr", "ja", "ko", "zh"];
 const FILES = ["main.json", "nodeDefs.json", "settings.json"];
@@ -19,7 +17,19 @@ function texts(value, path = "") {
 
 test("all seven languages are there", () => assert.deepEqual(readdirSync(FOLDER).sort(), LANGUAGES));
 
-test("English is what the page says by itself", () => assert.deepEqual(read("en", "main.json").budgetfusion, EN));
+test("every word that the page asks for is there, and every word of the page is asked for", () => {
+  const web = new URL("../../budgetfusion_nodes/web/", import.meta.url);
+  const code = readdirSync(web).filter((name) => name.endsWith(".js")).map((name) => readFileSync(new URL(name, web), "utf8"));
+  const python = readFileSync(new URL("../../budgetfusion_nodes/core/plan.py", import.meta.url), "utf8");
+  const asked = new Set([...code, python].join("\n").match(/[\w$]+/g));
+  const built = ["steps", "calls", "images", "metric", "view", "before"]; // `${word}_one`, `view_${view}_title`
+  for (const key of Object.keys(read("en", "main.json").budgetfusion)) {
+    if (key.startsWith("said_") || built.includes(key.split("_")[0])) continue;
+    assert.ok(asked.has(key), key);
+  }
+  const english = read("en", "main.json").budgetfusion;
+  for (const [, key] of code.join("\n").matchAll(/\bt\("(\w+)"/g)) assert.ok(key in english, key);
+});
 
 for (const language of LANGUAGES) {
   for (const file of FILES) {
@@ -27,7 +37,7 @@ for (const language of LANGUAGES) {
       const english = new Map(texts(read("en", file)));
       const own = new Map(texts(read(language, file)));
       assert.deepEqual([...own.keys()].sort(), [...english.keys()].sort());
-      const named = (text) => [...new Set(text.match(/\{\w+\}/g) ?? [])].sort();
+      const named = (text) => [...new Set(text.match(/\{[^}]*\}/g) ?? [])].sort();
       for (const [key, text] of own) {
         assert.ok(text.trim(), key);
         assert.deepEqual(named(text), named(english.get(key)), key);
@@ -40,7 +50,7 @@ for (const language of LANGUAGES.filter((one) => one !== "en")) {
   test(`${language}: sentences are translated, not copied`, () => {
     const english = new Map(FILES.flatMap((file) => texts(read("en", file), file)));
     const own = FILES.flatMap((file) => texts(read(language, file), file));
-    const copied = own.filter(([key, text]) => text === english.get(key) && text.replace(/\{\w+\}/g, "").split(/\s+/).length > 3);
+    const copied = own.filter(([key, text]) => text === english.get(key) && text.replace(/\{[^}]*\}/g, "").split(/\s+/).length > 3);
     assert.deepEqual(copied, []);
   });
 }

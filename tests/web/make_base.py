@@ -52,8 +52,9 @@ def main(host_dir: str, base: Path) -> None:
         shutil.copy(made, base / "models/checkpoints" / CHECKPOINT)
         tests = host_tests()
         model, clip, _vae = sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
-        fingerprint, name = identity.model_fingerprint(model)
-        setting = Setting(fingerprint, "dpmpp_2m", "karras", 3.0, 64, 64, model_name=name)
+        found = identity.read_identity(model)
+        told = {"model_name": found.name, "sampling": found.sampling.text()}
+        setting = Setting(found.known(), "dpmpp_2m", "karras", 3.0, 64, 64, **told)
         entries = [tests.Loaded(model, clip, _vae).encode(text)[0] for text in tests.PROMPTS]
         planner = tests.make_planner("page test planner", setting, entries)
         # the backends that the Probe will take, so that it can tell quality

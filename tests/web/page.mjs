@@ -340,7 +340,7 @@ test("the page speaks French where it is set to", { skip }, async () => {
   await session.ready();
   await session.show("adaptive_ksampler");
   const words = read("locales", "fr", "main.json").budgetfusion;
-  await page.locator(PANEL, { hasText: words.promise_sampler }).waitFor();
+  await page.locator(PANEL, { hasText: words.before_sampler }).waitFor();
   const names = await page.evaluate(() => {
     const node = window.app.graph.nodes.find((n) => n.comfyClass === "BudgetFusion_AdaptiveKSampler");
     return node.widgets.map((w) => w.label ?? w.name);

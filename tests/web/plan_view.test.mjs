@@ -3,7 +3,11 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
+import { said, setMessages } from "../../budgetfusion_nodes/web/messages.js";
 import * as pv from "../../budgetfusion_nodes/web/plan_view.js";
+import { speakEnglish, wordsOf } from "./english.mjs";
+
+speakEnglish();
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../cases/${name}`, import.meta.url), "utf8"));
 const { cases } = read("decide_cases.json");
@@ -68,7 +72,8 @@ test("untouched sliders repeat the plan", () => {
   const shown = pv.outlook(plan, { quality: 0.9, minSteps: 2, maxSteps: 50, risk: 0.1 });
   assert.equal(shown.steps, real.plan.steps);
   assert.match(shown.headline, new RegExp(`^${real.plan.steps} of 50 steps \\(\\d+% fewer\\)$`));
-  assert.deepEqual(shown.notes, real.plan.warnings);
+  assert.deepEqual(shown.notes, real.plan.warnings.map(said));
+  assert.ok(shown.notes.length);
   near(shown.floor, 1 - real.plan.threshold);
 });
 
@@ -87,9 +92,32 @@ test("max_steps below the need cuts, with the remedy", () => {
 });
 
 test("a warning about an old max_steps goes when the slider has moved; others stay", () => {
-  const warned = { ...plan, warnings: ["Quality 0.90 needs 9 steps, but max_steps is 4.", "A LoRA."] };
+  const limit = { code: "max_too_low", values: { quality: 0.9, steps: 9, max: 4 } };
+  const warned = { ...plan, warnings: [limit, "A LoRA."] };
   assert.equal(pv.outlook(warned, null).notes.length, 2);
   assert.deepEqual(pv.outlook(warned, { maxSteps: 40 }).notes, ["A LoRA."]);
+});
+
+test("what Python says is worded in the page's language, its numbers and the messages inside it too", () => {
+  const note = { code: "max_too_low", values: { quality: 0.9, steps: 1234, max: 4 } };
+  const file = { code: "planner_file", values: { file: "a.safetensors", problem: { code: "file_absent", values: {} } } };
+  assert.match(said(note), /^Quality 0\.90 needs 1,234 steps, but max_steps is 4:/);
+  assert.match(said(file), /^Planner file a\.safetensors: there is no such file\./);
+  try {
+    setMessages("de", wordsOf("de"), wordsOf("en"));
+    assert.match(said(note), /^Qualit\u00e4t 0,90 braucht 1\.234 Schritte/);
+    assert.match(said(file), /^Planerdatei a\.safetensors: es gibt sie nicht\./);
+    assert.match(pv.outlook(plan, null).details[0], /10\s%$/u);
+  } finally {
+    speakEnglish();
+  }
+});
+
+test("a text of an earlier version, a code of a later one and values that are not numbers are shown as they are", () => {
+  assert.equal(said("A LoRA."), "A LoRA.");
+  assert.equal(said({ code: "of_a_later_version", values: { n: 3 } }), "of_a_later_version: n 3");
+  assert.equal(said({ code: "prediction_error", values: { error: "nan" } }), "The plan's predicted quality is off by nan on average.");
+  assert.match(said({ code: "out_of_distribution", values: { score: null } }), /\(out-of-distribution score \?, 1 is the edge\)/);
 });
 
 test("min above max and another risk are said", () => {
@@ -176,7 +204,7 @@ test("the read-out tells prediction, range and measurement", () => {
   const points = pv.probePoints(probe, "quality");
   assert.match(pv.readout(8, "quality", curve, points), /^8 steps: quality 0\.\d\d predicted \(0\.\d\d to 0\.\d\d\), quality 0\.80 measured$/);
   assert.equal(pv.readout(70, "quality", curve, points), "70 steps: not predicted");
-  assert.equal(pv.readout(2, "l_snr", null, pv.probePoints(probe, "l_snr"), false), "image 2: 6.12 dB away measured");
+  assert.equal(pv.readout(2, "l_snr", null, pv.probePoints(probe, "l_snr"), false), "image 2: distance 6.12 dB measured");
 });
 
 // --------------------------------------------------------------------------------------------------- geometry

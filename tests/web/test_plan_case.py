@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS, all_counts, interpolate_log_n
+from budgetfusion_nodes.core.messages import message
 from budgetfusion_nodes.core.plan import Decision, Plan, threshold_at
 from budgetfusion_nodes.core.setting import Setting
 
@@ -57,7 +58,7 @@ def make_case() -> dict:
         threshold=threshold_at(KNOTS, 0.9),
         planner="case",
         setting=Setting("abc", "dpmpp_2m", "karras", 3.0, 64, 64, model_name="tiny_scenes"),
-        warnings=("A LoRA that was not there at calibration.",),
+        warnings=(message("model_lora", n=1, weights=12),),
         nfe=steps,
         decision=decision,
     )

@@ -4,9 +4,12 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { keep, recall } from "../../budgetfusion_nodes/web/kept.js";
-import { EN, fromHost, setMessages, t } from "../../budgetfusion_nodes/web/messages.js";
+import { setMessages, t } from "../../budgetfusion_nodes/web/messages.js";
 import { forecast, outlook, readPlan, wattHours } from "../../budgetfusion_nodes/web/plan_view.js";
 import { Totals, added, emptySum, totalRows } from "../../budgetfusion_nodes/web/totals.js";
+import { speakEnglish, wordsOf } from "./english.mjs";
+
+speakEnglish();
 
 const plan = readPlan(JSON.parse(readFileSync(new URL("../cases/plan_case.json", import.meta.url), "utf8")).plan);
 const near = (a, b) => assert.ok(Math.abs(a - b) <= 1e-9, `${a} is not ${b}`);
@@ -141,27 +144,13 @@ test("results stay small: the oldest go first, and one that is too long is not k
 // ----------------------------------------------------------------------------------------------------- messages
 
 test("a language replaces the words, what it lacks stays English, and names are filled in", () => {
-  setMessages({ steps_other: "{n} Schritte", no_plan: "Kein Plan" });
-  assert.equal(t("no_plan"), "Kein Plan");
-  assert.equal(t("steps_other", { n: 7 }), "7 Schritte");
-  assert.equal(t("row_time"), "Time");
-  setMessages(null);
-  assert.equal(t("no_plan"), "No plan");
-  assert.equal(t("row_against", {}), "Against {n}", "a name without a value is seen, not hidden");
-});
-
-test("a sentence of the host is told in the page's language where it is known, and else as it is", () => {
-  const english = "The planner was calibrated for cfg 3, this render uses 7.";
-  assert.equal(fromHost(english), english);
-  setMessages({ host_differs: "{what}: {was} statt {now}", host_size: "{was} statt {now}" });
-  assert.equal(fromHost(english), "cfg: 3 statt 7");
-  assert.equal(fromHost("The planner was calibrated for 64 x 64 pixels, this render is 96 x 96."), "64 x 64 statt 96 x 96");
-  assert.equal(fromHost("Something new."), "Something new.");
-  setMessages(null);
-});
-
-test("every placeholder of a message has a plain name", () => {
-  for (const [key, text] of Object.entries(EN)) {
-    assert.equal(text.replace(/\{[a-z]+\}/g, "").match(/[{}]/), null, key);
+  try {
+    setMessages("de", { steps_other: "{n} Schritte", no_plan: "Kein Plan" }, wordsOf("en"));
+    assert.deepEqual([t("no_plan"), t("unknown")], ["Kein Plan", "unknown"]);
+    assert.equal(t("last_run", { steps: t("steps_other", { n: 3 }) }), "The last run took 3 Schritte");
+    assert.equal(t("steps_other"), "{n} Schritte");
+  } finally {
+    speakEnglish();
   }
+  assert.equal(t("no_plan"), "No plan");
 });

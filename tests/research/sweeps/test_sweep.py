@@ -17,6 +17,8 @@ from torch import Tensor
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.setting import Setting
+from budgetfusion_nodes.host.identity import Identity
+from budgetfusion_nodes.host.model_sampling import Sampling as ModelSampling
 from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.predictor.dataset import ABSENT, SweepDataset, select
 from budgetfusion_nodes.tiny_scenes.scenes import HELD_OUT
@@ -628,6 +630,10 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_starts(
         load_model(tmp_path, tmp_path, tmp_path / "model.safetensors", "gpu")
 
 
+def identity(precision: str) -> Identity:
+    return Identity("a", "b", precision, ModelSampling(), ())
+
+
 def test_on_a_gpu_the_precision_is_comfyuis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model.safetensors"
     model.touch()
@@ -636,9 +642,9 @@ def test_on_a_gpu_the_precision_is_comfyuis(tmp_path: Path, capsys: pytest.Captu
     assert "ComfyUI chooses the precision" in capsys.readouterr().err
     given = cli.build_parser().parse_args([*command, "--host", str(tmp_path)])
     assert commands._sampling(given, "karras").dtype == "host"
-    assert Sampling(dtype="host").setting("a", "b", "fp16").precision == "fp16"
-    assert Sampling(dtype="bf16").setting("a", "b", "fp32").precision == "bf16"
-    assert Sampling().setting("a", "b", "fp32").precision == "fp32"
+    assert Sampling(dtype="host").setting(identity("fp16")).precision == "fp16"
+    assert Sampling(dtype="bf16").setting(identity("fp32")).precision == "bf16"
+    assert Sampling().setting(identity("fp32")).precision == "fp32"
 
 
 def test_sweeps_of_two_devices_do_not_join(two: tuple[Path, Path]) -> None:

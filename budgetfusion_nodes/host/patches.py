@@ -1,0 +1,99 @@
+"""Weight patches of a MODEL, told apart by what the host does with them: LoRAs, and weights of other models.
+
+`patches[key]` is a list of (strength, value, strength_model, offset, function): the weight times strength_model, plus
+strength times the value. A LoRA's value is an adapter or a difference and leaves strength_model at 1. A merge scales
+the weight, or its value is a list: another model's weight (with a function), then that model's own patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightPatches:
+    """What a MODEL's patches make of its weights."""
+
+    lora_weights: int = 0
+    """Weights that at least one LoRA changes."""
+    loras: int = 0
+    """LoRAs stacked on one weight, at most: at least so many were loaded."""
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights that are another model's altogether (a merge at ratio 0), by key."""
+    mixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Patches that mix other weights in, by key."""
+
+    @property
+    def merged(self) -> int:
+        """Number of weights that are not the loaded file's."""
+        return len(self.sources.keys() | self.mixed.keys())
+
+
+def weight_patches(model: Any) -> WeightPatches:
+    """Sorted out for all keys of a MODEL. A patch of strength 0 that leaves the weight as it is counts as none."""
+    lora_weights = loras = 0
+    sources: dict[str, Tensor] = {}
+    mixed: dict[str, Sequence[Any]] = {}
+    for key, listed in (getattr(model, "patches", None) or {}).items():
+        source, mixes, stacked = _sort(listed)
+        if source is not None:
+            sources[key] = source
+        if mixes:
+            mixed[key] = mixes
+        lora_weights += bool(stacked)
+        loras = max(loras, stacked)
+    return WeightPatches(lora_weights, loras, sources, mixed)
+
+
+def _sort(listed: Sequence[Any]) -> tuple[Tensor | None, list[Any], int]:
+    """(the weight that takes this one's place, patches that mix others in, number of LoRAs)."""
+    source: Tensor | None = None
+    mixes: list[Any] = []
+    loras = 0
+    for patch in listed:
+        strength, value, strength_model, *rest = patch
+        whole = all(part is None for part in rest)
+        if isinstance(value, list) and value and strength == 1 and strength_model == 0 and whole:
+            weight = value[0][0] if isinstance(value[0], tuple) else value[0]
+            inner, mixes, loras = _sort(value[1:])
+            source = weight if inner is None else inner
+        elif strength == 0 and strength_model == 1 and not _sets(value):
+            continue
+        elif isinstance(value, list) or strength_model != 1 or _sets_matrix(value):
+            mixes.append(patch)
+        else:
+            loras += 1
+    return source, mixes, loras
+
+
+def _sets(value: Any) -> bool:
+    """A patch that writes over the weight, whatever its strength."""
+    return isinstance(value, tuple) and len(value) == 2 and value[0] == "set"
+
+
+def _sets_matrix(value: Any) -> bool:
+    """LoRA files set a few vectors (norms); a matrix that is set is another model's."""
+    return _sets(value) and any(tensor.ndim >= 2 for tensor in tensors_in(value))
+
+
+def describe(patch: Any) -> str:
+    """Strengths and form of a patch, without its values."""
+    strength, value, strength_model, *rest = patch
+    inner = "".join(describe(part) for part in value[1:]) if isinstance(value, list) else type(value).__name__
+    offset = rest[0] if rest else None
+    return f"[{float(strength):.6g} {float(strength_model):.6g} {offset} {inner}]"
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors of a patch's value: nested lists and tuples, and the weights of an adapter."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+    elif hasattr(value, "weights"):
+        yield from tensors_in(value.weights)

@@ -1,0 +1,98 @@
+"""Which planner serves a render, and which one made a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..core.errors import PlannerFileError, UnsupportedError
+from ..core.messages import Message, message
+from ..core.plan import Plan
+from ..core.setting import Setting, differences, refusal
+from ..host.identity import is_former
+from ..host.paths import find_planner, planners_fingerprint, read_planner, search_planners
+from ..predictor.planner import Planner
+
+AUTO = "auto"
+
+Former = Callable[[], str | None]
+"""The model's fingerprint of before, which is read only where a planner of before is at hand."""
+
+
+def planners_state(planner: str | None) -> str:
+    """What a node's answer depends on besides its inputs, for the host's cache. planner: as on the node, None where it
+    comes from another node."""
+    return planners_fingerprint(None if planner in (AUTO, None) else planner)
+
+
+def choose_planner(name: str, setting: Setting, notes: list[Message], former: Former = lambda: None) -> Planner:
+    """The named planner, or with `auto` the one whose calibration is nearest to `setting`. notes: gets what could not
+    be read.
+
+    UnsupportedError if it was calibrated for another model, sampler or prediction: its curves would say nothing about
+    this render.
+    """
+    found = _readable_planners(notes) if name == AUTO else [read_planner(find_planner(name))]
+    planners = _recognised(found, setting, former)
+    chosen = _nearest(planners, setting) if name == AUTO else planners[0]
+    check_serves(chosen.name, chosen.setting, setting)
+    return chosen
+
+
+def check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
+    """UnsupportedError where a planner's curves would say nothing about this render."""
+    reason = refusal(name, calibrated, setting)
+    if reason is not None:
+        raise UnsupportedError(reason)
+
+
+def planner_of(plan: Plan) -> Planner:
+    """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
+    if plan.fallback is not None or not plan.planner:
+        raise PlannerFileError(message("plan_is_fallback"))
+    for planner in _readable_planners([]):
+        if planner.name == plan.planner and _made_for(planner.setting, plan.setting):
+            return planner
+    raise PlannerFileError(message("planner_gone", planner=plan.planner))
+
+
+def _nearest(planners: list[Planner], setting: Setting) -> Planner:
+    own = [planner for planner in planners if planner.setting.model == setting.model]
+    if not own:
+        known = ", ".join(sorted({p.setting.model_name or p.name for p in planners})) or "-"
+        raise UnsupportedError(message("no_planner", model=setting.model_name or setting.model[:12], known=known))
+
+    def distance(planner: Planner) -> tuple[bool, int]:
+        refused = refusal(planner.name, planner.setting, setting) is not None
+        return refused, len(differences(planner.setting, setting))
+
+    return min(own, key=distance)
+
+
+def _recognised(planners: list[Planner], setting: Setting, former: Former) -> list[Planner]:
+    """Planners of before that know this model by its former fingerprint are given the present one."""
+    known = former() if any(is_former(planner.setting.model) for planner in planners) else None
+    present = {"model": setting.model, "sampling": setting.sampling}
+    return [
+        replace(planner, setting=replace(planner.setting, **present)) if planner.setting.model == known else planner
+        for planner in planners
+    ]
+
+
+def _readable_planners(notes: list[Message]) -> list[Planner]:
+    planners: list[Planner] = []
+    found = search_planners()
+    notes.extend(found.notes)
+    for path in found.files.values():
+        try:
+            planners.append(read_planner(path))
+        except PlannerFileError as error:  # one bad file in the folder does not hide the good ones
+            notes.append(error.message)
+    return planners
+
+
+def _made_for(calibrated: Setting, planned: Setting | None) -> bool:
+    """Equal; a planner of before may know the model by its former fingerprint."""
+    if planned is not None and is_former(calibrated.model):
+        calibrated = replace(calibrated, model=planned.model, sampling=planned.sampling)
+    return calibrated == planned

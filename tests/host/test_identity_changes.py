@@ -1,0 +1,144 @@
+"""Every kind of change to a model is named: by its kind, and by its own name where it has one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+BLOCK = "diffusion_model.middle_block.1"
+
+
+@pytest.fixture
+def read(pack: Any) -> Callable[[Any], Any]:
+    return pack("host.identity").read_identity
+
+
+@pytest.fixture
+def fresh(loaded: Any) -> Any:
+    """A MODEL of the random checkpoint for this test alone."""
+    return loaded.model.clone()
+
+
+def node(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)()
+
+
+def named(identity: Any, code: str) -> str:
+    """The sentence of that code; it is the only change."""
+    (change,) = identity.changes
+    assert change.code == code, change
+    text = change.text()
+    assert "{" not in text and not text.startswith(f"{code}:"), "it has its words"
+    return text
+
+
+def _wrapper(model: Any) -> None:
+    model.add_wrapper_with_key("outer_sample", "easycache", lambda executor, *a: executor(*a))
+
+
+def _option_wrapper(model: Any) -> None:
+    extension = sys.modules["comfy.patcher_extension"]
+    options = model.model_options["transformer_options"]
+    extension.add_wrapper_with_key("diffusion_model", "teacache", lambda executor, *a: executor(*a), options)
+
+
+def _callback(model: Any) -> None:
+    model.add_callback_with_key("on_pre_run", "a pack", lambda *_: None)
+
+
+def _override(model: Any) -> None:
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
+
+
+def _rope(model: Any) -> None:
+    model.model_options["transformer_options"]["rope_options"] = {"scale_x": 2.0}
+
+
+def _additional(model: Any) -> None:
+    model.set_additional_models("control", [model.clone()])
+
+
+def _injection(model: Any) -> None:
+    injection = sys.modules["comfy.patcher_extension"].PatcherInjection
+    model.set_injections("motion", [injection(inject=lambda _: None, eject=lambda _: None)])
+
+
+def _hooks(model: Any) -> None:
+    hook = importlib.import_module("comfy.hooks").WeightHook()
+    model.add_hook_patches(hook, {k: (w,) for k, w in model.model_state_dict().items() if k.startswith(BLOCK)})
+
+
+CHANGES: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "a wrapper": ("model_wrappers", "easycache", _wrapper),
+    "a wrapper in the options": ("model_wrappers", "teacache", _option_wrapper),
+    "a callback": ("model_callbacks", "a pack", _callback),
+    "an injection": ("model_injections", "motion", _injection),
+    "hooks": ("model_hooks", "hook", _hooks),
+    "another model": ("model_additional", "control", _additional),
+    "a block's forward": ("model_objects", f"{BLOCK}.forward", lambda m: m.add_object_patch(f"{BLOCK}.forward", max)),
+    "a weight's function": ("model_weight_functions", "1", lambda m: m.add_weight_wrapper(f"{BLOCK}.weight", abs)),
+    "attention": ("model_attention", "attn2_patch", lambda m: m.set_model_attn2_patch(lambda *a: a)),
+    "attention replaced": ("model_attention", "attn1", lambda m: m.set_model_attn1_replace(max, "middle", 0)),
+    "attention function": ("model_attention", "optimized_attention_override", _override),
+    "positions": ("model_attention", "rope_options", _rope),
+    "a block": ("model_attention", "input_block_patch", lambda m: m.set_model_input_block_patch(lambda *a: a)),
+    "unet wrapper": (
+        "model_functions",
+        "model_function_wrapper",
+        lambda m: m.set_model_unet_function_wrapper(lambda f, a: f(**a)),
+    ),
+    "cfg": ("model_functions", "sampler_cfg_function", lambda m: m.set_model_sampler_cfg_function(lambda args: args)),
+    "post cfg": (
+        "model_functions",
+        "sampler_post_cfg_function",
+        lambda m: m.set_model_sampler_post_cfg_function(lambda args: args),
+    ),
+    "mask": ("model_functions", "denoise_mask_function", lambda m: m.set_model_denoise_mask_function(max)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_each_change_is_named(fresh: Any, read: Any, kind: str) -> None:
+    code, name, change = CHANGES[kind]
+    plain = read(fresh)
+    model = fresh.clone()
+    change(model)
+    assert name in named(read(model), code)
+    assert read(model).fingerprint == plain.fingerprint
+    assert read(fresh) == plain
+
+
+NODES = {
+    "RescaleCFG": ("comfy_extras.nodes_model_advanced", lambda n, m: n.patch(m, 0.7)),
+    "PerpNeg": ("comfy_extras.nodes_perpneg", lambda n, m: n.execute(m, [], 1.0)),
+    "PerturbedAttentionGuidance": ("comfy_extras.nodes_pag", lambda n, m: n.execute(m, 3.0)),
+    "SelfAttentionGuidance": ("comfy_extras.nodes_sag", lambda n, m: n.execute(m, 0.5, 2.0)),
+    "CFGZeroStar": ("comfy_extras.nodes_cfg", lambda n, m: n.execute(m)),
+    "FreeU": ("comfy_extras.nodes_freelunch", lambda n, m: n.execute(m, 1.1, 1.2, 0.9, 0.2)),
+    "HyperTile": ("comfy_extras.nodes_hypertile", lambda n, m: n.execute(m, 256, 2, 0, False)),
+    "TomePatchModel": ("comfy_extras.nodes_tomesd", lambda n, m: n.execute(m, 0.3)),
+    "EasyCacheNode": ("comfy_extras.nodes_easycache", lambda n, m: n.execute(m, 0.2, 0.15, 0.95, False)),
+    "DifferentialDiffusion": ("comfy_extras.nodes_differential_diffusion", lambda n, m: n.execute(m)),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_hosts_own_patching_nodes(fresh: Any, read: Any, name: str) -> None:
+    module, apply = NODES[name]
+    made = apply(node(module, name), fresh)
+    model = made[0] if isinstance(made, tuple) else made.result[0]
+    found = read(model)
+    assert found.changes
+    assert found.fingerprint == read(fresh).fingerprint
+    assert read(fresh).changes == ()
+
+
+def test_our_own_wrappers_are_no_change(fresh: Any, read: Any, pack: Any) -> None:
+    sampling = pack("host.sampling")
+    for key in (sampling.CLOCK, sampling.PROGRESS):
+        fresh.add_wrapper_with_key("outer_sample", key, lambda executor, *a: executor(*a))
+    assert read(fresh).changes == ()
