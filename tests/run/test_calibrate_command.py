@@ -30,6 +30,9 @@ def test_a_checkpoint_becomes_a_planner_from_the_shell(host_dir: Path, tmp_path:
     options += ["--steps", "4", "--width", "64", "--height", "64", "--name", "from the shell"]
     options += ["--prompts", str(tmp_path / "prompts.txt"), "--base-directory", str(tmp_path / "base"), "--json"]
     options += ["--comfyui-option=--disable-api-nodes", "--comfyui-option=--database-url=sqlite:///:memory:"]
+    page = tmp_path / "page"  # none is asked for, and the package that holds it need not be there
+    page.mkdir()
+    options.append(f"--comfyui-option=--front-end-root={page}")
     environment = {**os.environ, "COMFYUI_PATH": str(host_dir), "PWD": str(pack), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "budgetfusion_nodes"]
     done = subprocess.run(
