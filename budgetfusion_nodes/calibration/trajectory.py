@@ -34,7 +34,8 @@ class RenderError(Exception):
 class Reference(Protocol):
     """The target picture of one prompt and seed, with what is computed of it once."""
 
-    found: Measurement
+    @property
+    def found(self) -> Measurement: ...
 
     def to_bytes(self) -> bytes:
         """Its latent, from which `Renderer.reference` makes it again without rendering."""

@@ -61,7 +61,7 @@ def _refusal(body: Any) -> str:
     return " ".join(part for part in parts if part) or "it gave no reason."
 
 
-async def _followed(socket: aiohttp.ClientWebSocketResponse, prompt: str, node: str, follow: Follow) -> dict[str, Any]:
+async def _followed(socket: Any, prompt: str, node: str, follow: Follow) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     while True:
         message = await socket.receive(timeout=SILENCE_SECONDS)

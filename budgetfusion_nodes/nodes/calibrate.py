@@ -18,6 +18,72 @@ SOURCES = ("built-in", "text, one a line", "file in the input folder")
 """As in calibration/host_job.py, which would import the database library at start."""
 
 
+def _how() -> list[io.Input]:
+    """How much is rendered, of what, and where it goes."""
+    return [
+        io.Combo.Input(
+            "thoroughness",
+            options=list(THOROUGHNESS),
+            default=THOROUGHNESS[0],
+            tooltip="How many prompts are rendered: quick 28, standard up to 90, thorough up to 240 with two "
+            "seeds each. Each goes on from the one before, and the last two end by themselves when more "
+            "prompts change nothing.",
+        ),
+        io.Combo.Input(
+            "prompts",
+            options=list(SOURCES),
+            default=SOURCES[0],
+            tooltip="Which prompts are rendered: the pack's own list, the text below, or a file. Prompts like "
+            "those that you render give the best planner.",
+        ),
+        io.String.Input(
+            "prompt_text",
+            default="",
+            multiline=True,
+            tooltip="With 'text, one a line': your prompts. With 'file in the input folder': the name of a "
+            "txt, tsv, json or png file there, or the word output for the prompts of your PNG files in the "
+            "output folder.",
+        ),
+        io.String.Input(
+            "name",
+            default="",
+            tooltip="Name of the planner file in models/budgetfusion. Empty: made from model, sampler and scheduler.",
+        ),
+        io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures, in pixels."),
+        io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures, in pixels."),
+    ]
+
+
+def _optional() -> list[io.Input]:
+    """What a graph may connect beside."""
+    return [
+        io.Conditioning.Input(
+            "positive",
+            optional=True,
+            tooltip="Optional: what this conditioning carries beside its text (Flux guidance, SDXL sizes, "
+            "reference latents) is laid on every calibration prompt.",
+        ),
+        io.Latent.Input(
+            "latent_image",
+            optional=True,
+            tooltip="Optional: the latent that you render from. It sets size, channels and frames in place of "
+            "width and height.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="Optional: measures the meaning of the pictures (I-CLIP) too. Without it a planner goes by "
+            "fine detail and shapes.",
+        ),
+        io.Boolean.Input(
+            "keep_text",
+            default=False,
+            tooltip="Whether the prompts' texts are kept in the store. They are never in a planner.",
+            optional=True,
+        ),
+    ]
+
+
 class Calibrate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,61 +105,8 @@ class Calibrate(io.ComfyNode):
                 s.scheduler_input(),
                 s.cfg_input(),
                 s.max_steps_input(),
-                io.Combo.Input(
-                    "thoroughness",
-                    options=list(THOROUGHNESS),
-                    default=THOROUGHNESS[0],
-                    tooltip="How many prompts are rendered: quick 28, standard up to 90, thorough up to 240 with two "
-                    "seeds each. Each goes on from the one before, and the last two end by themselves when more "
-                    "prompts change nothing.",
-                ),
-                io.Combo.Input(
-                    "prompts",
-                    options=list(SOURCES),
-                    default=SOURCES[0],
-                    tooltip="Which prompts are rendered: the pack's own list, the text below, or a file. Prompts like "
-                    "those that you render give the best planner.",
-                ),
-                io.String.Input(
-                    "prompt_text",
-                    default="",
-                    multiline=True,
-                    tooltip="With 'text, one a line': your prompts. With 'file in the input folder': the name of a "
-                    "txt, tsv, json or png file there, or the word output for the prompts of your PNG files in the "
-                    "output folder.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="Name of the planner file in models/budgetfusion. Empty: made from model, sampler and "
-                    "scheduler.",
-                ),
-                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures, in pixels."),
-                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures, in pixels."),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="Optional: what this conditioning carries beside its text (Flux guidance, SDXL sizes, "
-                    "reference latents) is laid on every calibration prompt.",
-                ),
-                io.Latent.Input(
-                    "latent_image",
-                    optional=True,
-                    tooltip="Optional: the latent that you render from. It sets size, channels and frames in place of "
-                    "width and height.",
-                ),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Optional: measures the meaning of the pictures (I-CLIP) too. Without it a planner goes by "
-                    "fine detail and shapes.",
-                ),
-                io.Boolean.Input(
-                    "keep_text",
-                    default=False,
-                    tooltip="Whether the prompts' texts are kept in the store. They are never in a planner.",
-                    optional=True,
-                ),
+                *_how(),
+                *_optional(),
             ],
             outputs=[
                 io.String.Output("planner", tooltip="The planner's file name."),

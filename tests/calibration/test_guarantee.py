@@ -66,7 +66,7 @@ def run_until_settled(truth: FloatArray, alone: int, wanted: int) -> int:
     for done in range(10, wanted + 1, 10):
         guides = truth[:done][splits[:done] == "train"]
         if len(guides) >= LEAST_GUIDES:
-            counts = [guide_counts(tuple(COUNTS), part) for part in (guides[:-GUIDE_STEP], guides)]
+            counts = [guide_counts(tuple(COUNTS.tolist()), part) for part in (guides[:-GUIDE_STEP], guides)]
             if is_settled(*counts):
                 return done
     return wanted
@@ -118,5 +118,5 @@ def test_guide_counts_are_the_quantile_of_what_each_needs() -> None:
     rng = np.random.default_rng(1)
     truth = curves(rng, 50, 0.5, False)
     need = np.sort([COUNTS[int((tail_min(t[0]) >= 0.9).argmax())] for t in truth])
-    assert guide_counts(tuple(COUNTS), truth)[1] == need[44]
-    assert all_counts((2, 50)) == tuple(COUNTS)
+    assert guide_counts(tuple(COUNTS.tolist()), truth)[1] == need[44]
+    assert all_counts((2, 50)) == tuple(COUNTS.tolist())

@@ -124,7 +124,7 @@ def test_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     whole = run(tmp_path / "whole")
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
     rng = random.Random(5)
     kills = 0
     while kills < 50:
