@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,27 +12,30 @@ from ..core.setting import Setting
 from ..predictor.dataset import ABSENT, SweepDataset
 from .records import Encoded
 from .store import Store
-from .trajectory import filled
+from .trajectory import filled, next_count
 
 
 def build_dataset(
     store: Store,
     setting_id: int,
     backends_id: int,
-    prompt_ids: Sequence[int],
-    splits: Sequence[str],
+    prompts: Sequence[tuple[int, str, Collection[int]]],
     grid: Sequence[int],
+    tolerance: float,
     setting: Setting,
     backends: Mapping[str, str],
 ) -> SweepDataset | None:
-    """These prompts, each with its split, as far as at least one of their trajectories is whole on `grid`; None where
-    there are none. Counts that were left out are filled by the bounds that decided them. The data carry no text."""
-    found = store.measured(setting_id, backends_id, prompt_ids)
+    """prompts: (id, split, seeds) of each, once. Those with a finished trajectory; None where there are none.
+
+    A trajectory counts when nothing of it is open on `grid` at `tolerance`; counts that were left out are filled by the
+    bounds that decided them. The data carry no text."""
+    wanted = {prompt_id: seeds for prompt_id, _, seeds in prompts}
+    found = store.measured(setting_id, backends_id, tuple(wanted))
     rows: dict[int, list[tuple[int, NDArray[Any], NDArray[Any]]]] = {}
     for (prompt_id, seed), known in found.items():
-        if grid[0] in known and grid[-1] in known:
+        if seed in wanted[prompt_id] and next_count(grid, known, tolerance) is None:
             rows.setdefault(prompt_id, []).append((seed, *filled(grid, known, tuple(backends))))
-    kept = [(p, split) for p, split in zip(prompt_ids, splits, strict=True) if p in rows]
+    kept = [(prompt_id, split) for prompt_id, split, _ in prompts if prompt_id in rows]
     if not kept:
         return None
     encoded = store.encoded([p for p, _ in kept])

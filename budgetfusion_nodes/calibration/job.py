@@ -123,11 +123,7 @@ class Job:
         """CalibrationError where too many renders fail or too few prompts are left; InputError for bad inputs."""
         self._setting_id = self.store.setting_id(self.executor.subject)
         self._backends_id = self.store.backends_id(self.executor.backends)
-        self._order = rendering_order(self.prompts, self.spec.amount.prompts, self._encode)
-        self._ids = [
-            self.store.prompt_id(self._encode(p), p.category, p.text if self.spec.keep_text else None)
-            for p in self._order
-        ]
+        self._order, self._ids = self._chosen()
         self._open = [self.spec.amount.seeds] * len(self._order)  # trajectories of each prompt that are not done
         self._aside = self._tried = self._complete = 0
         self._forgive()
@@ -139,6 +135,14 @@ class Job:
         return self._finish()
 
     # ------------------------------------------------------------------------------------------------------ rendering
+
+    def _chosen(self) -> tuple[list[CalibrationPrompt], list[int]]:
+        """(prompts in the order of rendering, their rows). Two texts that the encoder takes for one are one prompt."""
+        found: dict[int, CalibrationPrompt] = {}
+        for prompt in rendering_order(self.prompts, self.spec.amount.prompts, self._encode):
+            text = prompt.text if self.spec.keep_text else None
+            found.setdefault(self.store.prompt_id(self._encode(prompt), prompt.category, text), prompt)
+        return list(found.values()), list(found)
 
     def _forgive(self) -> None:
         """A job that too many failures stopped tries them again: the artist has changed something since."""
@@ -211,15 +215,19 @@ class Job:
             self._replan(self._dataset(), compare=self._grown())
 
     def _dataset(self) -> SweepDataset | None:
-        count = self._complete
-        executor = self.executor
+        amount, executor = self.spec.amount, self.executor
+        splits = roles(self._complete, amount.alone)
+        prompts = [
+            (prompt_id, split, [prompt.seed(index) for index in range(amount.seeds)])
+            for prompt_id, prompt, split in zip(self._ids, self._order, splits, strict=False)
+        ]
         return build_dataset(
             self.store,
             self._setting_id,
             self._backends_id,
-            self._ids[:count],
-            roles(count, self.spec.amount.alone),
+            prompts,
             self.spec.grid,
+            amount.tolerance,
             executor.subject.setting,
             executor.backends,
         )
@@ -243,7 +251,9 @@ class Job:
         if data is None:
             return
         with torch.inference_mode(False), torch.enable_grad():  # the host runs its nodes without gradients
-            standing = make_standing(data, self.name, self._comparison, compare, self.fit_options)
+            standing = make_standing(
+                data, self.name, self._comparison, compare, self.fit_options, lambda: self.listen(self._progress())
+            )
         if standing is None:
             return
         planner = replace(standing.planner, provenance=self._provenance(standing, data))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,12 @@ class Standing:
 
 
 def make_standing(
-    dataset: SweepDataset, name: str, known: Comparison | None, compare: bool, options: FitOptions | None = None
+    dataset: SweepDataset,
+    name: str,
+    known: Comparison | None,
+    compare: bool,
+    options: FitOptions | None = None,
+    before_fold: Callable[[], None] = lambda: None,
 ) -> Standing | None:
     """The best planner that the data allow; None below LEAST calibration prompts.
 
@@ -67,7 +72,7 @@ def make_standing(
     options = options or FitOptions()
     comparison = known
     if compare and len(dataset.rows("train")) >= LEAST_GUIDES:
-        comparison = compare_in_folds(dataset, 0, replace(options, networks=1))
+        comparison = compare_in_folds(dataset, 0, replace(options, networks=1), before_fold=before_fold)
     better = comparison is not None and comparison.network_is_better
     planner = fit_planner(dataset, 0, name=name, options=options) if better else fit_mean_curve(dataset, name=name)
     kind = NETWORK if better else MEAN_CURVE

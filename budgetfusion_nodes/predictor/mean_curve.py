@@ -7,7 +7,7 @@ counts. So the calibration prompts may make the curve themselves and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,13 +137,21 @@ class Comparison:
 
 
 def compare_in_folds(
-    dataset: SweepDataset, seed: int, options: FitOptions, quality: float = 0.9, risk: float = 0.1
+    dataset: SweepDataset,
+    seed: int,
+    options: FitOptions,
+    quality: float = 0.9,
+    risk: float = 0.1,
+    before_fold: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Cross-validation on the training prompts alone, so that choosing by it leaves the calibration prompts new."""
+    """Cross-validation on the training prompts alone, so that choosing by it leaves the calibration prompts new.
+
+    before_fold: called before each fold's training; may raise, to cancel.
+    """
     own = select(dataset, dataset.rows("train"))
     scale = fit_scale(dataset)
     truth = true_quality(own, scale)
-    uppers = _out_of_fold(own, scale, seed, options)
+    uppers = _out_of_fold(own, scale, seed, options, before_fold)
     needs = [critical_thetas(upper, truth, quality) for upper in uppers]
     counts = np.asarray(all_counts(own.grid))
 
@@ -162,13 +170,14 @@ def compare_in_folds(
 
 
 def _out_of_fold(
-    own: SweepDataset, scale: tuple[float, ...], seed: int, options: FitOptions
+    own: SweepDataset, scale: tuple[float, ...], seed: int, options: FitOptions, before_fold: Callable[[], None]
 ) -> tuple[FloatArray, FloatArray]:
     """([N, C], [N, C]): upper curves by the mean curve and by the network, of each prompt from the other folds."""
     counts = all_counts(own.grid)
     uppers = tuple(np.zeros((len(own.prompts), len(counts))) for _ in range(2))
     fold = np.random.default_rng(seed).permutation(len(own.prompts)) % FOLDS
     for held in range(FOLDS):
+        before_fold()
         others, rows = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
         part = select(own, others)
         features = project_prompts(own, fit_token_projection(part, seed))

@@ -216,6 +216,32 @@ def test_text_is_kept_only_when_asked_for(tmp_path: Path) -> None:
         assert (b"prompt number" in (folder / "out.sqlite3").read_bytes()) == keep
 
 
+def test_texts_that_the_encoder_takes_for_one_are_one_prompt(tmp_path: Path) -> None:
+    class Deaf(StubRenderer):
+        def encode(self, text: str) -> Any:
+            return super().encode(text[: len("prompt number 1")])
+
+    outcome = run(tmp_path, Deaf(TARGET), prompts=300)
+    assert len(outcome.dataset.prompts) == outcome.progress.prompts == outcome.progress.wanted < 28
+
+
+def test_an_unfinished_trajectory_and_another_jobs_seeds_are_left_out(tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    whole = run(alone)
+
+    def cancel(text: str, seed: int, steps: int, careful: bool) -> str:
+        if len(renderer.asked) > 200:
+            raise KeyboardInterrupt
+        return ""
+
+    renderer = StubRenderer(TARGET, fails=cancel)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, renderer, "thorough")
+    outcome = run(tmp_path)
+    np.testing.assert_array_equal(outcome.dataset.seeds, whole.dataset.seeds)
+
+
 def test_where_the_prompt_tells_the_need_the_network_is_chosen_with_both_figures(make_dataset: Any) -> None:
     from tests.fixtures.datasets import make_dataset
 
