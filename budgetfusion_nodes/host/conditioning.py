@@ -187,14 +187,24 @@ def first_part(samples: Any) -> Tensor | None:
     return parts[0] if isinstance(parts, (list, tuple)) and parts and isinstance(parts[0], Tensor) else None
 
 
+TIME_RATIOS = {"Mochi": 6, "LTXV": 8, "Cosmos1CV8x8x8": 8}
+"""Of the host's latent formats for video; all others have 4."""
+
+
 def frame_count(model: Any, latent: Mapping[str, Any]) -> int | None:
     """Frames of the video that this latent becomes, 1 for a picture; None where it cannot be told."""
     samples = first_part(latent.get("samples"))
     if samples is None or samples.ndim < 4:
         return None
     frames = int(samples.shape[2]) if samples.ndim == 5 else 1
-    ratio = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
-    return (frames - 1) * int(ratio) + 1
+    return (frames - 1) * _time_ratio(model.get_model_object("latent_format")) + 1
+
+
+def _time_ratio(latent_format: Any) -> int:
+    """Frames that one frame of the latent stands for; hosts before 0.30 do not say it."""
+    said = getattr(latent_format, "temporal_downscale_ratio", None)
+    names = (known.__name__ for known in type(latent_format).__mro__)
+    return int(next((TIME_RATIOS[name] for name in names if name in TIME_RATIOS), 4) if said is None else said)
 
 
 def latent_extras(latent: Mapping[str, Any]) -> tuple[str, ...]:
