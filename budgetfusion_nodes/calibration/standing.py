@@ -44,9 +44,15 @@ class Standing:
         if self.comparison is None:
             return (*found, message("calibrate_few_prompts", least=LEAST_GUIDES))
         low, high = (f"{100 * end:.0f}" for end in self.comparison.saved[1:])
-        said = "calibrate_prompt_helps" if self.kind == NETWORK else "calibrate_prompt_no_help"
         saved = f"{100 * self.comparison.saved[0]:.0f}"
-        return (*found, message(said, saved=saved, low=low, high=high, prompts=self.comparison.prompts))
+        verdict = message(
+            "calibrate_prompt_helps" if self.kind == NETWORK else "calibrate_prompt_no_help",
+            saved=saved,
+            low=low,
+            high=high,
+            prompts=self.comparison.prompts,
+        )
+        return (*found, verdict)
 
     def figures(self) -> dict[str, Any]:
         """JSON-safe, for the planner file and the store."""

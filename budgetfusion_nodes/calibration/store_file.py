@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, create_engine, event
@@ -24,8 +24,32 @@ class StoreError(BudgetFusionError):
     """The store cannot be used where it lies, and not set aside either."""
 
 
+Said = Callable[[str, str], Message]
+"""(the database's name, the name under which it is set aside) -> the sentence."""
+
+
+def _damaged(file: str, other: str) -> Message:
+    return message("store_damaged", file=file, other=other)
+
+
+def _foreign(file: str, other: str) -> Message:
+    return message("store_foreign", file=file, other=other)
+
+
+def _newer(file: str, other: str) -> Message:
+    return message("store_newer", file=file, other=other)
+
+
+def _read_only(file: str, other: str) -> Message:
+    return message("store_read_only", file=file, other=other)
+
+
 class _Unusable(Exception):
-    """Why this database cannot be used, as the code of a sentence."""
+    """This database cannot be used."""
+
+    def __init__(self, said: Said) -> None:
+        super().__init__(said.__name__)
+        self.said = said
 
 
 def open_engine(path: Path) -> tuple[Engine, Message | None]:
@@ -34,19 +58,19 @@ def open_engine(path: Path) -> tuple[Engine, Message | None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(_said("store_folder", path, error)) from error
+        raise _no_folder(path, error) from error
     try:
         return _opened(path), None
     except _Unusable as found:
-        said = _moved_away(path, str(found))
+        said = _moved_away(path, found.said)
     try:
         return _opened(path), said
     except _Unusable as again:
-        raise StoreError(_said("store_folder", path, again)) from again
+        raise _no_folder(path, again) from again
 
 
-def _said(code: str, path: Path, error: object) -> str:
-    return message(code, file=path.name, folder=str(path.parent), error=str(error)).text()
+def _no_folder(path: Path, error: object) -> StoreError:
+    return StoreError(message("store_folder", file=path.name, folder=str(path.parent), error=str(error)))
 
 
 def _opened(path: Path) -> Engine:
@@ -56,7 +80,7 @@ def _opened(path: Path) -> Engine:
             _check_owner(connection.connection.dbapi_connection)
             version = schema.version_of(connection)
             if version > len(schema.MIGRATIONS):
-                raise _Unusable("store_newer")
+                raise _Unusable(_newer)
             schema.migrate(connection)
     except (DatabaseError, sqlite3.DatabaseError) as error:
         engine.dispose()
@@ -72,22 +96,22 @@ def _check_owner(connection: object) -> None:
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if owner != schema.APPLICATION_ID and (owner or tables):
-        raise _Unusable("store_foreign")
+        raise _Unusable(_foreign)
     (check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if check != "ok":
-        raise _Unusable("store_damaged")
+        raise _Unusable(_damaged)
 
 
-def _kind_of(error: Exception) -> str:
+def _kind_of(error: Exception) -> Said:
     text = str(error).lower()
     if isinstance(error, OperationalError) and "locked" in text:
         raise StoreError(message("store_locked")) from error
     if "readonly" in text or "read-only" in text or "unable to open" in text:
-        return "store_read_only"
-    return "store_damaged"
+        return _read_only
+    return _damaged
 
 
-def _moved_away(path: Path, code: str) -> Message:
+def _moved_away(path: Path, said: Said) -> Message:
     """Renames the database and its journal; the sentence says why and where it is now."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     other = path.with_name(f"{path.stem}.set-aside-{stamp}{path.suffix}")
@@ -100,8 +124,8 @@ def _moved_away(path: Path, code: str) -> Message:
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + companion).rename(other.with_name(other.name + companion))
     except OSError as error:
-        raise StoreError(_said("store_folder", path, error)) from error
-    return message(code, file=path.name, other=other.name)
+        raise _no_folder(path, error) from error
+    return said(path.name, other.name)
 
 
 def new_engine(path: Path) -> Engine:

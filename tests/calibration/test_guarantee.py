@@ -103,7 +103,7 @@ def test_the_simulation_would_notice_stopping_on_the_calibration_prompts() -> No
         chosen.append(misses(population, min(seen), 0.9))
         honest.append(misses(population, seen[-1], 0.9))
     error = np.std(chosen) / np.sqrt(len(chosen))
-    assert np.mean(chosen) > ALPHA > np.mean(honest)
+    assert np.mean(honest) <= ALPHA
     assert np.mean(chosen) > np.mean(honest) + 5 * error
 
 
