@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     _add_remeasure(commands)
     _add_train(commands)
     _add_report(commands)
+    _add_savings(commands)
     _add_convergence(commands)
     _add_bench(commands)
     nested_commands.add_parser(commands)
@@ -111,6 +112,19 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--data", type=Path, help="compute them again from this sweep data")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (%(default)s)")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _add_savings(commands: Any) -> None:
+    text = "what a calibration that leaves out decided counts saves, replayed on a sweep's finished shards"
+    parser = _command(commands, "savings", text, run_savings)
+    parser.add_argument("--sweep", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep (%(default)s)")
+
+
+def run_savings(args: argparse.Namespace) -> int:
+    from .savings import print_savings
+
+    print_savings(args.sweep)
+    return 0
 
 
 def _add_convergence(commands: Any) -> None:
