@@ -22,6 +22,7 @@ from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
 from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
 from research.in_process_host import PACK_ROOT, HostRun, HostSession, start_host
+from research.tiny_scenes_training.training_model import make_random_checkpoint
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
@@ -72,7 +73,7 @@ class Loaded:
 def loaded(session: HostSession, pack: Callable[[str], ModuleType]) -> Loaded:
     """A Tiny Scenes checkpoint with random weights, through the host's own loader."""
     path = session.base_dir / "models" / "checkpoints" / CHECKPOINT
-    pack("tiny_scenes.training_model").make_random_checkpoint(path, seed=0)
+    make_random_checkpoint(path, seed=0)
     with torch.inference_mode():
         return Loaded(*sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT))
 
