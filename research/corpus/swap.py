@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .graph import first_input, is_link, nearest, upstream
+from .graph import chosen, first_input, is_link, nearest, upstream
 from .package import SAMPLERS, Prompt
 from .page_format import Info, widget_values
 
@@ -95,7 +95,13 @@ def _planner_inputs(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> dict[
 
 def scheduler_of(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     """The node that makes the sigmas of a custom sampler: behind SplitSigmas and its kin."""
-    return nearest(prompt, node["inputs"].get("sigmas"), lambda one: not is_link(one["inputs"].get("sigmas")))
+    found = None
+    for _ in range(len(prompt)):
+        value = chosen(prompt, node["inputs"].get("sigmas"))
+        if not is_link(value) or value[0] not in prompt:
+            break
+        found, node = (value[0], prompt[value[0]]), prompt[value[0]]
+    return found
 
 
 def _connect(made: Prompt, sampler: str, planner: str, *, sigmas: bool) -> None:

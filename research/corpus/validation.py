@@ -75,10 +75,10 @@ def verdicts(session: HostSession) -> Iterator[Verdict]:
         with _standing_in(session, page, prompt) as lacking, _quiet():
             known = session.object_info(*{node["class_type"] for node in prompt.values()})
             filled = with_files(prompt, known)
-            stock = _problems(session, filled)
+            stock = problems(session, filled)
             ours: set[Problem] = set()
             for swapped in (swap(filled, info), swap(filled, info, sigmas=True)):
-                ours |= _for_our_sake(swapped, _problems(session, _all_reached(swapped)), stock)
+                ours |= _for_our_sake(swapped, problems(session, _all_reached(swapped)), stock)
             kinds = tuple(swap(filled, info).ours.values())
             yield Verdict(name, kinds, lacking, frozenset(stock), frozenset(ours))
 
@@ -133,7 +133,8 @@ def _all_reached(swapped: Swapped) -> Prompt:
     return {**swapped.prompt, **probes}
 
 
-def _problems(session: HostSession, prompt: Mapping[str, Any]) -> set[Problem]:
+def problems(session: HostSession, prompt: Mapping[str, Any]) -> set[Problem]:
+    """What the host's validator refuses in an API prompt."""
     try:
         _, found = session.validate(copy.deepcopy(dict(prompt)))
     except HostValidationError as refused:
