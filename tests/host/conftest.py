@@ -52,7 +52,7 @@ def session(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostSes
 
 @pytest.fixture(scope="session")
 def pack(session: HostSession) -> Callable[[str], ModuleType]:
-    """`pack("host.planning")`: the module as the host loaded it, which is not the one that tests import by name."""
+    """`pack("planning.service")`: the module as the host loaded it, which is not the one that tests import by name."""
     root = str(PACK_ROOT).replace(".", "_x_")
     return lambda name: importlib.import_module(f"{root}.budgetfusion_nodes.{name}")
 
@@ -70,7 +70,7 @@ class Loaded:
 
 
 @pytest.fixture(scope="session")
-def loaded(session: HostSession, pack: Callable[[str], ModuleType]) -> Loaded:
+def loaded(session: HostSession) -> Loaded:
     """A Tiny Scenes checkpoint with random weights, through the host's own loader."""
     path = session.base_dir / "models" / "checkpoints" / CHECKPOINT
     make_random_checkpoint(path, seed=0)

@@ -287,7 +287,7 @@ def test_unforeseen_fault_of_ours_does_not_stop_a_render(
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pack("host.planning"), "extract_all", broken)
+    monkeypatch.setattr(pack("planning.service"), "extract_all", broken)
     run = bench.run({**bench.base(), "5": bench.adaptive(max_steps=3, seed=99)}, show="5")
     assert run.outputs["5"][1] == 3
     assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]
@@ -304,7 +304,7 @@ def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pack("host.planning"), function, broken)
+    monkeypatch.setattr(pack("planning.service"), function, broken)
     run = bench.run({**graph, "5": bench.adaptive(max_steps=3, seed=98, plan=to("9"))}, show="5")  # 9: from the cache
     assert run.outputs["5"][1] == count
     assert "ZeroDivisionError: a bug" in run.ui["5"]["receipt"][0]["fallback"]

@@ -111,7 +111,7 @@ def test_loading_the_nodes_imports_nothing_heavy(host_dir: Path, tmp_path: Path)
     """In a fresh host: what the pack's entry point adds to sys.modules."""
     code = (
         "import sys\n"
-        "from budgetfusion_nodes.host.boot import PACK_ROOT, start_host\n"
+        "from research.in_process_host import PACK_ROOT, start_host\n"
         f"session = start_host({str(host_dir)!r}, {str(tmp_path)!r}, extras=())\n"
         "before = set(sys.modules)\n"
         "session.load_pack(PACK_ROOT)\n"

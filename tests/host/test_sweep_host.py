@@ -115,7 +115,7 @@ def test_measuring_in_parts_changes_nothing(loaded: Any, encoder: Path, monkeypa
     )
     images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole = renderer.measure(images * 2 - 1, images)
-    monkeypatch.setattr("budgetfusion_nodes.study.rendering.CHUNK_PIXELS", 64 * 64 * 2)
+    monkeypatch.setattr("research.sweeps.rendering.CHUNK_PIXELS", 64 * 64 * 2)
     parts = renderer.measure(images * 2 - 1, images)
     for name in ("shortfall", "l_snr", "judges"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=1e-5)

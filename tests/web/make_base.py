@@ -23,6 +23,7 @@ from budgetfusion_nodes.core.setting import Setting  # noqa: E402
 from budgetfusion_nodes.metrics.measure import Backends  # noqa: E402
 from budgetfusion_nodes.predictor.planner_file import save_planner  # noqa: E402
 from research.in_process_host import start_host  # noqa: E402
+from research.tiny_scenes_training.training_model import make_random_checkpoint  # noqa: E402
 
 CHECKPOINT = "tiny_scenes.safetensors"  # as the example graphs name it
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
@@ -46,9 +47,8 @@ def main(host_dir: str, base: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start_host(host_dir, scratch, [ROOT])
         root = str(ROOT).replace(".", "_x_")
-        training_model = importlib.import_module(f"{root}.budgetfusion_nodes.tiny_scenes.training_model")
         identity = importlib.import_module(f"{root}.budgetfusion_nodes.host.identity")
-        made = training_model.make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
+        made = make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
         shutil.copy(made, base / "models/checkpoints" / CHECKPOINT)
         tests = host_tests()
         model, clip, _vae = sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
