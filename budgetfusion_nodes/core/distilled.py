@@ -2,7 +2,8 @@
 
 Such a model was trained for a handful of steps, so a curve of full-step renders says nothing about it and a render of
 20 or 50 steps is wasted, or worse. The words are the ones that the field puts into file names (turbo, lightning, LCM,
-"4steps" ...); a name without one of them is not told apart here, and one with such a word by accident only loses a plan.
+"4steps" ...); a name without one of them is not told apart here, and one that has such a word by
+accident only loses a plan.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ MOST_STEPS = 12
 TITLE_KEYS = ("modelspec.title", "modelspec.tags", "modelspec.architecture", "ss_output_name", "general.name")
 """Metadata in which a file names itself (safetensors ModelSpec, kohya's LoRA trainer, GGUF)."""
 
-_INSIDE = ("turbo", "lightning", "schnell", "lightx2v", "causvid", "accvid", "selfforcing", "causalforcing", "turbodiffusion")
+_INSIDE = (
+    "turbo",
+    "lightning",
+    "schnell",
+    "lightx2v",
+    "causvid",
+    "accvid",
+    "selfforcing",
+    "causalforcing",
+    "turbodiffusion",
+)
 """Found anywhere in a name, whatever stands around them."""
 _TOKENS = frozenset({"lcm", "tcd", "dmd", "pcm", "rcm", "tdm", "sdxs", "flash", "rapid", "sprint", "fast", "hyper"})
 """Found as a word of its own."""

@@ -105,18 +105,24 @@ def scheduler_of(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> tuple[st
 
 
 def _connect(made: Prompt, sampler: str, planner: str, *, sigmas: bool) -> None:
+    """Two passes may share one schedule: the plan of the first one decides, and the second connects nothing."""
     node = made[sampler]
     if node["class_type"] == "KSamplerAdvanced":
         node["inputs"]["steps"] = [planner, 1]
         return
     scheduler = scheduler_of(made, node)
     if scheduler is not None and scheduler[1]["class_type"] == SCHEDULER and not sigmas:
-        if not _planned(scheduler[1]):  # two passes may share one schedule: the plan of the first one decides
+        if not _is_planned(scheduler[1]["inputs"].get("steps")):
             made[scheduler[0]]["inputs"]["steps"] = [planner, 1]
         return
-    node["inputs"]["sigmas"] = [planner, 2]
+    taker = node  # what stands between, such as SplitSigmas, goes on doing its work
+    while is_link(value := chosen(made, taker["inputs"].get("sigmas"))) and "sigmas" in made[value[0]]["inputs"]:
+        if not is_link(made[value[0]]["inputs"]["sigmas"]):
+            break
+        taker = made[value[0]]
+    if not _is_planned(taker["inputs"].get("sigmas")):
+        taker["inputs"]["sigmas"] = [planner, 2]
 
 
-def _planned(scheduler: Mapping[str, Any]) -> bool:
-    steps = scheduler["inputs"].get("steps")
-    return is_link(steps) and steps[0].endswith("-plan")
+def _is_planned(value: Any) -> bool:
+    return is_link(value) and value[0].endswith("-plan")
