@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetfusion_nodes.host.paths import PLANNER_FOLDER
 from research.in_process_host import HostSession, HostValidationError
 
 from .graph import is_link
@@ -68,8 +69,7 @@ class Verdict:
 
 
 def verdicts(session: HostSession) -> Iterator[Verdict]:
-    """Every sampling template of the package, one after another."""
-    _put_stand_ins(session)
+    """Every sampling template of the package, one after another. Call it inside `stand_in_files`."""
     info = session.object_info()
     for name, page, prompt in sampling_prompts(info):
         with _standing_in(session, page, prompt) as lacking, _quiet():
@@ -112,17 +112,26 @@ def _options(spec: Any) -> list[Any]:
     return (spec[1].get("options") or []) if spec[0] == "COMBO" and len(spec) > 1 else []
 
 
-def _put_stand_ins(session: HostSession) -> None:
-    """One empty file of each kind wherever the host looks for files."""
+@contextlib.contextmanager
+def stand_in_files(session: HostSession) -> Iterator[None]:
+    """Inside, one empty file of each kind lies wherever the host looks for files."""
     folder_paths = importlib.import_module("folder_paths")
     folders = [Path(paths[0]) for paths, _ in folder_paths.folder_names_and_paths.values() if paths]
     folders.append(Path(folder_paths.get_input_directory()))
+    made: list[Path] = []
     for folder in folders:
-        if session.base_dir in folder.parents and folder.name != "custom_nodes":
+        if session.base_dir in folder.parents and folder.name not in ("custom_nodes", PLANNER_FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
-            for name in STAND_INS:
-                (folder / name).touch()
+            made += [folder / name for name in STAND_INS if not (folder / name).exists()]
+    for file in made:
+        file.touch()
     folder_paths.filename_list_cache.clear()
+    try:
+        yield
+    finally:
+        for file in made:
+            file.unlink(missing_ok=True)
+        folder_paths.filename_list_cache.clear()
 
 
 def _all_reached(swapped: Swapped) -> Prompt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from research.corpus.page_format import to_prompt
 from research.corpus.swap import ADAPTIVE, PLANNER, swap
 from research.corpus.table import PAGE, page_for
 from research.corpus.uses import uses_of
-from research.corpus.validation import Verdict, problems, verdicts, with_files
+from research.corpus.validation import Verdict, problems, stand_in_files, verdicts, with_files
 from tests.conftest import PREFERRED
 
 GRAPHS = 241
@@ -28,10 +29,11 @@ UNCHANGED = ("image_flux2_klein_image_edit_4b_distilled", "sdxl_simple_example",
 
 
 @pytest.fixture(scope="module")
-def host(session: Any) -> Any:
-    """The host with all nodes that come with it."""
+def host(session: Any) -> Iterator[Any]:
+    """The host with all nodes that come with it, and files to choose."""
     session.wait(sys.modules["nodes"].init_builtin_extra_nodes())
-    return session
+    with stand_in_files(session):
+        yield session
 
 
 @pytest.fixture(scope="module")
