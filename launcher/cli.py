@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import browser, checks, comfyui, packages, startup_cost
+from . import browser, checks, comfyui, packages, release, startup_cost
 from .console import say, use_tolerant_output
 from .errors import LaunchError
 from .layout import ROOT, Layout
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
     )
     commands = parser.add_subparsers(
-        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed"
+        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed | release-check"
     )
 
     demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
@@ -121,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         page = commands.add_parser(name, help=words)
         _add_host_version(page)
         page.set_defaults(command=_page, program=program)
+
+    checked = commands.add_parser("release-check", help="say what stands in the way of a release to the registry")
+    checked.set_defaults(command=lambda _: release.run(ROOT))
     return parser
 
 

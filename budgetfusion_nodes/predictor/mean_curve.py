@@ -102,19 +102,17 @@ def constant_network(levels: Tensor, dataset: SweepDataset, example: Conditionin
     return network.eval().requires_grad_(False)
 
 
-def _out_of_distribution(training: Tensor, calibration: Tensor, apart: bool) -> OutOfDistribution:
+def _scorer(training: Tensor, calibration: Tensor, apart: bool) -> OutOfDistribution:
     """apart: whether the two are different prompts. Else each prompt's distance is taken from the others alone."""
     if apart:
         return fit_out_of_distribution(training, calibration)
-    out_of_distribution = fit_out_of_distribution(training, training)
+    near = fit_out_of_distribution(training, training)
     left_out = [
         float(((row - part.mean(0)) @ _whitening(part)).norm())
         for i, row in enumerate(training)
         for part in [torch.cat([training[:i], training[i + 1 :]])]
     ]
-    return OutOfDistribution(
-        out_of_distribution.centre, out_of_distribution.whitening, max(float(np.quantile(left_out, 0.95)), 1e-6)
-    )
+    return OutOfDistribution(near.centre, near.whitening, max(float(np.quantile(left_out, 0.95)), 1e-6))
 
 
 def _whitening(rows: Tensor) -> Tensor:

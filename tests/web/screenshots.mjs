@@ -121,7 +121,7 @@ async function run(session) {
     return !queue.queue_running.length && !queue.queue_pending.length;
   }, SLOW);
   await session.page.waitForTimeout(1500); // the last result arrives and is drawn
-  await session.page.evaluate(() => document.querySelectorAll(".p-toast").forEach((toast) => toast.remove()));
+  await session.page.evaluate(() => document.querySelectorAll('.p-toast, [data-testid="toast"]').forEach((toast) => toast.remove()));
 }
 
 /** The nodes of these types, at natural size, with a little ground around them. */
