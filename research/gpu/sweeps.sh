@@ -41,8 +41,8 @@ fit=(--threads 3)
 sample=6 # shards
 if [ -n "$toy" ]; then
     where=(--host "$host" --device cpu --workers "${WORKERS:-1}" --batch "${BATCH:-8}" --grid "2 3 4")
-    first=(--train 4 --train-seeds 1 --calibration 2 --calibration-seeds 2 --test 2 --test-seeds 3)
-    more=(--seed 2 --train 3 --train-seeds 1 --calibration 0 --test 0)
+    first=(--train 7 --train-seeds 1 --calibration 2 --calibration-seeds 2 --test 2 --test-seeds 3)
+    more=(--seed 2 --train 5 --train-seeds 1 --calibration 0 --test 0)
     judge=(--device cpu --steps 2 --captions 4 --lone-objects 2)
     fit=(--networks 1 --epochs 2)
     sample=1
@@ -51,7 +51,7 @@ fi
 part() { # name, limit in seconds, command...: never longer than the time that is left
     local name=$1 limit=$2 left=$((total - 20 - SECONDS + began)) start=$SECONDS status
     shift 2
-    [ "$left" -lt "$limit" ] && limit=$left
+    { [ "$left" -lt "$limit" ] || [ -n "$toy" ]; } && limit=$left
     if [ "$limit" -lt 5 ]; then
         echo "$name 0 left_out" >> "$work/parts.txt"
         return 1
