@@ -23,7 +23,7 @@ class ShippedModel:
     scheduler: str
     cfg: float
     loaders: Mapping[str, Inputs]
-    """The host's loader nodes -> their inputs: one checkpoint loader, or those of diffusion model, text encoder, VAE."""
+    """The host's loader nodes -> their inputs: one for a checkpoint, or diffusion model, text encoder and VAE."""
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -50,10 +50,14 @@ FLOW = ShippedModel(
     planner="tiny_scenes_flow_euler.safetensors",
     sampler_name="euler",
     scheduler="simple",
-    cfg=1.0,
+    cfg=3.0,
     loaders={
         "UNETLoader": {"unet_name": "tiny_scenes_flow.safetensors", "weight_dtype": "default"},
-        "CLIPLoader": {"clip_name": "tiny_scenes_flow_text.safetensors", "type": "stable_diffusion", "device": "default"},
+        "CLIPLoader": {
+            "clip_name": "tiny_scenes_flow_text.safetensors",
+            "type": "stable_diffusion",
+            "device": "default",
+        },
         "VAELoader": {"vae_name": "pixel_space"},
     },
 )

@@ -88,8 +88,9 @@ class Report:
             )
             lines.extend(f"{'':>11}{note}" for note in row.notes)
         lines.append(
-            f"{self.model.describe()}, in ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place of {self.target_steps} "
-            f"({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the sampling time saved."
+            f"{self.model.describe()}, in ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place "
+            f"of {self.target_steps} ({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the "
+            "sampling time saved."
         )
         if measured:
             lines.append(f"{reached} of {measured} renders reached the wanted quality of {quality:.2f}.")

@@ -5,7 +5,7 @@
 #   research/gpu/sweeps.sh [TOTAL]    TOTAL seconds that all may take (default 470); what does not fit is left out
 # The prompts and noise seeds are those of the shipped planner of the older model, so curves compare one to one.
 # TOY=1 runs everything on the CPU in small. GPU_PACK, WORK, OUT, PYTHON, HOST, WORKERS, BATCH and CFGS (of flow,
-# default "1 3") may be set.
+# default "3 1") may be set.
 set -uo pipefail
 total=${1:-470}
 pack=${GPU_PACK:-.gpu}
@@ -32,7 +32,7 @@ say "unpacked; $(getconf _NPROCESSORS_ONLN) cores"
 
 flow=weights/checkpoints/tiny_scenes_flow.safetensors
 eps=weights/checkpoints/tiny_scenes.safetensors
-read -ra cfgs <<< "${CFGS:-1 3}"
+read -ra cfgs <<< "${CFGS:-3 1}"
 where=(--host "$host" --device gpu --workers "${WORKERS:-7}" --batch "${BATCH:-50}")
 first=(--train 200 --train-seeds 1 --calibration 200 --calibration-seeds 2 --test 200 --test-seeds 3)
 more=(--seed 2 --train 600 --train-seeds 1 --calibration 0 --test 0)

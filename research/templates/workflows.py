@@ -317,7 +317,9 @@ def _hello() -> Graph:
 
 
 def _hello_flow() -> Graph:
-    loaders = [Node(i, kind, dict(given), 0) for i, (kind, given) in zip((1, 15, 16), FLOW.loaders.items(), strict=True)]
+    loaders = [
+        Node(i, kind, dict(given), 0) for i, (kind, given) in zip((1, 15, 16), FLOW.loaders.items(), strict=True)
+    ]
     return Graph(
         "hello_tiny_scenes_flow",
         "Press **Run**. Tiny Scenes Flow is a small model of the kind of Stable Diffusion 3 and Flux (a flow-matching "
