@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from . import transfer
 from .sweeps import commands as sweep_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
+    transfer.add_parser(groups)
     return parser
 
 
