@@ -50,7 +50,7 @@ def test_a_planner_of_a_faster_model_stops_too_early(on_slow):
 
 
 def test_a_planner_of_a_slower_model_only_costs_steps(sides):
-    rules = transfer(*sides, 0.9, 0.1, 1, splits=SPLITS)["rules"]
+    rules = transfer(sides[0], sides[1], 0.9, 0.1, 1, splits=SPLITS)["rules"]
     assert rules["other"]["violation_controlled"]["value"] < 0.05
     assert rules["other"]["steps"]["value"] > 1.2 * rules["own"]["steps"]["value"]
 
