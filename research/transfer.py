@@ -14,6 +14,7 @@ from .options import ROOT, number, whole
 if TYPE_CHECKING:
     from .statistics.transfer import Side
 
+VIOLATIONS = ("violation", "violation_controlled")
 HEADER = """\
 # A planner on another model
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     one, two = (_load(*paths) for paths in options.model)
     given = (options.quality, options.risk, options.seed)
     found = [transfer(target, other, *given, splits=options.splits) for target, other in ((one, two), (two, one))]
-    report = "\n".join([HEADER, *(section(figures) for figures in found)])
+    report = "\n".join([HEADER, *(section(figures) for figures in found), _made_with(one, two)])
     options.out.write_text(report, encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -82,6 +83,17 @@ def _load(data: Path, planner: Path) -> Side:
     return side
 
 
+def _made_with(*sides: Side) -> str:
+    """Which renders the figures are of."""
+    made = [
+        f"{side.planner.setting.model_name or side.planner.name}: {story.get('trajectories', '?')} trajectories on "
+        f"{story.get('device', 'cpu')}, ComfyUI {story.get('host_version', '?')}, PyTorch {story.get('torch', '?')}"
+        for side in sides
+        for story in [side.dataset.provenance]
+    ]
+    return f"Sweeps: {'; '.join(made)}. Made by `python -m research transfer`.\n"
+
+
 def section(figures: Mapping[str, Any]) -> str:
     """One direction as Markdown."""
     prompts = figures["prompts"]
@@ -98,25 +110,22 @@ def section(figures: Mapping[str, Any]) -> str:
     ]
     own, other = (_numbers(figures["scale"][side]) for side in ("target", "other"))
     judged = figures["other_on_its_own_scale"]
+    at_count, controlled = (_interval(judged[name], ".1%") for name in VIOLATIONS)
     lines += [
-        f"In the other planner's own unit of quality its plans violate {_share(judged['violation'])} "
-        f"(tolerance rule {_share(judged['violation_controlled'])}). Scale of quality (L-SNR in dB, D-SIM, I-CLIP): "
-        f"{own} here, {other} there. The other planner calls {figures['out_of_distribution']:.0%} of these prompts "
-        "out of distribution.",
+        f"In the other planner's own unit of quality its plans violate {at_count} (tolerance rule {controlled}). Scale of "
+        f"quality (L-SNR in dB, D-SIM, I-CLIP): {own} here, {other} there. The other planner calls "
+        f"{figures['out_of_distribution']:.0%} of these prompts out of distribution.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _row(name: str, rule: Mapping[str, Any]) -> str:
-    steps = rule["steps"]
     above = rule.get("splits_above_risk")
     cells: Sequence[str] = (
         _title(name),
-        f"{steps['value']:.1f} ({steps['low']:.1f} to {steps['high']:.1f})",
-        _share(rule["violation"]),
-        _share(rule["violation_controlled"]),
-        "" if above is None else f"{above:.0%}",
+        *(_interval(rule[name], form) for name, form in (("steps", ".1f"), *((v, ".1%") for v in VIOLATIONS))),
+        "" if above is None or rule["steps"]["low"] == rule["steps"]["high"] else f"{above:.0%}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -129,8 +138,11 @@ def _title(name: str) -> str:
     return f"{titles[kind]} {count} prompts"
 
 
-def _share(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"
+def _interval(value: Mapping[str, float], form: str) -> str:
+    """A value with its interval; alone where there was one draw."""
+    if value["low"] == value["high"]:
+        return f"{value['value']:{form}}"
+    return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
 
 def _numbers(values: Sequence[float]) -> str:
