@@ -112,8 +112,8 @@ def section(figures: Mapping[str, Any]) -> str:
     judged = figures["other_on_its_own_scale"]
     at_count, controlled = (_interval(judged[name], ".1%") for name in VIOLATIONS)
     lines += [
-        f"In the other planner's own unit of quality its plans violate {at_count} (tolerance rule {controlled}). Scale of "
-        f"quality (L-SNR in dB, D-SIM, I-CLIP): {own} here, {other} there. The other planner calls "
+        f"In the other planner's own unit of quality its plans violate {at_count} (tolerance rule {controlled}). Scale "
+        f"of quality (L-SNR in dB, D-SIM, I-CLIP): {own} here, {other} there. The other planner calls "
         f"{figures['out_of_distribution']:.0%} of these prompts out of distribution.",
         "",
     ]
