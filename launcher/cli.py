@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
     )
     demo.add_argument(
+        "--model",
+        choices=("eps", "flow"),
+        default="eps",
+        help="Tiny Scenes (dpmpp_2m / karras) or Tiny Scenes Flow (split files, euler / simple) (default: %(default)s)",
+    )
+    demo.add_argument(
         "--quality", type=_quality, default=0.90, help="the quality slider, 0.50 to 0.99 (default: %(default)s)"
     )
     demo.add_argument(
@@ -220,14 +226,8 @@ def _demo(options: argparse.Namespace) -> int:
     with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
         say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")
         command = [str(layout.python), "-m", "research.demo", "--server", server.url]
-        command += [
-            "--out",
-            str(options.out.absolute()),
-            "--quality",
-            str(options.quality),
-            "--seed",
-            str(options.seed),
-        ]
+        command += ["--model", options.model, "--out", str(options.out.absolute())]
+        command += ["--quality", str(options.quality), "--seed", str(options.seed)]
         for prompt in options.prompt or ():
             command.append(f"--prompt={prompt}")
         if options.held_out:

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import host_symbols
+from . import host_symbols, transfer
 from .corpus import table as models_table
 from .sweeps import commands as sweep_commands
 from .sweeps import noisy
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     noisy.add_parser(groups)
     models_table.add_parser(groups)
     host_symbols.add_parser(groups)
+    transfer.add_parser(groups)
     return parser
 
 

@@ -74,7 +74,7 @@ def fit_mean_curve(dataset: SweepDataset, *, name: str = "planner") -> Planner:
         projection=projection,
         networks=(network,),
         risk_table=calibrate(upper, true_quality(dataset, scale)[rows]),
-        out_of_distribution=_out_of_distribution(
+        out_of_distribution=_scorer(
             summaries([features[i] for i in seen]), summaries(calibration), len(guides) >= LEAST
         ),
         provenance={"data": dict(dataset.provenance)},

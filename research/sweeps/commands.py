@@ -176,8 +176,8 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="1 skips the negative prompt (%(default)s)")
     parser.add_argument("--width", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
     parser.add_argument("--height", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser on the CPU (default: fp32)")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="gpu: as ComfyUI renders there (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser (default: fp32; on a GPU ComfyUI's choice)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where ComfyUI runs (%(default)s)")
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument(
@@ -363,8 +363,8 @@ def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
     from .rendering import Sampling
 
     check_sampler(args.sampler)
-    if args.device == "gpu" and args.dtype:
-        raise InputError("--dtype: on a GPU ComfyUI chooses the precision, as it does for renders. Leave --dtype out.")
+    if args.device == "gpu" and args.dtype == "bf16":
+        raise InputError("--dtype: bf16 is for the CPU. On a GPU give fp32, or leave it to ComfyUI as for renders.")
     dtype = args.dtype or ("host" if args.device == "gpu" else "fp32")
     return Sampling(args.sampler, scheduler, args.cfg, args.width, args.height, dtype)
 
@@ -504,7 +504,8 @@ def run_convergence(args: argparse.Namespace) -> int:
     grid = parse_grid(args.grid)
     prompts = _calibration_prompts(args.seed, args.prompts)
     with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
-        loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve(), args.device)
+        place = args.host.resolve(), Path(base), args.checkpoint.resolve(), args.device
+        loaded = load_model(*place, fp32=args.dtype == "fp32")
         backends = Backends.from_values(*_measured_with(args))
         total = len(schedulers) * args.prompts * (sum(grid) + args.target)
         with _bar(args, total, 0) as progress:
