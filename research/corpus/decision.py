@@ -47,6 +47,6 @@ def decide(use: Use, schedulers: tuple[str, ...]) -> Decision:
         model_name=use.model_file,
     )
     try:
-        return Decision(PLAN, f"by {choose_planner(AUTO, setting)[0].name}")
+        return Decision(PLAN, f"by {choose_planner(AUTO, setting, []).name}")
     except UnsupportedError:
         return Decision(CALIBRATE)

@@ -78,7 +78,9 @@ def transfer(
         draws = _draws(target.dataset, count, splits if count < everyone else 1, seed)
         rules[f"other_recalibrated_{count}"] = _few_shot(target, held, draws, lambda _: foreign, q, alpha)
         rules[f"mean_curve_{count}"] = _few_shot(target, held, draws, _mean_curve(target.dataset), q, alpha)
-    distances = [other.planner.novelty.distance(f) for f in project_prompts(target.dataset, other.planner.projection)]
+    distances = [
+        other.planner.out_of_distribution.score(f) for f in project_prompts(target.dataset, other.planner.projection)
+    ]
     return {
         "target": target.planner.setting.describe(),
         "other": other.planner.setting.describe(),
