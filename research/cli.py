@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from . import host_symbols, transfer
 from .corpus import table as models_table
 from .sweeps import commands as sweep_commands
-from .sweeps import noisy
+from .sweeps import noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
-    noisy.add_parser(groups)
+    noisy_commands.add_parser(groups)
     models_table.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
