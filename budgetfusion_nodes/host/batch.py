@@ -46,7 +46,8 @@ def render_batch(
     positive = stack_conditionings(conditionings)
     sample = importlib.import_module("comfy.sample")
     latent = empty_latent(model, 1, width, height)
-    sigmas = get_sigmas(model, sampler_name, scheduler, steps)
+    if sigmas is None:
+        sigmas = get_sigmas(model, sampler_name, scheduler, steps)
     with torch.inference_mode():
         noise = torch.cat([sample.prepare_noise(latent, int(seed)) for seed in seeds])
         samples = sample.sample_custom(
@@ -58,7 +59,6 @@ def render_batch(
             positive,
             negative,
             torch.zeros_like(noise),
-            sigmas=sigmas,
             disable_pbar=True,
             seed=int(seeds[0]),
         )

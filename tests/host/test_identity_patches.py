@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from research.tiny_scenes_training.training_model import make_random_checkpoint
+
 BLOCK = "diffusion_model.middle_block.1"
 SHIPPED = Path(__file__).parents[2] / "weights"
 
@@ -33,7 +35,7 @@ def fresh(session: Any, loaded: Any) -> Any:
 @pytest.fixture
 def other(pack: Any, tmp_path: Any, session: Any) -> Any:
     del session
-    return load(pack("tiny_scenes.training_model").make_random_checkpoint(tmp_path / "other.safetensors", seed=1))
+    return load(make_random_checkpoint(tmp_path / "other.safetensors", seed=1))
 
 
 def load(path: Any) -> Any:
@@ -208,7 +210,7 @@ def test_a_merge_is_a_model_of_its_own(fresh: Any, other: Any, read: Any, kind: 
 
 
 def test_merges_differ_by_ratio_and_by_model(fresh: Any, other: Any, read: Any, pack: Any, tmp_path: Any) -> None:
-    third = load(pack("tiny_scenes.training_model").make_random_checkpoint(tmp_path / "third.safetensors", seed=2))
+    third = load(make_random_checkpoint(tmp_path / "third.safetensors", seed=2))
     merge = node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge
     found = [read(merge(fresh, b, ratio)[0]).fingerprint for b in (other, third) for ratio in (0.3, 0.5)]
     assert len(set(found)) == 4
@@ -337,7 +339,7 @@ def test_planners_of_before_know_their_model(
     for name in ("auto", "of_before.safetensors"):
         (plan, *_) = bench.run({**bench.base(width=128), "5": bench.planner(planner=name)}).outputs["5"]
         assert (plan.planner, plan.fallback, plan.warnings) == ("planner of before", None, ())
-        assert pack("host.planning").planner_of(plan).name == "planner of before"
+        assert pack("planning.choice").planner_of(plan).name == "planner of before"
 
 
 def test_planners_of_before_know_no_other_sampling(
@@ -356,5 +358,5 @@ def test_shipped_planner_is_for_the_shipped_model(session: Any, read: Any, pack:
     del session
     found = read(load(SHIPPED / "checkpoints" / "tiny_scenes.safetensors"))
     for path in (SHIPPED / "planners").glob("tiny_scenes_dpmpp*.safetensors"):
-        setting = pack("core.planner_file").load_planner(path).setting
+        setting = pack("predictor.planner_file").load_planner(path).setting
         assert (setting.model, setting.sampling) == (found.fingerprint, found.sampling.text())

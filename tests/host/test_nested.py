@@ -65,7 +65,7 @@ def test_sigmas_sampler_custom_and_adaptive_ksampler_run_along_one_nested_schedu
         "8": make_node("PreviewAny", source=to("7")),
     }
     run = bench.run(graph, show="5")
-    plan, steps, sigmas = run.outputs["9"]
+    plan, steps, sigmas, _split = run.outputs["9"]
     assert plan.schedule == NESTED.to_text() and plan.prefix_steps == 5 and steps > 5
     assert len(sigmas) == steps + 1 and sigmas[5] == pytest.approx(1.0, rel=1e-5)
     assert not codes(plan.warnings)

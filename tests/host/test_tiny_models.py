@@ -52,12 +52,12 @@ def graph(bench: Any, tiny: Tiny, make_node: Any, to: Any) -> Graph:
 def test_adaptive_ksampler_renders_exactly_max_steps_and_says_why(
     bench: Any, graph: Graph, tiny: Tiny, make_node: Any, to: Any
 ) -> None:
-    stock = make_node("KSampler", seed=5, steps=3, denoise=1.0, **graph.links)
-    ours = bench.adaptive(max_steps=3, **graph.links)
+    stock = make_node("KSampler", seed=5, steps=13, denoise=1.0, **graph.links)
+    ours = bench.adaptive(max_steps=13, **graph.links)
     run = bench.run({**graph.nodes, "5": ours, "6": stock, "7": make_node("PreviewAny", source=to("6"))}, show="5")
     latent, steps, _ = run.outputs["5"]
     (plan,) = run.ui["5"]["budget_plan"]
-    assert steps == 3 and graph.evaluations == 6, "three of ours and three of the stock node"
+    assert steps == 13 and graph.evaluations == 26, "13 of ours and 13 of the stock node"
     assert torch.equal(latent["samples"], run.outputs["6"][0]["samples"])
     assert torch.isfinite(latent["samples"]).all() and latent["samples"].std() > 0
     assert latent["samples"].shape[1] == tiny.latent["samples"].shape[1]
@@ -65,10 +65,10 @@ def test_adaptive_ksampler_renders_exactly_max_steps_and_says_why(
 
 
 def test_budget_planner_gives_the_hosts_own_sigmas(bench: Any, graph: Graph, tiny: Tiny) -> None:
-    run = bench.run({**graph.nodes, "5": bench.planner(max_steps=7, **_planned(graph.links))})
-    _, steps, sigmas = run.outputs["5"]
+    run = bench.run({**graph.nodes, "5": bench.planner(max_steps=14, **_planned(graph.links))})
+    _, steps, sigmas, _split = run.outputs["5"]
     (plan,) = run.ui["5"]["budget_plan"]
-    assert steps == 7 and sigmas.shape == (8,)
+    assert steps == 14 and sigmas.shape == (15,)
     assert sigmas[-1] == 0 and (sigmas.diff() < 0).all()
     assert graph.evaluations == 0, "a plan renders nothing"
     assert no_planner(plan, tiny), plan["fallback"]
