@@ -37,7 +37,7 @@ def test_the_dict_alone_repeats_the_decision(planner, conditioning):
     for q in (0.5, 0.75, 0.9, 0.99):
         d = data["decision"]
         again = decide_steps(d["counts"], d["upper"], d["thresholds"], q, 2, 50)
-        assert again == planner.plan(*conditioning, quality=q).steps
+        assert again == planner.plan(*conditioning, quality=q, max_steps=50).steps
     assert Plan.from_dict(data).to_dict() == data
 
 
