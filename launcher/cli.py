@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import browser, checks, comfyui, packages, startup_cost
+from . import browser, checks, comfyui, packages, release, startup_cost
 from .console import say, use_tolerant_output
 from .errors import LaunchError
 from .layout import ROOT, Layout
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
     )
     commands = parser.add_subparsers(
-        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed"
+        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed | release-check"
     )
 
     demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
+    )
+    demo.add_argument(
+        "--model",
+        choices=("eps", "flow"),
+        default="eps",
+        help="Tiny Scenes (dpmpp_2m / karras) or Tiny Scenes Flow (split files, euler / simple) (default: %(default)s)",
     )
     demo.add_argument(
         "--quality", type=_quality, default=0.90, help="the quality slider, 0.50 to 0.99 (default: %(default)s)"
@@ -121,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         page = commands.add_parser(name, help=words)
         _add_host_version(page)
         page.set_defaults(command=_page, program=program)
+
+    checked = commands.add_parser("release-check", help="say what stands in the way of a release to the registry")
+    checked.set_defaults(command=lambda _: release.run(ROOT))
     return parser
 
 
@@ -217,14 +226,8 @@ def _demo(options: argparse.Namespace) -> int:
     with running_host(layout, host, port=options.port, cpu=options.cpu) as server:
         say(f"{host} answers at {server.url} after {server.seconds:.1f} s.")
         command = [str(layout.python), "-m", "research.demo", "--server", server.url]
-        command += [
-            "--out",
-            str(options.out.absolute()),
-            "--quality",
-            str(options.quality),
-            "--seed",
-            str(options.seed),
-        ]
+        command += ["--model", options.model, "--out", str(options.out.absolute())]
+        command += ["--quality", str(options.quality), "--seed", str(options.seed)]
         for prompt in options.prompt or ():
             command.append(f"--prompt={prompt}")
         if options.held_out:

@@ -50,15 +50,16 @@ class Group:
 
     @property
     def digest(self) -> str:
-        lines = [*_requirement_lines(self.file), *self.extra]
+        lines = [*requirement_lines(self.file), *self.extra]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _requirement_lines(file: Path) -> Iterator[str]:
+def requirement_lines(file: Path) -> Iterator[str]:
+    """The requirements of a list and of the lists that it names, without comments."""
     for line in file.read_text(encoding="utf-8").splitlines():
         line = line.split("#")[0].strip()
         if line.startswith("-r "):
-            yield from _requirement_lines(file.parent / line[3:].strip())
+            yield from requirement_lines(file.parent / line[3:].strip())
         elif line:
             yield line
 

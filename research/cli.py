@@ -10,6 +10,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from . import host_symbols, transfer
+from .corpus import table as models_table
 from .sweeps import commands as sweep_commands
 from .sweeps import noisy
 from .tiny_scenes_training import commands as tiny_scenes_commands
@@ -23,6 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
     noisy.add_parser(groups)
+    models_table.add_parser(groups)
+    host_symbols.add_parser(groups)
+    transfer.add_parser(groups)
     return parser
 
 

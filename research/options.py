@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights"
 PREFERRED_HOST = "0.30.0"
 DTYPES = ("fp32", "bf16")
-"""Precisions that a study can ask for on the CPU."""
+"""Precisions that a study can ask for; bf16 on the CPU alone."""
 DEVICES = ("cpu", "gpu")
 
 

@@ -19,6 +19,7 @@ from ..predictor.planner_file import load_planner, unreadable
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CHECKPOINTS = WEIGHTS / "checkpoints"
+TEXT_ENCODERS = WEIGHTS / "text_encoders"
 PLANNERS = WEIGHTS / "planners"
 
 PLANNER_FOLDER = "budgetfusion"
@@ -30,9 +31,12 @@ ENCODER_FOLDERS = ("clip_vision", "text_encoders", PLANNER_FOLDER)
 
 
 def register_folders() -> None:
-    """Tells the host about the shipped checkpoint and about planner files. Safe to call twice."""
+    """Tells the host about the shipped models and about planner files. Safe to call twice."""
     folder_paths = importlib.import_module("folder_paths")
     folder_paths.add_model_folder_path("checkpoints", str(CHECKPOINTS))
+    # UNETLoader takes the denoiser out of a checkpoint, so that split files are shown without a copy of the weights
+    folder_paths.add_model_folder_path("diffusion_models", str(CHECKPOINTS))
+    folder_paths.add_model_folder_path("text_encoders", str(TEXT_ENCODERS))
     # the artist's folder comes first, so a planner of theirs may replace a shipped one of the same name
     folder_paths.add_model_folder_path(PLANNER_FOLDER, str(Path(folder_paths.models_dir) / PLANNER_FOLDER), True)
     folder_paths.add_model_folder_path(PLANNER_FOLDER, str(PLANNERS))

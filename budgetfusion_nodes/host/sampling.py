@@ -231,7 +231,7 @@ def sweep(
     done = 0
     for steps in counts:
         reporting = model.clone()
-        reporting.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, PROGRESS, _report(model, bar, done, sum(counts)))
+        reporting.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, PROGRESS, report_steps(model, bar, done, sum(counts)))
         yield render(reporting, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
         done += steps
         bar.update_absolute(done, sum(counts))
@@ -283,7 +283,7 @@ def _along(sigmas: Tensor) -> Callable[..., Any]:
     return along
 
 
-def _report(model: Any, bar: Any, done: int, total: int) -> Callable[..., Any]:
+def report_steps(model: Any, bar: Any, done: int, total: int) -> Callable[..., Any]:
     """Replaces the sampler's own progress callback, which would start again at 0 for each count."""
     previews = importlib.import_module("latent_preview")
     interrupted = importlib.import_module("comfy.model_management").throw_exception_if_processing_interrupted

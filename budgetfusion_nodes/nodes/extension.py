@@ -7,10 +7,11 @@ from comfy_api.latest import ComfyExtension, io
 from ..host.paths import register_folders
 from .adaptive_ksampler import AdaptiveKSampler
 from .budget_planner import BudgetPlanner
+from .calibrate import Calibrate
 from .metric_probe import PerceptualMetricProbe
 from .step_sweep import StepSweep
 
-NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe]
+NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe, Calibrate]
 
 
 class BudgetFusionExtension(ComfyExtension):

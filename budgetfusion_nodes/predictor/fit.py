@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.curves import FloatArray, all_counts, interpolate_log_n
 from ..core.errors import InputError
 from ..core.risk import calibrate
-from .dataset import SweepDataset, true_quality
+from .dataset import SPLITS, SweepDataset, true_quality
 from .features import ConditioningFeatures, FeatureBatch, Projection, collate, fit_out_of_distribution, fit_projection
 from .network import QUANTILES, CurvePredictor, PredictorSize, ensemble_quantiles, pinball
 from .planner import Planner
@@ -28,7 +28,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 # of the scale: pinball in log(e + this), so that n = 38 weighs like n = 3; differences below it are invisible
 LOG_OFFSET = 0.02
-LEAST_PROMPTS = {"train": 10, "calibration": 10, "test": 1}
+LEAST_PROMPTS = {"train": 10, "calibration": 10}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fit_planner(
     networks = train_ensemble(dataset, features, scale, seed, options)
     planner = _assemble(dataset, name, scale, projection, features, networks)
     logger.info("fitted %d networks in %.0f s", len(networks), time.perf_counter() - started)
-    prompts = {split: len(dataset.rows(split)) for split in LEAST_PROMPTS}
+    prompts = {split: len(dataset.rows(split)) for split in SPLITS}
     provenance = {"data": {**dataset.provenance, **prompts}, "fit": {"seed": seed, "options": asdict(options)}}
     return replace(planner, provenance=provenance)
 
@@ -99,9 +99,9 @@ def _check_splits(dataset: SweepDataset) -> None:
             raise InputError(f"sweep data: {found} {split} prompts; at least {least} are needed. Sweep more prompts.")
 
 
-def fit_scale(dataset: SweepDataset) -> tuple[float, ...]:
+def fit_scale(dataset: SweepDataset, split: str = "calibration") -> tuple[float, ...]:
     """s_m = median of e_m at the smallest count over the calibration prompts: a symmetric function of them."""
-    rows = dataset.rows("calibration")
+    rows = dataset.rows(split)
     crudest = dataset.shortfall[rows][dataset.present[rows]][:, 0]  # [R, M]
     scale = np.median(crudest.astype(np.float64), axis=0)
     for metric, value in zip(dataset.metrics, scale, strict=True):

@@ -64,6 +64,7 @@ def family_class(latent_format: type, text_classes: tuple[type, type]) -> type:
     """The `supported_models_base.BASE` subclass: how the host recognises and builds the model."""
     import comfy.model_detection  # pyright: ignore[reportMissingImports]
     import comfy.supported_models_base  # pyright: ignore[reportMissingImports]
+    import torch
 
     model = _base_model_class()
 
@@ -71,6 +72,8 @@ def family_class(latent_format: type, text_classes: tuple[type, type]) -> type:
         unet_config: ClassVar[Any] = dict(flow.FIXED_CONFIG)
         unet_extra_config: ClassVar[Any] = {}
         sampling_settings: ClassVar[Any] = {"shift": flow.SHIFT, "multiplier": flow.TIME_SCALE}
+        # As Tiny Scenes: small enough for fp32 anywhere, so the shipped planner holds on every device.
+        supported_inference_dtypes: ClassVar[Any] = [torch.float32]
         vae_key_prefix: ClassVar[Any] = ["vae."]
         text_encoder_key_prefix: ClassVar[Any] = ["text_encoders."]
         memory_usage_factor = 0.5

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from budgetfusion_nodes.core.messages import Message
+from research.shipped_models import MODELS
 
 from . import prompts as lists
 from .client import Client, Finished
@@ -47,6 +48,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m research.demo", description=__doc__)
     parser.add_argument("--server", required=True, help="address of a running ComfyUI that has the pack")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="where to write (default: %(default)s)")
+    parser.add_argument("--model", choices=sorted(MODELS), default="eps", help="which shipped model (%(default)s)")
     parser.add_argument("--quality", type=float, default=0.90, help="the quality slider (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the first prompt (default: %(default)s)")
     parser.add_argument("--prompt", action="append", default=[], help="your own prompt; may be given several times")
@@ -62,7 +64,8 @@ def chosen_prompts(own: Sequence[str], held_out: int) -> tuple[str, ...]:
 
 async def _demo(options: argparse.Namespace) -> None:
     images = _prepare_folder(options.out)
-    base = load_base()
+    model = MODELS[options.model]
+    base = load_base(model=model)
     prompts = chosen_prompts(options.prompt, options.held_out)
     pairs: list[Pair] = []
     async with Client(options.server) as client:
@@ -83,7 +86,8 @@ async def _demo(options: argparse.Namespace) -> None:
                     for node, name in ((graph.save_adaptive, "adaptive"), (graph.save_full, "full"))
                 ]
                 pairs.append(Pair(adaptive, full, row))
-        report = Report(await client.host_version(), graph.target_steps, tuple(pair.row for pair in pairs))
+        rows = tuple(pair.row for pair in pairs)
+        report = Report(await client.host_version(), graph.target_steps, rows, model)
     report.save(options.out / "report.json")
     save_sheet(draw_sheet(pairs, report, options.quality), options.out / "contact_sheet.png")
     print(report.summary(options.quality))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from research.shipped_models import EPS, ShippedModel
+
 from .errors import DemoError
 
 Graph = dict[str, dict[str, Any]]
@@ -22,6 +24,7 @@ BASE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "planner_into
 PLANNER, ADAPTIVE, PROBE = (
     f"BudgetFusion_{name}" for name in ("BudgetPlanner", "AdaptiveKSampler", "PerceptualMetricProbe")
 )
+CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 _SAME_INPUTS = (
     *("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise"),
 )
@@ -46,14 +49,33 @@ class DemoGraph:
         return self.adaptive, self.full
 
 
-def load_base(path: Path = BASE) -> Graph:
-    """The shipped graph. Raises DemoError where it is missing or unreadable."""
+def load_base(path: Path = BASE, model: ShippedModel = EPS) -> Graph:
+    """The shipped graph, with `model`. Raises DemoError where it is missing or unreadable."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return with_model(json.loads(path.read_text(encoding="utf-8")), model)
     except (OSError, ValueError) as error:
         raise DemoError(
             f"The example graph {path.name} cannot be read ({error}). Restore it from the repository."
         ) from error
+
+
+def with_model(base: Graph, model: ShippedModel) -> Graph:
+    """The graph with another model in place of its checkpoint: loaders, and the setting of planner and sampler."""
+    nodes = copy.deepcopy(base)
+    old = _only(nodes, CHECKPOINT_LOADER)
+    del nodes[old]
+    names = [f"load_{number}" for number in range(len(model.loaders))]
+    for name, (class_type, inputs) in zip(names, model.loaders.items(), strict=True):
+        nodes[name] = {"class_type": class_type, "inputs": dict(inputs)}
+    # three loaders give one output each, a checkpoint's loader all three
+    sources = [[name, 0] for name in names] if len(names) == 3 else [[names[0], output] for output in range(3)]
+    for node in nodes.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == old:
+                node["inputs"][name] = sources[value[1]]
+        if "sampler_name" in node["inputs"]:
+            node["inputs"].update(model.setting)
+    return nodes
 
 
 def build(base: Graph, prompt: str, seed: int, quality: float) -> DemoGraph:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from research.shipped_models import EPS, ShippedModel
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,6 +40,7 @@ class Report:
     host_version: str
     target_steps: int
     rows: tuple[Row, ...]
+    model: ShippedModel = EPS
 
     @property
     def mean_steps(self) -> float:
@@ -61,6 +64,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return {
             "host_version": self.host_version,
+            "model": self.model.title,
+            **self.model.setting,
             "target_steps": self.target_steps,
             "prompts": [{key: value for key, value in asdict(row).items() if key != "notes"} for row in self.rows],
             "mean_steps": self.mean_steps,
@@ -83,8 +88,9 @@ class Report:
             )
             lines.extend(f"{'':>11}{note}" for note in row.notes)
         lines.append(
-            f"ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place of {self.target_steps} "
-            f"({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the sampling time saved."
+            f"{self.model.describe()}, in ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place "
+            f"of {self.target_steps} ({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the "
+            "sampling time saved."
         )
         if measured:
             lines.append(f"{reached} of {measured} renders reached the wanted quality of {quality:.2f}.")

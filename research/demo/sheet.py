@@ -14,7 +14,7 @@ SIDE = 192
 GAP = 16
 TEXT_HEIGHT = 20
 PROMPT_LINES = 3
-HEADER = 84
+HEADER = 104
 PAIRS_ABREAST = ((6, 1), (16, 2), (10_000, 4))
 """(up to this many pairs, pairs in a row)."""
 INK, FAINT, WARNING, PAPER = (28, 28, 32), (105, 105, 115), (176, 58, 18), (250, 250, 248)
@@ -37,13 +37,14 @@ def draw_sheet(pairs: Sequence[Pair], report: Report, quality: float) -> Image.I
     sheet = Image.new("RGB", (width, HEADER + down * PAIR_HEIGHT + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     title, small = ImageFont.load_default(22), ImageFont.load_default(14)
-    pen.text((2 * GAP, GAP), "Tiny Scenes: adaptive (left) beside full-step (right)", INK, title)
+    pen.text((2 * GAP, GAP), f"{report.model.title}: adaptive (left) beside full-step (right)", INK, title)
     reached, measured = report.reached(quality)
     lead = (
         f"ComfyUI {report.host_version}, quality slider {quality:.2f}: {report.mean_steps:.1f} steps on average in "
         f"place of {report.target_steps}; {reached} of {measured} reached {quality:.2f}"
     )
-    pen.text((2 * GAP, GAP + 32), lead, FAINT, small)
+    for number, line in enumerate((lead, report.model.describe())):
+        pen.text((2 * GAP, GAP + 32 + number * TEXT_HEIGHT), line, FAINT, small)
     for number, pair in enumerate(pairs):
         x = 2 * GAP + (number % abreast) * (PAIR_WIDTH + 2 * GAP)
         y = HEADER + (number // abreast) * PAIR_HEIGHT

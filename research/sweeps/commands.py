@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     _add_remeasure(commands)
     _add_train(commands)
     _add_report(commands)
+    _add_savings(commands)
     _add_convergence(commands)
     _add_bench(commands)
     nested_commands.add_parser(commands)
@@ -113,6 +114,19 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
+def _add_savings(commands: Any) -> None:
+    text = "what a calibration that leaves out decided counts saves, replayed on a sweep's finished shards"
+    parser = _command(commands, "savings", text, run_savings)
+    parser.add_argument("--sweep", type=Path, default=DEFAULT_SWEEP, help="folder of the sweep (%(default)s)")
+
+
+def run_savings(args: argparse.Namespace) -> int:
+    from .savings import print_savings
+
+    print_savings(args.sweep)
+    return 0
+
+
 def _add_convergence(commands: Any) -> None:
     parser = _command(commands, "convergence", "which scheduler converges best at equal steps", run_convergence)
     _add_rendering(parser, scheduler=False)
@@ -162,8 +176,8 @@ def _add_rendering(parser: argparse.ArgumentParser, scheduler: bool = True) -> N
     parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="1 skips the negative prompt (%(default)s)")
     parser.add_argument("--width", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
     parser.add_argument("--height", type=whole(1, 100_000), default=64, help="pixels (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser on the CPU (default: fp32)")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="gpu: as ComfyUI renders there (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser (default: fp32; on a GPU ComfyUI's choice)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where ComfyUI runs (%(default)s)")
     parser.add_argument("--batch", type=whole(1, 100_000), default=32, help="trajectories at once (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 100_000), default=1, help="CPU threads of a process (%(default)s)")
     parser.add_argument(
@@ -349,8 +363,8 @@ def _sampling(args: argparse.Namespace, scheduler: str) -> Sampling:
     from .rendering import Sampling
 
     check_sampler(args.sampler)
-    if args.device == "gpu" and args.dtype:
-        raise InputError("--dtype: on a GPU ComfyUI chooses the precision, as it does for renders. Leave --dtype out.")
+    if args.device == "gpu" and args.dtype == "bf16":
+        raise InputError("--dtype: bf16 is for the CPU. On a GPU give fp32, or leave it to ComfyUI as for renders.")
     dtype = args.dtype or ("host" if args.device == "gpu" else "fp32")
     return Sampling(args.sampler, scheduler, args.cfg, args.width, args.height, dtype)
 
@@ -490,7 +504,8 @@ def run_convergence(args: argparse.Namespace) -> int:
     grid = parse_grid(args.grid)
     prompts = _calibration_prompts(args.seed, args.prompts)
     with tempfile.TemporaryDirectory(prefix="budgetfusion-study-", ignore_cleanup_errors=True) as base:
-        loaded = load_model(args.host.resolve(), Path(base), args.checkpoint.resolve(), args.device)
+        place = args.host.resolve(), Path(base), args.checkpoint.resolve(), args.device
+        loaded = load_model(*place, fp32=args.dtype == "fp32")
         backends = Backends.from_values(*_measured_with(args))
         total = len(schedulers) * args.prompts * (sum(grid) + args.target)
         with _bar(args, total, 0) as progress:

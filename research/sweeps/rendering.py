@@ -53,8 +53,9 @@ class Sampling:
     width: int = 64
     height: int = 64
     dtype: str = "fp32"
-    """fp32; bf16: the denoiser under autocast, faster, but its rounding is part of every distance; host: whatever
-    ComfyUI chooses on its GPU (the Setting then says which)."""
+    """fp32: on a GPU too, without TF32, so that one planner holds for both; bf16: the denoiser under autocast on the
+    CPU, faster, but its rounding is part of every distance; host: whatever ComfyUI chooses on its GPU (the Setting then
+    says which)."""
 
     def setting(self, identity: Identity) -> Setting:
         """Autocast overrules the model's own precision. UnsupportedError if the model cannot be told from others."""
@@ -95,9 +96,11 @@ class Measured:
     """[n, K, J] in JUDGES order."""
 
 
-def load_model(host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "cpu") -> LoadedModel:
+def load_model(
+    host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "cpu", *, fp32: bool = False
+) -> LoadedModel:
     """Starts the host and loads the checkpoint file through its own loader. device: "cpu" or "gpu"; on "gpu" the host
-    chooses device and precision as it does for an artist's renders."""
+    chooses the precision as it does for an artist's renders, unless `fp32` asks for full single precision."""
     if not checkpoint.is_file():
         raise InputError(f"--checkpoint: there is no file {checkpoint.name} in {checkpoint.parent}.")
     if device == "gpu" and not getattr(torch, "accelerator", torch.cuda).is_available():
@@ -105,6 +108,8 @@ def load_model(host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "
             "--device: PyTorch finds no GPU here. Install the PyTorch that belongs to your GPU, or leave --device out."
         )
     import_host(host_dir, cpu=device == "cpu")  # with PyTorch's own attention, where no host runs yet
+    if fp32 and device == "gpu":
+        compute_in_fp32()
     session = start_host(host_dir, base_dir, extras=(), cpu=device == "cpu")
     register()
     folder_paths, nodes = importlib.import_module("folder_paths"), importlib.import_module("nodes")
@@ -115,6 +120,13 @@ def load_model(host_dir: Path, base_dir: Path, checkpoint: Path, device: str = "
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint.name)[:3]
     where = importlib.import_module("comfy.model_management").get_torch_device()
     return LoadedModel(model, clip, vae, session.version, where)
+
+
+def compute_in_fp32() -> None:
+    """The host loads denoisers in fp32 from now on, and PyTorch rounds no factor of a product to TF32 (10 bits)."""
+    importlib.import_module("comfy.cli_args").args.fp32_unet = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # on by default, and the picture's first layer is a convolution
 
 
 def file_digest(path: Path) -> str:

@@ -163,7 +163,8 @@ class ShardRenderer:
     def __init__(self, job: SweepJob, base_dir: Path) -> None:
         self.job = job
         torch.set_num_threads(job.threads)
-        loaded = load_model(job.host_dir, base_dir, job.checkpoint, job.device)
+        fp32 = job.spec.sampling.dtype == "fp32"
+        loaded = load_model(job.host_dir, base_dir, job.checkpoint, job.device, fp32=fp32)
         backends = Backends.from_values(job.spec.d_sim, job.image_encoder)
         self.renderer = Renderer(loaded, job.spec.sampling, backends)
         self.facts = {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from research.in_process_host import PACK_ROOT, start_host
+from research.shipped_models import EPS, FLOW
 
 FOLDER = PACK_ROOT / "workflows"
 BLUEPRINTS = PACK_ROOT / "subgraphs"
@@ -53,7 +54,7 @@ PROMPTS = (
 )
 """From easy to hard."""
 NEGATIVE = ""
-SETTING = {"cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+SETTING = EPS.setting
 SEED, HELLO_SEED, TWO_PASS_SEED = 7, 1, 2
 """Graphs with equal samplers have seeds of their own: what the host has in its cache it does not show again."""
 LINE = 26  # pixels of a widget or slot row, as the page draws it
@@ -99,6 +100,7 @@ def graphs() -> tuple[Graph, ...]:
     """Every example graph."""
     return (
         _hello(),
+        _hello_flow(),
         _planner_into_adaptive(),
         _adaptive_alone(),
         _sweep_into_probe(),
@@ -272,7 +274,7 @@ def _adaptive(column: int, number: int = 6, title: str = "", **more: Any) -> Nod
     return Node(number, "BudgetFusion_AdaptiveKSampler", inputs, column, title, 400)
 
 
-def _ksampler(column: int, number: int, steps: Any, title: str = "", seed: int = SEED) -> Node:
+def _ksampler(column: int, number: int, steps: Any, title: str = "", seed: int = SEED, **more: Any) -> Node:
     inputs = {
         "model": link(1),
         "seed": seed,
@@ -282,6 +284,7 @@ def _ksampler(column: int, number: int, steps: Any, title: str = "", seed: int =
         "negative": link(3),
         "latent_image": link(4),
         "denoise": 1.0,
+        **more,
     }
     return Node(number, "KSampler", inputs, column, title, 320)
 
@@ -309,6 +312,29 @@ def _hello() -> Graph:
             _ksampler(3, 7, 50, "KSampler, all 50 steps", HELLO_SEED),
             *_decode_and_save(6, 4, title="As planned"),
             *_decode_and_save(7, 5, (10, 11), "All 50 steps"),
+        ),
+    )
+
+
+def _hello_flow() -> Graph:
+    loaders = [
+        Node(i, kind, dict(given), 0) for i, (kind, given) in zip((1, 15, 16), FLOW.loaders.items(), strict=True)
+    ]
+    return Graph(
+        "hello_tiny_scenes_flow",
+        "Press **Run**. Tiny Scenes Flow is a small model of the kind of Stable Diffusion 3 and Flux (a flow-matching "
+        "transformer) and comes with BudgetFusion. As there, diffusion model, text encoder and VAE have a loader each, "
+        f"and the sampler is {FLOW.sampler_name} with the scheduler {FLOW.scheduler}.\n\n**Adaptive KSampler** decides "
+        "how many steps this picture needs. The KSampler beside it takes all 50, from the same seed.",
+        (
+            *loaders,
+            _empty(64),
+            _text(2, HELLO_PROMPT, "Prompt", link(15)),
+            _text(3, NEGATIVE, "Negative prompt", link(15)),
+            _adaptive(2, seed=HELLO_SEED, **FLOW.setting),
+            _ksampler(3, 7, 50, "KSampler, all 50 steps", HELLO_SEED, **FLOW.setting),
+            *_decode_and_save(6, 4, title="As planned", vae=link(16)),
+            *_decode_and_save(7, 5, (10, 11), "All 50 steps", link(16)),
         ),
     )
 

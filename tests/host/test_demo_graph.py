@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
+
 from research.demo import graph as graphs
 from research.demo.__main__ import to_row
 from research.demo.client import Finished
 from research.in_process_host import HostSession
+from research.shipped_models import MODELS
 
 QUALITY = 0.8
 PROMPT = "a large red circle in the centre on a plain white background"
 
 
-def test_demo_graph_gives_a_whole_row(session: HostSession) -> None:
-    graph = graphs.build(graphs.load_base(), PROMPT, 1, QUALITY)
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_demo_graph_gives_a_whole_row(session: HostSession, model: str) -> None:
+    graph = graphs.build(graphs.load_base(model=MODELS[model]), PROMPT, 1, QUALITY)
     run = session.execute(graph.nodes)
     seconds: dict[str, Any] = dict.fromkeys((graph.planner, graph.adaptive, graph.full), 1.0)
     row = to_row(graph, Finished(run.ui, seconds), PROMPT, 1)

@@ -15,7 +15,8 @@ import pytest
 
 from research.in_process_host import PACK_ROOT, HostStartError, HostValidationError, start_host
 
-IDS = {f"BudgetFusion_{name}" for name in ("BudgetPlanner", "AdaptiveKSampler", "StepSweep", "PerceptualMetricProbe")}
+NAMES = ("BudgetPlanner", "AdaptiveKSampler", "StepSweep", "PerceptualMetricProbe", "Calibrate")
+IDS = {f"BudgetFusion_{name}" for name in NAMES}
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "demo_out", "node_modules")
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from research.in_process_host import PACK_ROOT, HostValidationError
+from research.shipped_models import FLOW, MODELS
 from research.templates.workflows import (
     BLUEPRINT,
     BLUEPRINTS,
@@ -242,7 +243,36 @@ def test_the_blueprints_links_join_what_they_say(host: Any) -> None:
     assert not joined, "every socket of the subgraph leads somewhere"
 
 
-def test_shipped_checkpoint_is_listed_by_the_stock_loader(session: Any) -> None:
+def test_shipped_files_are_listed_by_the_stock_loaders(session: Any) -> None:
     assert (PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors").is_file(), MISSING
-    info = session.object_info("CheckpointLoaderSimple")["CheckpointLoaderSimple"]
-    assert "tiny_scenes.safetensors" in json.dumps(info["input"]["required"]["ckpt_name"])
+    for model in MODELS.values():
+        for loader, inputs in (*model.loaders.items(), ("CheckpointLoaderSimple", {"ckpt_name": model.checkpoint})):
+            asked = session.object_info(loader)[loader]["input"]["required"]
+            for name, value in inputs.items():
+                assert name not in asked or value in json.dumps(asked[name]), (loader, name)
+
+
+def test_shipped_flow_is_one_model_through_either_loader(session: Any, pack: Any) -> None:
+    """The checkpoint and the split files: equal weights, equal text, and one identity, so one planner."""
+    nodes, identity = sys.modules["nodes"], pack("host.identity")
+    text = FLOW.loaders["CLIPLoader"]
+    with torch.inference_mode():
+        whole, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(FLOW.checkpoint)[:3]
+        (split,) = nodes.UNETLoader().load_unet(FLOW.loaders["UNETLoader"]["unet_name"], "default")
+        (split_clip,) = nodes.CLIPLoader().load_clip(text["clip_name"], text["type"])
+        one, two = (nodes.CLIPTextEncode().encode(c, "two large blue rings")[0] for c in (clip, split_clip))
+    assert identity.model_fingerprint(whole)[0] == identity.model_fingerprint(split)[0]
+    assert identity.model_precision(whole) == identity.model_precision(split) == "fp32"
+    assert torch.equal(one[0][0], two[0][0])
+    assert torch.equal(one[0][1]["pooled_output"], two[0][1]["pooled_output"])
+    weights = whole.model.diffusion_model.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in split.model.diffusion_model.state_dict().items())
+    # as a sweep on a GPU loads it, so that its planner is for this model
+    args = sys.modules["comfy.cli_args"].args
+    args.fp32_unet = True
+    try:
+        (full,) = nodes.UNETLoader().load_unet(FLOW.loaders["UNETLoader"]["unet_name"], "default")
+    finally:
+        args.fp32_unet = False
+    assert full.model.diffusion_model.x_embedder.proj.weight.dtype == torch.float32
+    assert identity.model_fingerprint(full)[0] == identity.model_fingerprint(split)[0]

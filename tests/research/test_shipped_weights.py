@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from budgetfusion_nodes.predictor.planner_file import load_planner
 from research.options import WEIGHTS
+from research.shipped_models import FLOW, MODELS, ShippedModel
 from research.sweeps.rendering import file_digest
 
 CHECKPOINT = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
-PLANNER = WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m.safetensors"
 MEGABYTE = 1_000_000
 
 
@@ -26,9 +28,32 @@ def test_generator_is_as_small_as_it_should_be() -> None:
     assert CHECKPOINT.stat().st_size <= 40 * MEGABYTE
 
 
-def test_planner_was_fitted_to_the_shipped_generator() -> None:
-    provenance = json.loads(PLANNER.with_suffix(".json").read_text(encoding="utf-8"))
-    assert provenance["sha256"] == file_digest(PLANNER)
-    assert provenance["data"]["spec"]["checkpoint_sha256"] == file_digest(CHECKPOINT)
-    assert provenance["setting"] == load_planner(PLANNER).setting.to_dict()
+def test_flow_is_what_its_provenance_says() -> None:
+    path = WEIGHTS / "checkpoints" / FLOW.checkpoint
+    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    weights = load_file(path)
+    denoiser = sum(value.numel() for key, value in weights.items() if key.startswith("model.diffusion_model."))
+    assert denoiser == provenance["parameters"]["denoiser"]
+    assert provenance["sha256"] == file_digest(path)
+    assert path.stat().st_size <= 40 * MEGABYTE
+    # the text encoder's split file holds the same weights
+    prefix = "text_encoders.clip_tiny.transformer."
+    text = load_file(WEIGHTS / "text_encoders" / FLOW.loaders["CLIPLoader"]["clip_name"])
+    text.pop("tiny_scenes_text")
+    inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    assert text.keys() == inside.keys()
+    assert all(text[key].equal(value) for key, value in inside.items())
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_planner_was_fitted_to_the_shipped_generator(model: ShippedModel) -> None:
+    path = WEIGHTS / "planners" / model.planner
+    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert provenance["sha256"] == file_digest(path)
+    checkpoint = WEIGHTS / "checkpoints" / model.checkpoint
+    assert provenance["data"]["spec"]["checkpoint_sha256"] == file_digest(checkpoint)
+    setting = load_planner(path).setting.to_dict()
+    assert provenance["setting"] == setting
+    assert {key: setting[key] for key in model.setting} == model.setting
+    assert setting["precision"] == "fp32"
     assert provenance["held_out"]

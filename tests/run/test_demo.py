@@ -30,10 +30,12 @@ from research.demo.client import Client, Finished, explain_refusal
 from research.demo.errors import DemoError
 from research.demo.report import Report, Row
 from research.demo.sheet import PAIR_WIDTH, SIDE, Pair, draw_sheet, wrap
+from research.shipped_models import MODELS
 from research.sweeps import prompts as study_prompts
 from research.sweeps.prompts import PromptList, StudyPrompt
 
 ISSUE_KEYS = {"host_version", "target_steps", "prompts", "mean_steps", "saved_steps_pct", "saved_seconds_pct"}
+SETTING_KEYS = {"model", "sampler_name", "scheduler", "cfg"}
 ISSUE_PROMPT_KEYS = {
     *("prompt", "seed", "steps", "quality_predicted", "quality_measured", "set_by", "seconds", "seconds_target")
 }
@@ -119,6 +121,25 @@ def test_the_full_step_render_differs_from_the_adaptive_one_in_nothing_but_steps
     assert adaptive["plan"] == [made.planner, 0]
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_is_loaded_and_sampled_as_it_is_shipped(name: str) -> None:
+    model = MODELS[name]
+    made = graphs.build(graphs.load_base(model=model), "a prompt", 1, 0.9)
+    loaders = {
+        n["class_type"]: n["inputs"] for n in made.nodes.values() if n["class_type"].endswith(("Loader", "Simple"))
+    }
+    assert loaders == model.loaders
+    for node in (made.planner, made.adaptive, made.full):
+        inputs = made.nodes[node]["inputs"]
+        assert {key: inputs[key] for key in model.setting} == model.setting
+    for node in made.nodes.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in made.nodes
+    report = Report("0.30.0", 50, (a_row(),), model)
+    assert report.to_dict()["model"] == model.title
+    assert model.describe() in report.summary(0.9)
+
+
 def test_the_prompt_reaches_the_positive_text_alone_and_the_base_stays_as_it_was() -> None:
     base = graphs.load_base()
     before = json.dumps(base)
@@ -157,7 +178,7 @@ def test_the_report_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     report = Report("0.30.0", 50, (a_row(steps=10), a_row(steps=20, seconds=1.0)))
     report.save(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert set(saved) == ISSUE_KEYS
+    assert set(saved) == ISSUE_KEYS | SETTING_KEYS
     assert set(saved["prompts"][0]) == ISSUE_PROMPT_KEYS
     assert saved["mean_steps"] == 15 and saved["saved_steps_pct"] == pytest.approx(70.0)
     assert saved["saved_seconds_pct"] == pytest.approx(100 * (1 - 1.5 / 4.0))

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.comfyui import OLDEST_VERSION, PINS
 from launcher.layout import ROOT
-from launcher.packages import _requirement_lines
+from launcher.packages import requirement_lines
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,18 +39,18 @@ def test_the_oldest_comfyui_is_the_same_everywhere() -> None:
 
 
 def test_the_artists_list_is_the_projects_list() -> None:
-    assert sorted(_requirement_lines(ROOT / "requirements.txt")) == sorted(PROJECT["project"]["dependencies"])
+    assert sorted(requirement_lines(ROOT / "requirements.txt")) == sorted(PROJECT["project"]["dependencies"])
 
 
 def test_the_artists_list_leaves_comfyuis_own_packages_alone() -> None:
-    names = {re.split(r"[<>=!~ ]", line)[0].lower() for line in _requirement_lines(ROOT / "requirements.txt")}
+    names = {re.split(r"[<>=!~ ]", line)[0].lower() for line in requirement_lines(ROOT / "requirements.txt")}
     assert not names & OF_COMFYUI
 
 
 def test_the_installed_lists_satisfy_the_artists_list() -> None:
     packaging = pytest.importorskip("packaging.requirements")
-    artists = {r.name: r for r in map(packaging.Requirement, _requirement_lines(ROOT / "requirements.txt"))}
-    installed = [packaging.Requirement(line) for line in _requirement_lines(ROOT / "requirements/host.txt")]
+    artists = {r.name: r for r in map(packaging.Requirement, requirement_lines(ROOT / "requirements.txt"))}
+    installed = [packaging.Requirement(line) for line in requirement_lines(ROOT / "requirements/host.txt")]
     for one in installed:
         if one.name in artists:
             (pin,) = one.specifier
@@ -63,7 +63,7 @@ def test_pip_reads_the_artists_list_and_finds_it_satisfied() -> None:
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--dry-run", "-r", str(ROOT / "requirements.txt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    names = [re.split(r"[<>=!~ ]", line)[0] for line in _requirement_lines(ROOT / "requirements.txt")]
+    names = [re.split(r"[<>=!~ ]", line)[0] for line in requirement_lines(ROOT / "requirements.txt")]
     for name in names:
         assert f"Requirement already satisfied: {name}" in done.stdout, done.stdout
     assert "Would install" not in done.stdout
@@ -76,7 +76,8 @@ def test_the_registrys_fields_are_there() -> None:
 
 
 def test_the_registrys_icon_is_a_square_picture_in_the_pack() -> None:
-    icon = ROOT / PROJECT["tool"]["comfy"]["Icon"]
+    icon = ROOT / "docs/images/icon.svg"
+    assert PROJECT["tool"]["comfy"]["Icon"].endswith("/docs/images/icon.svg")
     width, height = re.findall(r'(?:width|height)="(\d+)"', icon.read_text(encoding="utf-8"))[:2]
     assert width == height and int(width) <= 400, "what the registry takes"
     assert not re.search(r"<script|(?:href|src)=", icon.read_text(encoding="utf-8")), "nothing is loaded or run"

@@ -205,7 +205,7 @@ def test_a_host_names_the_versions_of_its_page(tmp_path: Path) -> None:
 
 def test_every_installed_list_is_pinned_exactly() -> None:
     for file in (ROOT / "requirements").glob("*.txt"):
-        for line in packages._requirement_lines(file):
+        for line in packages.requirement_lines(file):
             assert "==" in line, f"{file.name}: {line}"
 
 

@@ -197,6 +197,11 @@ export class Session {
     await this.page.evaluate((count) => window.app.queuePrompt(0, count), count);
   }
 
+  /** A message of the page that floats over the graph; its markup is another since frontend 1.5x. */
+  toast(text) {
+    return this.page.locator('.p-toast-message, [data-testid="toast"]', { hasText: text }).first();
+  }
+
   /** How many prompts run or wait. */
   async waiting() {
     const queue = await this.page.evaluate(async () => (await fetch("/api/queue")).json());

@@ -125,8 +125,7 @@ test("without a planner a badge, a sentence and a toast say so", { skip }, async
   assert.match(await panel.locator(".bf-reason").innerText(), /^No planner was calibrated for /);
   assert.equal(await panel.getAttribute("data-steps"), "50");
   assert.match(await panel.locator(".bf-receipt").innerText(), /50 of 50 \(none saved\)/);
-  const toast = page.locator(".p-toast-message", { hasText: "no plan, all 50 steps" });
-  await toast.waitFor({ timeout: 5000 });
+  await session.toast("no plan, all 50 steps").waitFor({ timeout: 5000 });
   await session.shot(SHOTS, "2_fallback");
 });
 
@@ -326,7 +325,7 @@ test("settings: quality of new nodes, the band, and a queue that stops at a fall
     await session.setWidget("BudgetFusion_AdaptiveKSampler", "seed", seed);
     await session.queue();
   }
-  await page.locator(".p-toast-message", { hasText: "The queue was stopped" }).first().waitFor({ timeout: SLOW });
+  await session.toast("The queue was stopped").waitFor({ timeout: SLOW });
   await until(async () => (await session.waiting()) === 0);
   const rendered = (await session.history()) - before;
   assert.ok(rendered >= 1 && rendered < 20, `${rendered} of 20 were rendered`);

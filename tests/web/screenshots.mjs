@@ -20,6 +20,8 @@ const MODEL_FOLDERS = {
   ckpt_name: "checkpoints", unet_name: "diffusion_models", clip_name1: "text_encoders", clip_name2: "text_encoders",
   vae_name: "vae",
 };
+/** Files that come with the pack or the host itself. */
+const SHIPPED = (file) => file.startsWith("tiny_scenes") || file === "pixel_space";
 const SETTINGS = {
   "Comfy.Minimap.Visible": false,
   "LiteGraph.Canvas.MinFontSizeForLOD": 0, // titles stay readable in small pictures
@@ -63,7 +65,7 @@ function placeOthersModels() {
   for (const { inputs } of templates().flatMap((name) => Object.values(twinOf(name)))) {
     for (const [input, folder] of Object.entries(MODEL_FOLDERS)) {
       const file = inputs[input];
-      if (!file || file === "tiny_scenes.safetensors") continue;
+      if (!file || SHIPPED(file)) continue;
       mkdirSync(join(base, "models", folder), { recursive: true });
       writeFileSync(join(base, "models", folder, file), "");
     }
@@ -77,7 +79,8 @@ async function thumbnails() {
   for (const name of templates()) {
     const twin = twinOf(name);
     await session.open(name);
-    if (Object.values(twin).some((node) => node.inputs.ckpt_name === "tiny_scenes.safetensors")) await run(session);
+    const model = Object.values(twin).map(({ inputs }) => inputs.ckpt_name ?? inputs.unet_name).find(Boolean);
+    if (SHIPPED(model)) await run(session);
     await session.fitView(40);
     await session.page.screenshot({ path: join(ROOT, "workflows", `${name}.jpg`), type: "jpeg", quality: 82 });
     process.stdout.write(`workflows/${name}.jpg\n`);
@@ -121,7 +124,7 @@ async function run(session) {
     return !queue.queue_running.length && !queue.queue_pending.length;
   }, SLOW);
   await session.page.waitForTimeout(1500); // the last result arrives and is drawn
-  await session.page.evaluate(() => document.querySelectorAll(".p-toast").forEach((toast) => toast.remove()));
+  await session.page.evaluate(() => document.querySelectorAll('.p-toast, [data-testid="toast"]').forEach((toast) => toast.remove()));
 }
 
 /** The nodes of these types, at natural size, with a little ground around them. */

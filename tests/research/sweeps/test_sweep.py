@@ -637,14 +637,15 @@ def identity(precision: str) -> Identity:
     return Identity("a", "b", precision, ModelSampling(), ())
 
 
-def test_on_a_gpu_the_precision_is_comfyuis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_gpu_the_precision_is_comfyuis_or_fp32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model.safetensors"
     model.touch()
     command = ["study", "sweep", "--checkpoint", str(model), "--out", str(tmp_path / "s"), "--device", "gpu"]
-    assert cli.main([*command, "--dtype", "fp32"]) == 2
-    assert "ComfyUI chooses the precision" in capsys.readouterr().err
-    given = cli.build_parser().parse_args([*command, "--host", str(tmp_path)])
-    assert commands._sampling(given, "karras").dtype == "host"
+    assert cli.main([*command, "--dtype", "bf16"]) == 2
+    assert "bf16 is for the CPU" in capsys.readouterr().err
+    for more, dtype in (((), "host"), (("--dtype", "fp32"), "fp32")):
+        given = cli.build_parser().parse_args([*command, *more, "--host", str(tmp_path)])
+        assert commands._sampling(given, "karras").dtype == dtype
     assert Sampling(dtype="host").setting(identity("fp16")).precision == "fp16"
     assert Sampling(dtype="bf16").setting(identity("fp32")).precision == "bf16"
     assert Sampling().setting(identity("fp32")).precision == "fp32"

@@ -1,0 +1,161 @@
+"""A calibration inside the host: from what a graph connects to a planner file, with the host's own progress and cancel.
+
+What the node Calibrate calls. Everything that is rendered is in the store before the next render starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.messages import message
+from ..core.setting import Setting
+from ..host.identity import read_identity
+from ..host.memory import stop_if_cancelled
+from ..host.paths import planner_folders
+from ..host.sampling import report_steps
+from ..planning.service import Request, render_setting
+from . import prompts as prompt_sources
+from .executors import InlineExecutor
+from .host_renderer import Graph, HostRenderer, choose_backends
+from .job import Job, Progress
+from .planner_folder import file_name, put_planner
+from .prompts import CalibrationPrompt
+from .records import Subject
+from .report import draw, report_dict, report_text
+from .spec import Spec
+from .store import Store
+
+STORE = ("budgetfusion", "calibration.sqlite3")
+"""In the host's user folder."""
+EVENT = "budgetfusion.calibration"
+"""What the page receives while the job runs: {"node", "messages", "prompts", "wanted"}."""
+TELL_SECONDS = 0.5
+BUILT_IN, TEXT, FILE = "built-in", "text, one a line", "file in the input folder"
+SOURCES = (BUILT_IN, TEXT, FILE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the node gives."""
+
+    name: str
+    text: str
+    picture: Tensor
+    """IMAGE [1, H, W, 3]."""
+    shown: dict[str, Any]
+    """For the page."""
+
+
+def store_path() -> Path:
+    """The store's file in the host's user folder."""
+    folder = importlib.import_module("folder_paths").get_user_directory()
+    return Path(folder).joinpath(*STORE)
+
+
+def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, ...]:
+    """By the node's inputs. file: a name in the input folder, or `output` for the PNG files of the output folder."""
+    if source == BUILT_IN:
+        return prompt_sources.built_in()
+    if source == TEXT:
+        return prompt_sources.from_text(text)
+    folder_paths = importlib.import_module("folder_paths")
+    inside = Path(folder_paths.get_input_directory()).resolve()
+    if file.strip() == "output":
+        return prompt_sources.from_file(Path(folder_paths.get_output_directory()))
+    path = (inside / file.strip()).resolve()
+    if not file.strip() or inside not in path.parents or not path.exists():
+        raise InputError(message("calibrate_no_file", file=file, folder=str(inside)))
+    return prompt_sources.from_file(path)
+
+
+@dataclass
+class _Teller:
+    """The host's progress bar and the text on the node."""
+
+    node: str | None
+    _bar: Any = None
+    _done: int = 0
+    _total: int = 1
+    _told: float = 0.0
+
+    def model_for(self, steps: int, model: Any) -> Any:
+        """A clone of the MODEL that reports each of its `steps` steps on the job's one bar."""
+        kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
+        reporting = model.clone()
+        total = max(self._total, self._done + steps)
+        wrapper = report_steps(model, self._progress_bar(), self._done, total)
+        reporting.add_wrapper_with_key(kinds.OUTER_SAMPLE, "budgetfusion_calibration", wrapper)
+        return reporting
+
+    def __call__(self, progress: Progress) -> None:
+        self._done, self._total = progress.evaluations, max(1, progress.evaluations + progress.left)
+        self._progress_bar().update_absolute(self._done, self._total)
+        stop_if_cancelled()
+        now = time.monotonic()
+        if now - self._told < TELL_SECONDS and progress.left:
+            return
+        self._told = now
+        said = progress.messages()
+        server = importlib.import_module("server").PromptServer.instance
+        if self.node is not None:
+            server.send_progress_text("\n".join(one.text() for one in said), self.node)
+            content = {"messages": [one.to_dict() for one in said], "prompts": progress.prompts}
+            server.send_sync(EVENT, {"node": self.node, "wanted": progress.wanted, **content}, server.client_id)
+
+    def _progress_bar(self) -> Any:
+        if self._bar is None:
+            self._bar = importlib.import_module("comfy.utils").ProgressBar(self._total)
+        return self._bar
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the artist set on the node."""
+
+    spec: Spec
+    name: str
+    prompts: Sequence[CalibrationPrompt] = field(default_factory=tuple)
+
+
+def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
+    """Runs the job to its end. InputError, UnsupportedError, CalibrationError say what is wrong and what to do; the
+    host's own cancel passes. Whatever happens, what was measured is kept."""
+    backends, metrics = choose_backends(graph.model, clip_vision)
+    names = backends.names()
+    teller = _Teller(node)
+    renderer = HostRenderer(graph, backends, metrics, teller.model_for)
+    setting = setting_of(graph)
+    subject = Subject(setting, asked.spec.target, facts=graph.facts())
+    executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
+    name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
+    file_name(name)  # a name that cannot be saved is refused before anything is rendered
+    folder = planner_folders()[0]
+    with Store.at(store_path()) as store:
+        job = Job(
+            store,
+            executor,
+            asked.prompts,
+            asked.spec,
+            name,
+            lambda planner: put_planner(folder, planner, name),
+            teller,
+        )
+        outcome = job.run()
+        text = report_text(outcome)
+        if store.said is not None:
+            text = f"{store.said.text()}\n{text}"
+    return Result(outcome.file, text, draw(outcome.standing), report_dict(outcome))
+
+
+def setting_of(graph: Graph) -> Setting:
+    """As the planning nodes will ask for it, with what the graph lays on every prompt."""
+    request = Request(graph.sampler_name, graph.scheduler, graph.cfg)
+    return render_setting(read_identity(graph.model), graph.model, graph.conditioning(""), request, graph.latent)

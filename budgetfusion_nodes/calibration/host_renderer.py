@@ -1,0 +1,289 @@
+"""Renders and measures calibration pictures in the host, with the model exactly as the graph hands it over.
+
+Prompts are encoded by the host's CLIPTextEncode, rendered by its KSampler and decoded by its VAE Decode, so whatever
+works there works here: split loaders, quantised weights, LoRA stacks, sampling patches, compiled models. One picture
+at a time: it is measured and forgotten, and nothing of a sweep accumulates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..core.curves import METRICS
+from ..core.errors import InputError, UnsupportedError
+from ..core.messages import message
+from ..host.batch import empty_latent
+from ..host.conditioning import extract
+from ..host.first_evaluation import with_first_evaluation_reused
+from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
+from ..host.sampling import check_latent, check_sampler, decode, nfe, render
+from ..metrics.measure import Backends, Series
+from .records import Encoded, Measurement
+from .trajectory import RenderError
+
+FRAMES = 8
+"""Frames of a video that are measured at most, evenly spaced; its distance is their mean."""
+EMPTY = 1e-4
+"""A picture whose brightest and darkest values lie closer is no picture: black, or one colour."""
+CACHED_BYTES = 256 << 20
+"""Of encoded prompts that are kept between choosing and rendering them."""
+BYTES_PER_PIXEL = 4 * 4 * 100
+"""Working memory of measuring a picture beside its reference, about; the host frees that much before."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the graph connects to the node."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    negative: Any
+    sampler_name: str
+    scheduler: str
+    cfg: float
+    latent: Mapping[str, Any]
+    """One LATENT to start from."""
+    extras: Mapping[str, Any]
+    """Laid on every prompt: guidance, sizes, reference latents of the graph's own positive."""
+
+    @classmethod
+    def connected(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        negative: Any,
+        sampler_name: str,
+        scheduler: str,
+        cfg: float,
+        *,
+        positive: Any = None,
+        latent_image: Any = None,
+        width: int = 512,
+        height: int = 512,
+    ) -> Graph:
+        """InputError or UnsupportedError where nothing can be calibrated with this."""
+        check_sampler(sampler_name)
+        latent = {"samples": empty_latent(model, 1, width, height)} if latent_image is None else first_of(latent_image)
+        own = encode_text(clip, "")
+        extras = extras_of(positive, own) if positive is not None else {}
+        return cls(model, clip, vae, negative, sampler_name, scheduler, cfg, latent, extras)
+
+    def conditioning(self, text: str) -> Any:
+        """The CONDITIONING that a prompt is rendered with."""
+        return [[tokens, {**extra, **self.extras}] for tokens, extra in encode_text(self.clip, text)]
+
+    def facts(self) -> dict[str, str]:
+        """Digests of what moves the picture beside the setting."""
+        vae = type(getattr(self.vae, "first_stage_model", self.vae)).__name__
+        found = {"negative": digest_of(self.negative), "vae": vae}
+        if self.extras:
+            found["extras"] = digest_of(dict(self.extras))
+        samples = self.latent["samples"]
+        if torch.count_nonzero(samples):
+            found["latent"] = digest_of(samples)
+        return found
+
+
+def first_of(latent_image: Any) -> dict[str, Any]:
+    """The LATENT with its first picture alone. UnsupportedError for latents of several parts (picture and sound)."""
+    samples = check_latent(latent_image)
+    if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
+        raise UnsupportedError(message("calibrate_nested_latent"))
+    first = {key: value for key, value in latent_image.items() if key != "batch_index"}
+    mask = first.get("noise_mask")
+    if isinstance(mask, Tensor) and mask.ndim > 2:
+        first["noise_mask"] = mask[:1]
+    return {**first, "samples": samples[:1]}
+
+
+def encode_text(clip: Any, text: str) -> Any:
+    """A CONDITIONING by the host's CLIPTextEncode."""
+    return importlib.import_module("nodes").CLIPTextEncode().encode(clip, text)[0]
+
+
+def extras_of(positive: Any, own: Any) -> dict[str, Any]:
+    """What a CONDITIONING of the graph carries beside what the text encoder itself gave (`own`)."""
+    extract(positive)  # InputError where it is none
+    return {key: value for key, value in positive[0][1].items() if key not in own[0][1]}
+
+
+def digest_of(value: Any) -> str:
+    """16 hex digits of a nested value: tensors by their content, other objects by their type."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            _feed(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"[{len(value)}".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        plain = value is None or isinstance(value, (str, int, float, bool))
+        digest.update((repr(value) if plain else type(value).__name__).encode())
+
+
+def choose_backends(model: Any, clip_vision: Any) -> tuple[Backends, tuple[str, ...]]:
+    """(backends, metrics). The shipped encoder knows Tiny Scenes alone; elsewhere I-CLIP needs a CLIP_VISION."""
+    config = type(getattr(getattr(model, "model", None), "model_config", None)).__name__
+    if clip_vision is not None:
+        return Backends.from_values("auto", "clip_vision", clip_vision), METRICS
+    if "TinyScenes" in config:
+        return Backends.from_values("tiny_scenes", "shipped"), METRICS
+    return Backends.from_values("auto", "none"), tuple(m for m in METRICS if m != "i_clip")
+
+
+@dataclass(frozen=True)
+class HostReference:
+    """A target picture; see `trajectory.Reference`."""
+
+    found: Measurement
+    series: tuple[Series, ...]
+    """One for each frame that is measured."""
+    samples: Tensor
+    model: Any
+    """The MODEL that remembers this trajectory's first evaluation."""
+
+    def to_bytes(self) -> bytes:
+        return save({"samples": self.samples.cpu().contiguous()})
+
+
+Report = Callable[[int, Any], Any]
+"""(steps of this render, model) -> the model to be rendered with, which reports each step."""
+
+
+class HostRenderer:
+    """See `trajectory.Renderer`."""
+
+    def __init__(self, graph: Graph, backends: Backends, metrics: Sequence[str], report: Report) -> None:
+        self.graph, self.backends, self.metrics = graph, backends, tuple(metrics)
+        self._report = report
+        self._encoded: OrderedDict[str, Any] = OrderedDict()
+        self._bytes = 0
+
+    def encode(self, text: str) -> Encoded:
+        stop_if_cancelled()
+        tokens, pooled, _ = extract(self._conditioning(text))
+        return Encoded.of(tokens, pooled)
+
+    def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
+        model = with_first_evaluation_reused(self.graph.model)
+        with _failures(careful):
+            started = time.perf_counter()
+            samples = load(kept)["samples"] if kept is not None else self._sample(model, text, seed, steps)
+            pictures = self._decode(samples)
+            rendered = time.perf_counter()
+            series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
+            decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
+            measured = time.perf_counter()
+        distances = dict.fromkeys(self.metrics, 0.0)
+        evaluations = nfe(self.graph.sampler_name, steps)
+        found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
+        return HostReference(found, series, samples, model)
+
+    def measure(self, reference: HostReference, text: str, seed: int, steps: int, careful: bool) -> Measurement:
+        with _failures(careful):
+            started = time.perf_counter()
+            pictures = self._decode(self._sample(reference.model, text, seed, steps))
+            rendered = time.perf_counter()
+            frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
+            distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
+            decibel = self._mean([frame.decibel for frame in frames])
+            measured = time.perf_counter()
+        evaluations = nfe(self.graph.sampler_name, steps) - 1  # the first is the reference's
+        return Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
+
+    @staticmethod
+    def _mean(values: Sequence[Tensor]) -> float:
+        return float(torch.cat([value.double() for value in values]).mean())
+
+    def _conditioning(self, text: str) -> Any:
+        known = self._encoded.pop(text, None)
+        if known is None:
+            known = self.graph.conditioning(text)
+            self._bytes += _size(known)
+        self._encoded[text] = known
+        while self._bytes > CACHED_BYTES and len(self._encoded) > 1:
+            self._bytes -= _size(self._encoded.popitem(last=False)[1])
+        return known
+
+    def _sample(self, model: Any, text: str, seed: int, steps: int) -> Tensor:
+        """The latent [1, C, ...] after `steps` steps."""
+        graph = self.graph
+        positive = self._conditioning(text)
+        done = render(
+            self._report(steps, model),
+            seed,
+            steps,
+            graph.cfg,
+            graph.sampler_name,
+            graph.scheduler,
+            positive,
+            graph.negative,
+            dict(graph.latent),
+        )
+        samples = done.latent["samples"]
+        if not torch.isfinite(samples).all():
+            raise RenderError(message("render_not_finite").text())
+        return samples
+
+    def _decode(self, samples: Tensor) -> Tensor:
+        """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""
+        stop_if_cancelled()
+        images = decode(self.graph.vae, {"samples": samples})
+        if images.ndim != 4 or images.shape[-1] < 3:
+            raise InputError(message("calibrate_no_picture", shape=str(list(images.shape))))
+        chosen = torch.linspace(0, images.shape[0] - 1, min(FRAMES, images.shape[0])).round().long()
+        images = images[chosen.to(images.device), ..., :3].float()
+        if not torch.isfinite(images).all():
+            raise RenderError(message("render_not_finite").text())
+        if float(images.max() - images.min()) < EMPTY:
+            raise RenderError(message("render_empty").text())
+        make_room(BYTES_PER_PIXEL * images.shape[1] * images.shape[2])
+        return images.clamp(0.0, 1.0).to(render_device())
+
+
+def _size(conditioning: Any) -> int:
+    return sum(tokens.numel() * tokens.element_size() for tokens, _ in conditioning)
+
+
+class _failures:
+    """Turns whatever a render raises into a RenderError with its reason; cancel and wrong inputs pass."""
+
+    def __init__(self, careful: bool) -> None:
+        self._careful = careful
+
+    def __enter__(self) -> None:
+        if self._careful:
+            unload_everything()
+        stop_if_cancelled()
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        if error is None or is_cancel(error) or not isinstance(error, Exception):
+            return
+        if isinstance(error, (RenderError, InputError, UnsupportedError)):
+            return
+        if is_out_of_memory(error):
+            raise RenderError(message("render_out_of_memory").text()) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RenderError(message("render_failed", kind=type(error).__name__, error=first).text()) from error

@@ -1,0 +1,114 @@
+"""Planner files in a folder: written in one piece, never over a planner of another setting, verified before they come
+in. Used by the job and by the command line; knows no host."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..core.errors import InputError, PlannerFileError
+from ..core.files import in_one_piece
+from ..core.messages import message
+from ..predictor.planner import Planner
+from ..predictor.planner_file import load_planner, save_planner
+
+ENDING = ".safetensors"
+_FORBIDDEN = re.compile(r"[^\w .+()-]+")
+_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
+LONGEST = 100
+
+
+def file_name(name: str) -> str:
+    """A file name that every system takes, with its ending. InputError where nothing of `name` is left."""
+    stem = name.strip().removesuffix(ENDING)
+    stem = _FORBIDDEN.sub("_", stem).strip(" ._")[:LONGEST]
+    if not stem or not re.search(r"\w", stem):
+        raise InputError(message("planner_bad_name", name=name))
+    return ("_" if _RESERVED.match(stem) else "") + stem + ENDING
+
+
+def put_planner(folder: Path, planner: Planner, name: str) -> tuple[str, str]:
+    """Saves a planner under `name`, or a numbered name where another setting's planner has it. The same planner again
+    leaves the file untouched, so that nothing that depends on it runs anew. (file name, SHA-256)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = _free_path(folder, file_name(name), planner)
+        draft = path.with_name(f".{path.name}.new")
+        try:
+            save_planner(draft, planner)
+            if not (path.is_file() and _same(draft, path)):
+                draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path.name, digest_of(path)
+    except OSError as error:
+        raise PlannerFileError(message("planner_not_saved", folder=str(folder), error=str(error))) from error
+
+
+def _free_path(folder: Path, wanted: str, planner: Planner) -> Path:
+    path, number = folder / wanted, 1
+    while path.exists() and not _replaceable(path, planner):
+        number += 1
+        path = folder / f"{wanted.removesuffix(ENDING)}-{number}{ENDING}"
+    return path
+
+
+def _replaceable(path: Path, planner: Planner) -> bool:
+    try:
+        return load_planner(path).setting == planner.setting
+    except PlannerFileError:
+        return False  # somebody else's file, or a damaged one: left alone
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Equal description and tensors; the order in which they lie in the file does not matter."""
+    try:
+        with safe_open(one, framework="numpy") as a, safe_open(other, framework="numpy") as b:
+            if a.metadata() != b.metadata() or set(a.keys()) != set(b.keys()):
+                return False
+            return all(a.get_tensor(key).tobytes() == b.get_tensor(key).tobytes() for key in a.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a planner folder."""
+
+    path: Path
+    planner: Planner | None
+    error: str
+    """Why it cannot be read; empty where it can."""
+
+
+def list_folder(folder: Path) -> list[Listed]:
+    """Every planner file, sorted; a bad one hides no good one."""
+    found: list[Listed] = []
+    for path in sorted(folder.rglob(f"*{ENDING}")) if folder.is_dir() else []:
+        try:
+            found.append(Listed(path, load_planner(path), ""))
+        except PlannerFileError as error:
+            found.append(Listed(path, None, str(error)))
+    return found
+
+
+def import_planner(folder: Path, source: Path, replace: bool = False) -> Path:
+    """Verifies a planner file from elsewhere and copies it in. PlannerFileError says why one is refused."""
+    load_planner(source)
+    target = folder / file_name(source.name)
+    if target.exists() and not replace and digest_of(target) != digest_of(source):
+        raise InputError(message("planner_is_there", file=target.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    with in_one_piece(target) as partial:
+        partial.write_bytes(source.read_bytes())
+    load_planner(target)
+    return target

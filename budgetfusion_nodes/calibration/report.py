@@ -1,0 +1,89 @@
+"""What a calibration has to say when it is over: a text, the same as codes, and a picture of the curves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.messages import Message, message
+from .job import Outcome
+from .standing import QUALITY, RISK, Standing, quality_curves
+
+SIZE = (9.6, 4.8)
+DPI = 100
+
+
+def report_messages(outcome: Outcome) -> tuple[Message, ...]:
+    """The report, one sentence after the other."""
+    planner, progress = outcome.standing.planner, outcome.progress
+    counts = planner.provenance["calibration"]["prompts"]
+    found = [
+        message("calibrate_done", file=outcome.file, setting=planner.setting.describe()),
+        *outcome.standing.messages(),
+        message("calibrate_prompts_used", calibration=counts["calibration"], guides=counts["train"]),
+        message("calibrate_grid", counts=" ".join(map(str, planner.grid))),
+        *(
+            message("calibrate_measured_with", metric=metric, backend=planner.backends[metric])
+            for metric in planner.metrics
+        ),
+    ]
+    if outcome.stopped_early:
+        found.append(message("calibrate_stopped_early", prompts=progress.prompts, wanted=progress.wanted))
+    for reason, count in Counter(outcome.reasons).most_common(3):
+        found.append(message("calibrate_left_out", count=count, reason=reason))
+    return tuple(found)
+
+
+def report_text(outcome: Outcome) -> str:
+    """The report in English."""
+    return "\n".join(one.text() for one in report_messages(outcome))
+
+
+def report_dict(outcome: Outcome) -> dict[str, Any]:
+    """JSON-safe, for the page: codes, and what the panel draws."""
+    counts, curves = quality_curves(outcome.standing.planner)
+    low, median, high = (np.round(curve, 4).tolist() for curve in curves)
+    return {
+        "messages": [one.to_dict() for one in report_messages(outcome)],
+        "file": outcome.file,
+        "prompts": outcome.progress.prompts,
+        "wanted": outcome.progress.wanted,
+        "counts": list(counts),
+        "quality_low": low,
+        "quality_median": median,
+        "quality_high": high,
+        "figures": outcome.standing.figures(),
+    }
+
+
+def draw(standing: Standing) -> Tensor:
+    """IMAGE [1, 480, 960, 3]: predicted quality over the step count, and what is planned at quality .90."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it keeps state and may want a window
+    from matplotlib.figure import Figure
+
+    counts, (low, median, high) = quality_curves(standing.planner)
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.fill_between(counts, low, high, alpha=0.2, label="8 of 10 renders")
+    axes.plot(counts, median, label="middle")
+    axes.axhline(QUALITY, linestyle="--", linewidth=1.0, color="gray")
+    steps = standing.steps[QUALITY]
+    label = f"quality {QUALITY:.2f}, risk {RISK:.0%}: {steps:.0f} steps"
+    axes.axvline(steps, linestyle=":", linewidth=1.0, color="black", label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(standing.planner.grid, [str(n) for n in standing.planner.grid])
+    axes.minorticks_off()
+    axes.set_ylim(0.0, 1.02)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("quality")
+    axes.set_title(standing.planner.setting.describe(), fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255.0
+    return torch.from_numpy(pixels.copy())[None]

@@ -1,0 +1,112 @@
+"""Tables of the calibration store, their version, and how a database of an older version becomes today's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+APPLICATION_ID = 0x42464331
+"""SQLite's `application_id`: a database with another one belongs to another program."""
+
+metadata = MetaData()
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("setting", JSON, nullable=False),
+    Column("schedule", JSON, nullable=False),  # {"kind": "stock"}, or "nested" with its numbers
+    Column("target", Integer, nullable=False),
+    Column("facts", JSON, nullable=False),  # what else moves the picture, as digests: negative, extras, VAE
+    Column("created", Float, nullable=False),
+)
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),  # of the conditioning, which settings of one encoder share
+    Column("features", LargeBinary, nullable=False),  # safetensors: tokens [L, D], pooled [P]; float32 or bfloat16
+    Column("category", Text, nullable=False),
+    Column("text", Text),  # only where the artist turned it on
+)
+trajectories = Table(
+    "trajectories",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),
+    Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), nullable=False),
+    Column("seed", Integer, nullable=False),
+    Column("latent", LargeBinary),  # the target picture's, until its trajectory is finished
+    UniqueConstraint("setting_id", "prompt_id", "seed"),
+)
+backends = Table(
+    "backends",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("names", Text, nullable=False, unique=True),  # JSON: metric -> name with the digest of its weights
+)
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False),
+    Column("backends_id", ForeignKey("backends.id"), nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("distances", JSON, nullable=False),  # metric -> distance to the target picture
+    Column("l_snr", Float, nullable=False),  # dB of the picture itself
+    Column("evaluations", Integer, nullable=False),
+    Column("render_seconds", Float, nullable=False),
+    Column("measure_seconds", Float, nullable=False),
+    UniqueConstraint("trajectory_id", "backends_id", "steps"),
+)
+set_aside = Table(
+    "set_aside",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("steps", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+planners = Table(
+    "planners",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),
+    Column("file", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("prompts", Integer, nullable=False),
+    Column("figures", JSON, nullable=False),
+    Column("made", Float, nullable=False),
+)
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+"""MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
+never changed: a later table or column gets a migration of its own."""
+
+
+def version_of(connection: Connection) -> int:
+    """SQLite's `user_version`, which holds the schema's."""
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+
+def migrate(connection: Connection) -> None:
+    """Brings the database to today's version, inside the caller's transaction."""
+    for version in range(version_of(connection), len(MIGRATIONS)):
+        MIGRATIONS[version](connection)
+    connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")

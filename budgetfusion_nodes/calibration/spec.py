@@ -1,0 +1,93 @@
+"""How much is rendered: prompts x seeds x step counts, from one word and the model's own number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.curves import DEFAULT_GRID, validate_grid
+from ..core.errors import InputError
+
+FEW_STEPS = 12
+"""A model that is rendered with at most this many (a distilled one) is measured at every count."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What one word of `thoroughness` means."""
+
+    prompts: int
+    seeds: int
+    """Of each prompt."""
+    counts: int
+    """Step counts of the grid, at most; fewer are rendered where a trajectory settles earlier."""
+    tolerance: float
+    """Share of the crudest distance within which a count is as good as the target."""
+    alone: int
+    """The first prompts are all calibration prompts; later ones are dealt in two (`stopping`)."""
+    may_stop: bool
+    """Whether the job may end before all prompts are rendered."""
+
+
+AMOUNTS: dict[str, Amount] = {
+    "quick": Amount(prompts=28, seeds=1, counts=8, tolerance=0.08, alone=28, may_stop=False),
+    "standard": Amount(prompts=90, seeds=1, counts=12, tolerance=0.05, alone=28, may_stop=True),
+    "thorough": Amount(prompts=240, seeds=2, counts=12, tolerance=0.03, alone=28, may_stop=True),
+}
+"""quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there."""
+THOROUGHNESS = tuple(AMOUNTS)
+
+
+def grid_for(target: int, counts: int) -> tuple[int, ...]:
+    """Step counts for a model that is rendered with `target` steps: all for a distilled one, else spread in log n.
+
+    Grids of fewer counts are parts of those of more, so that a thorough calibration uses what a quick one measured.
+    """
+    if target < 2:
+        raise InputError("max_steps must be 2 or more: a model of one step has nothing to plan.")
+    if target <= FEW_STEPS:
+        return validate_grid(range(1, target + 1))
+    full = _spread(target, len(DEFAULT_GRID))
+    if counts >= len(full):
+        return full
+    # the smallest counts cost nearly nothing and say most: thin out from the middle on
+    kept = {round(i * (len(full) - 1) / (counts - 1)) for i in range(counts)}
+    return tuple(full[i] for i in sorted(kept))
+
+
+def _spread(target: int, counts: int) -> tuple[int, ...]:
+    """`counts` whole numbers from 2 to `target`, about equally far apart in log n; 50 gives DEFAULT_GRID."""
+    if target == DEFAULT_GRID[-1]:
+        return DEFAULT_GRID
+    found = [2]
+    for index in range(1, counts):
+        left = counts - index
+        ratio = (target / found[-1]) ** (1.0 / left)
+        found.append(max(found[-1] + 1, round(found[-1] * ratio)))
+    found[-1] = target
+    return validate_grid(sorted({n for n in found if n <= target}))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one job is asked for."""
+
+    target: int
+    thoroughness: str = "quick"
+    keep_text: bool = False
+    """Whether the prompts' texts are stored."""
+
+    def __post_init__(self) -> None:
+        if self.thoroughness not in AMOUNTS:
+            raise InputError(f"thoroughness is {self.thoroughness!r}; choose one of {', '.join(THOROUGHNESS)}.")
+
+    @property
+    def amount(self) -> Amount:
+        return AMOUNTS[self.thoroughness]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return grid_for(self.target, self.amount.counts)
+
+    def most_evaluations(self, prompts: int) -> int:
+        """Steps over all trajectories where none settles early; what samplers take per step comes on top."""
+        return prompts * self.amount.seeds * sum(self.grid)

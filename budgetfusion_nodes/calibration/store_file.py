@@ -1,0 +1,166 @@
+"""Opens the store's database: journal, transactions, version; one that cannot be used is set aside, never deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from ..core.errors import BudgetFusionError
+from ..core.messages import Message, message
+from . import schema
+
+BUSY_SECONDS = 60.0
+"""A transaction takes milliseconds; another process that holds the file for this long hangs."""
+COMPANIONS = ("", "-wal", "-shm")
+
+
+class StoreError(BudgetFusionError):
+    """The store cannot be used where it lies, and not set aside either."""
+
+
+Said = Callable[[str, str], Message]
+"""(the database's name, the name under which it is set aside) -> the sentence."""
+
+
+def _damaged(file: str, other: str) -> Message:
+    return message("store_damaged", file=file, other=other)
+
+
+def _foreign(file: str, other: str) -> Message:
+    return message("store_foreign", file=file, other=other)
+
+
+def _newer(file: str, other: str) -> Message:
+    return message("store_newer", file=file, other=other)
+
+
+def _read_only(file: str, other: str) -> Message:
+    return message("store_read_only", file=file, other=other)
+
+
+class _Unusable(Exception):
+    """This database cannot be used."""
+
+    def __init__(self, said: Said) -> None:
+        super().__init__(said.__name__)
+        self.said = said
+
+
+def open_engine(path: Path) -> tuple[Engine, Message | None]:
+    """An engine for the database at `path`, made or migrated if need be; and what is to be said where another one lay
+    there and was set aside. StoreError where nothing can be written there at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(path, error) from error
+    try:
+        return _opened(path), None
+    except _Unusable as found:
+        said = _moved_away(path, found.said)
+    try:
+        return _opened(path), said
+    except _Unusable as again:
+        raise _no_folder(path, again) from again
+
+
+def _no_folder(path: Path, error: object) -> StoreError:
+    return StoreError(message("store_folder", file=path.name, folder=str(path.parent), error=str(error)))
+
+
+def _opened(path: Path) -> Engine:
+    engine = new_engine(path)
+    try:
+        with engine.begin() as connection:
+            _check_owner(connection.connection.dbapi_connection)
+            version = schema.version_of(connection)
+            if version > len(schema.MIGRATIONS):
+                raise _Unusable(_newer)
+            schema.migrate(connection)
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        engine.dispose()
+        raise _Unusable(_kind_of(error)) from error
+    except _Unusable:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _check_owner(connection: object) -> None:
+    assert isinstance(connection, sqlite3.Connection)
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if owner != schema.APPLICATION_ID and (owner or tables):
+        raise _Unusable(_foreign)
+    (check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if check != "ok":
+        raise _Unusable(_damaged)
+
+
+def _kind_of(error: Exception) -> Said:
+    text = str(error).lower()
+    if isinstance(error, OperationalError) and "locked" in text:
+        raise StoreError(message("store_locked")) from error
+    if "readonly" in text or "read-only" in text or "unable to open" in text:
+        return _read_only
+    return _damaged
+
+
+def _moved_away(path: Path, said: Said) -> Message:
+    """Renames the database and its journal; the sentence says why and where it is now."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    other = path.with_name(f"{path.stem}.set-aside-{stamp}{path.suffix}")
+    number = 1
+    while other.exists():
+        number += 1
+        other = path.with_name(f"{path.stem}.set-aside-{stamp}-{number}{path.suffix}")
+    try:
+        for companion in COMPANIONS:
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + companion).rename(other.with_name(other.name + companion))
+    except OSError as error:
+        raise _no_folder(path, error) from error
+    return said(path.name, other.name)
+
+
+def new_engine(path: Path) -> Engine:
+    """WAL, one writer at a time, and `BEGIN IMMEDIATE`, so that no transaction fails halfway for want of a lock."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: object) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+
+    return engine
+
+
+@contextlib.contextmanager
+def outside_transactions(engine: Engine) -> Iterator[sqlite3.Connection]:
+    """The driver's own connection, for statements that SQLite takes in no transaction, such as VACUUM."""
+    pooled = engine.raw_connection()
+    try:
+        connection = pooled.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        yield connection
+    finally:
+        pooled.close()
+
+
+@contextlib.contextmanager
+def disposing(engine: Engine) -> Iterator[Engine]:
+    """The engine, its connections closed at the end: Windows renames no open file."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()

@@ -1,0 +1,67 @@
+"""Takes the measurements of another store's file into this one: what both have is kept once."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError
+from . import schema
+from .store import Store
+
+_COPY = (
+    # name of the table, columns, where they come from
+    "INSERT OR IGNORE INTO settings (digest, setting, schedule, target, facts, created) "
+    "SELECT digest, setting, schedule, target, facts, created FROM other.settings",
+    "INSERT OR IGNORE INTO prompts (digest, features, category, text) "
+    "SELECT digest, features, category, text FROM other.prompts",
+    "INSERT OR IGNORE INTO backends (names) SELECT names FROM other.backends",
+    "CREATE TEMP TABLE same_trajectory AS SELECT o.id AS theirs, s.id AS setting_id, p.id AS prompt_id, o.seed AS seed "
+    "FROM other.trajectories o JOIN other.settings os ON os.id = o.setting_id JOIN settings s ON s.digest = os.digest "
+    "JOIN other.prompts op ON op.id = o.prompt_id JOIN prompts p ON p.digest = op.digest",
+    "INSERT OR IGNORE INTO trajectories (setting_id, prompt_id, seed) "
+    "SELECT setting_id, prompt_id, seed FROM same_trajectory",
+    "CREATE TEMP TABLE ours AS SELECT m.theirs AS theirs, t.id AS ours FROM same_trajectory m "
+    "JOIN trajectories t USING (setting_id, prompt_id, seed)",
+    "INSERT OR IGNORE INTO measurements (trajectory_id, backends_id, steps, distances, l_snr, evaluations, "
+    "render_seconds, measure_seconds) SELECT o.ours, b.id, m.steps, m.distances, m.l_snr, m.evaluations, "
+    "m.render_seconds, m.measure_seconds FROM other.measurements m JOIN ours o ON o.theirs = m.trajectory_id "
+    "JOIN other.backends ob ON ob.id = m.backends_id JOIN backends b ON b.names = ob.names",
+    "INSERT OR IGNORE INTO set_aside (trajectory_id, steps, reason, at) SELECT o.ours, a.steps, a.reason, a.at "
+    "FROM other.set_aside a JOIN ours o ON o.theirs = a.trajectory_id "
+    "WHERE o.ours NOT IN (SELECT trajectory_id FROM measurements)",
+)
+
+
+def merge_store(store: Store, path: Path) -> int:
+    """How many measurements came in. InputError where `path` is no store of this version; it is only read."""
+    _check(path)
+    with tempfile.TemporaryDirectory() as scratch:  # a copy: SQLite makes journals beside what it attaches
+        copy = Path(scratch) / "other.sqlite3"
+        copy.write_bytes(path.read_bytes())
+        return store.attach(copy, _COPY)
+
+
+def _check(path: Path) -> None:
+    remedy = "Choose a file that 'store export' wrote."
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        try:
+            (owner,) = _one(connection, "PRAGMA application_id")
+            (version,) = _one(connection, "PRAGMA user_version")
+            (check,) = _one(connection, "PRAGMA integrity_check(1)")
+            programs = _one(connection, "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise InputError(f"{path.name} cannot be read as a calibration store ({error}). {remedy}") from error
+    if owner != schema.APPLICATION_ID or version != len(schema.MIGRATIONS):
+        raise InputError(f"{path.name} is no calibration store of this version. {remedy}")
+    if check != "ok" or programs[0]:
+        raise InputError(f"{path.name} is damaged or carries more than measurements. {remedy}")
+
+
+def _one(connection: Any, query: str) -> Any:
+    return connection.execute(query).fetchone()

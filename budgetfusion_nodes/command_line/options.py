@@ -1,0 +1,47 @@
+"""What the commands share: option types, output, exit codes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes beside 0 (done) and 2 (wrong options)."""
+
+
+def say(text: str, to: TextIO | None = None) -> None:
+    """One piece of output."""
+    (to or sys.stdout).write(text + "\n")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON and no progress bar")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-directory", type=Path, metavar="DIR", help="ComfyUI's --base-directory (the ComfyUI around the pack)"
+    )
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `low` to `high`."""
+    return lambda text: _between(int, text, low, high)
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+    return lambda text: _between(float, text, low, high)
+
+
+def _between(kind: Any, text: str, low: float, high: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:  # NaN fails too
+        raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text!r}")
+    return value

@@ -1,0 +1,97 @@
+"""`store`: what calibrations have measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import InputError
+from .comfyui import find_comfyui
+from .options import FAILED, add_json, add_places, say
+
+if TYPE_CHECKING:
+    from ..calibration.store import Store
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("store", help="look at, export, import and forget what calibrations measured")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _action(actions, "info", "what was measured, for each setting", run_info)
+    export = _action(actions, "export", "a copy of the store in one file, without the prompts' texts", run_export)
+    export.add_argument("to", type=Path)
+    export.add_argument("--with-text", action="store_true", help="with the texts, where they were kept")
+    bring = _action(actions, "import", "take in what another store measured; nothing comes twice", run_import)
+    bring.add_argument("file", type=Path)
+    forget = _action(actions, "forget", "delete what was measured for a setting, or for all", run_forget)
+    forget.add_argument("setting", help="a number that 'store info' shows, or 'all'")
+
+
+def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--store", type=Path, help="the database (user/budgetfusion of the ComfyUI around the pack)")
+    add_places(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def open_store(args: argparse.Namespace, make: bool = False) -> Store:
+    """The store; InputError where there is none, unless it may be made."""
+    from ..calibration.store import Store
+
+    path = args.store or find_comfyui(args.base_directory).store
+    if not make and not path.is_file():
+        raise InputError(f"There is no calibration store {path}. 'calibrate' makes one.")
+    store = Store.at(path)
+    if store.said is not None:
+        say(store.said.text(), sys.stderr)
+    return store
+
+
+def run_info(args: argparse.Namespace) -> int:
+    with open_store(args) as store:
+        contents = store.contents()
+        size = store.path.stat().st_size
+    if args.json:
+        say(json.dumps({"bytes": size, "settings": [asdict(one) for one in contents]}, indent=1))
+        return 0
+    say(f"{size / 1e6:.1f} MB, {len(contents)} settings")
+    for one in contents:
+        say(f"{one.setting_id}: {one.setting.describe()}, up to {one.target} steps, {one.schedule['kind']} schedule")
+        say(
+            f"    {one.prompts} prompts, {one.trajectories} trajectories, {one.measurements} renders in "
+            f"{one.render_seconds / 60:.1f} min, {one.set_aside} set aside"
+        )
+        if one.planners:
+            say(f"    last planner: {one.planners[0].file}, {one.planners[0].prompts} prompts")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    with open_store(args) as store:
+        store.export(args.to, args.with_text)
+    say(json.dumps({"file": str(args.to)}) if args.json else f"Written: {args.to}")
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from ..calibration.store_merge import merge_store
+
+    with open_store(args, make=True) as store:
+        came = merge_store(store, args.file)
+    say(json.dumps({"measurements": came}) if args.json else f"{came} measurements came in.")
+    return 0
+
+
+def run_forget(args: argparse.Namespace) -> int:
+    with open_store(args) as store:
+        known = [one.setting_id for one in store.contents()]
+        chosen = known if args.setting == "all" else [n for n in known if str(n) == args.setting]
+        for one in chosen:
+            store.forget(one)
+    say(json.dumps({"settings": chosen}) if args.json else f"{len(chosen)} settings forgotten.")
+    return 0 if chosen or args.setting == "all" else FAILED

@@ -1,0 +1,358 @@
+"""Calibrate in the genuine host: a planner appears and is used, cancel and go on, foreign families, wrong inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
+
+from research.in_process_host import PACK_ROOT, HostInterrupted, HostRunError, HostSession, interrupted_after
+from tests.fixtures.tiny_models import VIDEO, make_tiny
+
+FOREIGN = "foreign.safetensors"
+CAPTIONS = (
+    "a plain red background",
+    "two large blue circles on a green background",
+    "three small outlined squares on fine yellow and black checks",
+    "a tiny striped star on a plain blue background",
+    "six small white crosses on a wall of pink bricks",
+    "a large purple heart on the left",
+    "one green triangle on a black background",
+    "two small red stars and a large white circle",
+    "four small yellow squares on a blue striped background",
+    "a large outlined orange cross on a grey background",
+)
+
+
+@pytest.fixture
+def store(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of this test's own."""
+    path = tmp_path / "calibration.sqlite3"
+    monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: path)
+    return path
+
+
+@pytest.fixture
+def planners(session: HostSession, tmp_path: Path) -> Iterator[Path]:
+    """The artist's planner folder, empty, and no shipped one."""
+    folders, endings = sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"]
+    own = tmp_path / "planners"
+    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = ([str(own)], endings)
+    session.clear_cache()
+    yield own
+    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = (folders, endings)
+    session.clear_cache()
+
+
+@pytest.fixture(scope="module")
+def foreign(session: HostSession) -> str:
+    """Tiny Scenes under another name, as a checkpoint that the pack knows nothing of."""
+    target = session.base_dir / "models" / "checkpoints" / FOREIGN
+    shutil.copy(PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors", target)
+    sys.modules["folder_paths"].filename_list_cache.pop("checkpoints", None)
+    return FOREIGN
+
+
+def graph(make_node: Any, to: Any, checkpoint: str, **changes: Any) -> dict[str, Any]:
+    inputs = {
+        "model": to("1"),
+        "clip": to("1", 1),
+        "vae": to("1", 2),
+        "negative": to("3"),
+        "latent_image": to("4"),
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+        "cfg": 3.0,
+        "max_steps": 13,
+        "thoroughness": "quick",
+        "prompts": "text, one a line",
+        "prompt_text": "\n".join(CAPTIONS),
+        "name": "mine",
+        "width": 64,
+        "height": 64,
+    }
+    return {
+        "1": make_node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "2": make_node("CLIPTextEncode", text="a small star", clip=to("1", 1)),
+        "3": make_node("CLIPTextEncode", text="", clip=to("1", 1)),
+        "4": make_node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "5": make_node("BudgetFusion_Calibrate", **{**inputs, **changes}),
+    }
+
+
+def rendering(make_node: Any, to: Any) -> dict[str, Any]:
+    """An Adaptive KSampler on the same model, as an artist has it: planner auto."""
+    inputs = {"model": to("1"), "positive": to("2"), "negative": to("3"), "latent_image": to("4")}
+    widgets = {"seed": 1, "quality": 0.8, "max_steps": 13, "cfg": 3.0, "sampler_name": "dpmpp_2m"}
+    rest = {"scheduler": "karras", "denoise": 1.0, "min_steps": 2, "risk": 0.1, "planner": "auto"}
+    node = make_node("BudgetFusion_AdaptiveKSampler", **inputs, **widgets, **rest)
+    return {"6": node, "show": make_node("PreviewAny", source=to("6", 2))}
+
+
+def measured(pack: Any, store: Path) -> int:
+    with pack("calibration.store").Store.at(store) as opened:
+        return sum(one.measurements for one in opened.contents())
+
+
+def test_cancel_go_on_and_render_with_what_was_learned(
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+) -> None:
+    whole = graph(make_node, to, foreign)
+    with interrupted_after(60), pytest.raises(HostInterrupted):
+        session.execute(whole)
+    kept = measured(pack, store)
+    assert kept > 0, "cancel keeps what was measured"
+    assert not list(planners.glob("*")), "two prompts promise nothing"
+
+    run = session.execute(whole)
+    (shown,) = run.ui["5"]["calibration"]
+    assert run.outputs["5"][0] == shown["file"] == "mine.safetensors"
+    assert shown["prompts"] == len(CAPTIONS)
+    assert run.outputs["5"][2].shape[0] == 1
+    events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
+    assert events[0]["messages"][0]["code"] == "calibrate_progress"
+    first = [progress for event, progress in run.messages if event == "progress" and progress["node"] == "5"]
+    assert len(first) > 50, "the bar moves with every step"
+
+    before = (planners / "mine.safetensors").read_bytes()
+    session.clear_cache()
+    again = session.execute(whole)
+    assert not [d for event, d in again.messages if event == "progress" and d["node"] == "5" and d["value"] > 0]
+    assert (planners / "mine.safetensors").read_bytes() == before, "nothing new: the file is left alone"
+
+    render = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
+    (receipt,) = render.ui["6"]["receipt"]
+    assert receipt["fallback"] is None
+    assert receipt["planner"] == "mine"
+
+
+def test_numbers_are_those_of_single_stock_renders(
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+) -> None:
+    """One measured distance, done again with the stock nodes and the Probe's own code."""
+    session.execute(graph(make_node, to, foreign))
+    prompts, measure = pack("calibration.prompts"), pack("metrics.measure")
+    backends = measure.Backends.from_values("tiny_scenes", "shipped")
+    prompt = prompts.CalibrationPrompt(CAPTIONS[1])
+    images = []
+    for steps in (5, 13):
+        sampler = make_node(
+            "KSampler",
+            model=to("1"),
+            seed=prompt.seed(0),
+            steps=steps,
+            cfg=3.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            positive=to("2"),
+            negative=to("3"),
+            latent_image=to("4"),
+            denoise=1.0,
+        )
+        stock = graph(make_node, to, foreign)
+        del stock["5"]
+        stock["2"] = make_node("CLIPTextEncode", text=prompt.text, clip=to("1", 1))
+        stock |= {"6": sampler, "7": make_node("VAEDecode", samples=to("6"), vae=to("1", 2))}
+        images.append(session.execute({**stock, "show": make_node("PreviewAny", source=to("7"))}).outputs["7"][0])
+    expected = measure.measure(images[0], images[1], backends)
+    with pack("calibration.store").Store.at(store) as opened:
+        ids = list(range(1, len(CAPTIONS) + 1))
+        found = opened.measured(1, 1, ids)
+        (own,) = [counts for (_, seed), counts in found.items() if seed == prompt.seed(0)]
+    for metric, value in expected.items():
+        assert own[5].distances[metric] == pytest.approx(float(value[0]), abs=1e-5)
+
+
+def test_split_loaders_give_the_same_planner(
+    session: HostSession,
+    pack: Any,
+    store: Path,
+    planners: Path,
+    foreign: str,
+    make_node: Any,
+    to: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """UNETLoader and VAELoader on the parts of the checkpoint: the same model, so nothing is rendered twice."""
+    (family,) = [m for m in sys.modules["comfy.supported_models"].models if "TinyScenes" in m.__name__]
+    monkeypatch.setattr(family, "required_keys", {})  # they name the checkpoint's prefix, which UNETLoader takes away
+    state = load_file(session.base_dir / "models" / "checkpoints" / foreign)
+    for folder, prefix in (("diffusion_models", "model.diffusion_model."), ("vae", "vae.")):
+        path = session.base_dir / "models" / folder / "split.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, path)
+        sys.modules["folder_paths"].filename_list_cache.pop(folder, None)
+    few = {"max_steps": 4}
+    session.execute(graph(make_node, to, foreign, **few))
+    kept = measured(pack, store)
+    split = graph(make_node, to, foreign, model=to("7"), vae=to("8"), name="split", **few)
+    split["7"] = make_node("UNETLoader", unet_name="split.safetensors", weight_dtype="default")
+    split["8"] = make_node("VAELoader", vae_name="split.safetensors")
+    run = session.execute(split)
+    assert run.ui["5"]["calibration"][0]["prompts"] == len(CAPTIONS)
+    assert measured(pack, store) == kept, "it is known as the same model"
+
+
+# --------------------------------------------------------------------------------------------------- other families
+
+
+class TinyClip:
+    """A text encoder with a family's shapes: what CLIPTextEncode calls, and nothing more."""
+
+    def __init__(self, tiny: Any) -> None:
+        self.tiny = tiny
+
+    def tokenize(self, text: str, **_: Any) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str, **_: Any) -> list[Any]:
+        tokens, extra = self.tiny.positive[0]
+        generator = torch.Generator().manual_seed(len(text) + sum(map(ord, text)))
+        own = {key: value for key, value in extra.items() if key in ("pooled_output", "attention_mask")}
+        if isinstance(own.get("pooled_output"), torch.Tensor):
+            own["pooled_output"] = torch.randn(own["pooled_output"].shape, generator=generator)
+        return [[torch.randn(tokens.shape, generator=generator), own]]
+
+
+class TinyVae:
+    """Latents of any number of channels become pictures: [B, H, W, 3], of a video [B, T, H, W, 3]."""
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        three = samples[:, :3].movedim(1, -1).float()
+        larger = three.repeat_interleave(8, dim=-3).repeat_interleave(8, dim=-2)
+        return torch.sigmoid(larger + 0.1 * torch.sin(larger.cumsum(-2)))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "qwen_image", *VIDEO])
+def test_todays_families_are_calibrated(
+    family: str, session: HostSession, pack: Any, store: Path, planners: Path
+) -> None:
+    del session
+    tiny = make_tiny(family)
+    renderer, job, spec = pack("calibration.host_renderer"), pack("calibration.host_job"), pack("calibration.spec")
+    with torch.inference_mode():
+        graph = renderer.Graph.connected(
+            tiny.model,
+            TinyClip(tiny),
+            TinyVae(),
+            tiny.negative,
+            "euler",
+            "simple",
+            2.0,
+            positive=tiny.positive,
+            latent_image=tiny.latent,
+        )
+        texts = pack("calibration.prompts").from_text("\n".join(CAPTIONS))
+        try:
+            result = job.calibrate_graph(graph, job.Asked(spec.Spec(4, "quick"), "tiny", texts), None, None)
+        except pack("calibration.job").CalibrationError as error:
+            pytest.fail(f"{family}: {error}")
+    planner = pack("predictor.planner_file").load_planner(planners / result.name)
+    assert planner.grid == (1, 2, 3, 4)
+    assert planner.metrics == ("l_snr", "d_sim"), "without a CLIP_VISION the meaning is not measured"
+    facts = planner.provenance["calibration"]["facts"]
+    assert ("extras" in facts) == bool(set(tiny.positive[0][1]) - {"pooled_output", "attention_mask"})
+
+
+def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack: Any) -> None:
+    del session
+    tiny = make_tiny("flux")
+    renderer = pack("calibration.host_renderer")
+    with torch.inference_mode():
+        graph = renderer.Graph.connected(
+            tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=tiny.positive
+        )
+        made = renderer.HostRenderer(graph, None, (), lambda steps, model: model)
+        ((_, extra),) = made._conditioning("a text of its own")
+    assert extra["guidance"] == 3.5
+    assert not torch.equal(extra["pooled_output"], tiny.positive[0][1]["pooled_output"]), "the text's own stays"
+
+
+# ------------------------------------------------------------------------------------------------------- wrong inputs
+
+
+def test_a_render_of_no_numbers_is_set_aside_and_all_of_them_stop_the_job(
+    session: HostSession, pack: Any, store: Path, planners: Path
+) -> None:
+    del session
+    tiny = make_tiny("sd15")
+    renderer, job, spec = pack("calibration.host_renderer"), pack("calibration.host_job"), pack("calibration.spec")
+
+    class Broken(TinyVae):
+        def decode(self, samples: torch.Tensor) -> torch.Tensor:
+            return super().decode(samples) * torch.nan
+
+    class Black(TinyVae):
+        def decode(self, samples: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(super().decode(samples))
+
+    class Full(TinyVae):
+        def decode(self, samples: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte")
+
+    for vae, said in ((Broken(), "no numbers"), (Black(), "one colour"), (Full(), "out of memory")):
+        with torch.inference_mode():
+            graph = renderer.Graph.connected(
+                tiny.model, TinyClip(tiny), vae, tiny.negative, "euler", "normal", 1.0, latent_image=tiny.latent
+            )
+            texts = pack("calibration.prompts").from_text("\n".join(CAPTIONS))
+            with pytest.raises(pack("calibration.job").CalibrationError, match=said):
+                job.calibrate_graph(graph, job.Asked(spec.Spec(4, "quick"), "tiny", texts), None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompts": "file in the input folder", "prompt_text": "nothing_there.txt"}, "nothing_there"),
+        ({"prompts": "file in the input folder", "prompt_text": "../../secret.txt"}, "secret"),
+        ({"prompt_text": "  \n# only a remark\n"}, "no prompt"),
+        ({"prompt_text": "one\ntwo\nthree"}, "9"),
+        ({"max_steps": 1}, "max_steps"),
+        ({"name": "///"}, "name"),
+    ],
+)
+def test_wrong_inputs_are_named(
+    session: HostSession,
+    store: Path,
+    planners: Path,
+    foreign: str,
+    make_node: Any,
+    to: Any,
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    if "one\ntwo" in str(changes.get("prompt_text")):
+        changes = {**changes, "max_steps": 3}
+    with pytest.raises(HostRunError, match=said):
+        session.execute(graph(make_node, to, foreign, **changes))
+
+
+def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: Any) -> None:
+    job = pack("calibration.host_job")
+    folder = Path(sys.modules["folder_paths"].get_input_directory())
+    (folder / "list.txt").write_text("first\n\n# remark\nsecond\n", encoding="utf-8")
+    (folder / "list.json").write_text(json.dumps(["a", {"prompt": "b"}, 3]), encoding="utf-8")
+    output = Path(sys.modules["folder_paths"].get_output_directory()) / "sub"
+    output.mkdir(parents=True, exist_ok=True)
+    saved = {
+        "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a picture of a fox", "clip": ["9", 0]}},
+        "2": {"class_type": "FluxGuidance", "inputs": {"conditioning": ["1", 0], "guidance": 3.5}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["9", 0]}},
+        "4": {"class_type": "KSampler", "inputs": {"positive": ["2", 0], "negative": ["3", 0]}},
+    }
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", json.dumps(saved))
+    Image.new("RGB", (8, 8)).save(output / "fox.png", pnginfo=info)
+    Image.new("RGB", (8, 8)).save(output / "plain.png")
+    read = lambda file: [p.text for p in job.read_prompts("file in the input folder", "", file)]  # noqa: E731
+    assert read("list.txt") == ["first", "second"]
+    assert read("list.json") == ["a", "b"]
+    assert read("output") == ["a picture of a fox"], "the positive prompt, not the negative one"
