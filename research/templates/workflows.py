@@ -250,6 +250,7 @@ def _planner(column: int, **more: Any) -> Node:
         "risk": 0.1,
         "planner": "auto",
         "latent_image": link(4),
+        "split_at": 0,
         **more,
     }
     return Node(5, "BudgetFusion_BudgetPlanner", inputs, column, width=400)
@@ -468,7 +469,7 @@ def _prompt_list() -> Graph:
 
 
 def _swap_in_checkpoint() -> Graph:
-    own = {"cfg": 7.0, "max_steps": 30}
+    own = {"cfg": 7.0, "max_steps": 20}
     return Graph(
         "swap_in_sd15_or_sdxl",
         "Your own checkpoint: choose it in **Load Checkpoint**. For SD 1.5 leave 512 x 512, for SDXL set 1024 x 1024."
