@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from . import host_symbols, transfer
-from .corpus import table as models_table
+from .corpus import commands as corpus_commands
 from .sweeps import commands as sweep_commands
-from .sweeps import noisy
+from .sweeps import noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -24,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
-    noisy.add_parser(groups)
-    models_table.add_parser(groups)
+    noisy_commands.add_parser(groups)
+    corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
     return parser

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..core.curves import FloatArray, limiting_metric, quality
 from ..core.messages import Message, message
 from ..core.plan import (
-    DEFAULT_MAX_STEPS,
     DEFAULT_MIN_STEPS,
     DEFAULT_QUALITY,
     DEFAULT_RISK,
@@ -109,7 +108,7 @@ class Planner:
         quality: float = DEFAULT_QUALITY,
         risk: float = DEFAULT_RISK,
         min_steps: int = DEFAULT_MIN_STEPS,
-        max_steps: int = DEFAULT_MAX_STEPS,
+        max_steps: int | None = None,
         setting: Setting | None = None,
         nfe_of: Callable[[int], int] | None = None,
     ) -> Plan:
@@ -118,6 +117,7 @@ class Planner:
         Raises only InputError (a value out of range) and UnsupportedError (another text encoder).
         """
         started = time.perf_counter()
+        max_steps = self.target_steps if max_steps is None else max_steps
         check_request(quality, risk, min_steps, max_steps, self.risk_range)
         prediction = self.predict(tokens, pooled)
         knots = self.risk_table.thresholds(risk)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from research.in_process_host import PACK_ROOT, HostSession, start_host
-from research.options import add_host_option
+from research.in_process_host import PACK_ROOT, HostSession
 
 from .decision import CALIBRATE, DISTILLED, PLAN, REFUSE, Decision, decide
 from .families import family_of, format_of
@@ -109,20 +105,3 @@ def page_for(session: HostSession) -> str:
     uses = [use for name, _, prompt in sampling_prompts(info) for use in uses_of(name, prompt)]
     schedulers = tuple(importlib.import_module("comfy.samplers").KSampler.SCHEDULERS)
     return render(uses, [decide(use, schedulers) for use in uses], installed_version())
-
-
-def add_parser(groups: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`python -m research models`."""
-    parser = groups.add_parser(
-        "models", help="write docs/models.md: what the pack does in the official template graphs"
-    )
-    add_host_option(parser)
-    parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE", help="where to write (default: %(default)s)")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory() as base:
-        text = page_for(start_host(options.host, base, [PACK_ROOT], extras=None))
-    options.out.write_text(text, encoding="utf-8")
-    return 0

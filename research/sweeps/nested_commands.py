@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research.options import WEIGHTS, add_host_option, number, run_folder, whole
+from research.options import DEVICES, WEIGHTS, add_host_option, number, run_folder, whole
 
 if TYPE_CHECKING:
     from budgetfusion_nodes.core.curves import FloatArray
@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prefix", type=whole(1, 1000), help="steps; left out, they are searched for")
     parser.add_argument("--work", type=Path, default=run_folder() / "nested", help="finished renders (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 1000), default=1, help="CPU threads (%(default)s)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="in full single precision (%(default)s)")
 
 
 def _say(text: str) -> None:
@@ -84,7 +85,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     from .prompts import tiny_scenes_prompts
     from .rendering import Renderer, Sampling, load_model
 
-    loaded = load_model(args.host.resolve(), base, args.checkpoint.resolve())
+    loaded = load_model(args.host.resolve(), base, args.checkpoint.resolve(), args.device, fp32=True)
     prompts = tiny_scenes_prompts(
         77, {"train": 0, "calibration": 0, "test": args.prompts}, {"train": 1, "calibration": 1, "test": args.seeds}
     )

@@ -31,7 +31,7 @@ from budgetfusion_nodes.host.batch import empty_latent, stack_conditionings, tok
 from budgetfusion_nodes.host.noise import noise_for_each as brownian_noise
 from budgetfusion_nodes.host.sampling import get_sigmas
 from budgetfusion_nodes.metrics.measure import Backends
-from research.options import ROOT, WEIGHTS, add_host_option, run_folder, whole
+from research.options import WEIGHTS
 
 from .prompts import StudyPrompt, tiny_scenes_prompts
 from .rendering import LoadedModel, Renderer, Sampling, file_digest, load_model
@@ -205,20 +205,6 @@ def _row(words: Sequence[str]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ command
-
-
-def add_parser(subparsers: Any) -> None:
-    """Adds `noisy`; `args.run(args)` returns the exit code."""
-    text = "which samplers that draw noise settle with more steps; writes a table, resumable"
-    parser = subparsers.add_parser("noisy", help=text, description=text[0].upper() + text[1:] + ".")
-    add_host_option(parser)
-    checkpoint = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
-    parser.add_argument("--checkpoint", type=Path, default=checkpoint, help="model file (Tiny Scenes)")
-    parser.add_argument("--prompts", type=whole(1, 10_000), default=48, help="one picture each (%(default)s)")
-    parser.add_argument("--work", type=Path, default=run_folder() / "noisy", help="where finished parts are kept")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "noisy_samplers.md", help="whose table to rewrite")
-    parser.add_argument("--table-only", action="store_true", help="of what is finished; renders nothing")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -287,7 +287,7 @@ def test_a_sweep_goes_on_only_where_it_began(job: SweepJob, monkeypatch: pytest.
     sweep.write_shard(job, 0, shard.arrays, {**shard.facts, "device": "NVIDIA H100"})
     monkeypatch.undo()
     stub = LoadedModel(None, None, None, "0")
-    monkeypatch.setattr(sweep, "load_model", lambda *_: stub)
+    monkeypatch.setattr(sweep, "load_model", lambda *_, **__: stub)
     monkeypatch.setattr(sweep, "identify", lambda *_: SETTING)
     monkeypatch.setattr(sweep, "Renderer", lambda *_: None)
     backends = SimpleNamespace(names=lambda: dict.fromkeys(METRICS, "numbers"))
