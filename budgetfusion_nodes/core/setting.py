@@ -130,6 +130,8 @@ def refusal(name: str, planned: Setting, actual: Setting) -> Message | None:
     """Why the curves of planner `name` say nothing about this render; None where they do."""
     if planned.model != actual.model:
         was, now = (setting.model_name or setting.model[:12] for setting in (planned, actual))
+        if was == now:
+            return message("other_of_name", planner=name, model=now)
         return message("other_model", planner=name, was=was, now=now)
     if planned.prediction and actual.prediction and planned.prediction != actual.prediction:
         return message("other_sampling", planner=name, was=planned.sampling, now=actual.sampling)

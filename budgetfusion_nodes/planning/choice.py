@@ -62,8 +62,11 @@ def planner_of(plan: Plan) -> Planner:
 def _nearest(planners: list[Planner], setting: Setting, nested: bool) -> Planner:
     own = [planner for planner in planners if planner.setting.model == setting.model]
     if not own:
-        known = ", ".join(sorted({p.setting.model_name or p.name for p in planners})) or "-"
-        raise UnsupportedError(message("no_planner", model=setting.model_name or setting.model[:12], known=known))
+        known = sorted({p.setting.model_name or p.name for p in planners})
+        model = setting.model_name or setting.model[:12]
+        if model in known:
+            raise UnsupportedError(message("no_planner_of_name", model=model))
+        raise UnsupportedError(message("no_planner", model=model, known=", ".join(known) or "-"))
 
     def distance(planner: Planner) -> tuple[bool, bool, int]:
         refused = refusal(planner.name, planner.setting, setting) is not None

@@ -109,7 +109,8 @@ def test_a_shift_that_follows_from_the_size_is_a_size_and_nothing_else() -> None
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"model": "other"}, "other_model"),
+        ({"model": "other", "model_name": "SDXL"}, "other_model"),
+        ({"model": "other"}, "other_of_name"),  # never "calibrated for X, and this is X"
         ({"sampler_name": "euler"}, "other_sampler"),
         ({"sampling": "ModelSamplingDiscrete V_PREDICTION, sigma 0.03 / 1 / 15"}, "other_sampling"),
         ({"sampling": FLOW.sampling.replace("3,", "5,")}, None),

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from research.tiny_scenes_training.training_model import make_random_checkpoint
+from tests.fixtures.said import code
+from tests.fixtures.said import codes as said
 
 BLOCK = "diffusion_model.middle_block.1"
 SHIPPED = Path(__file__).parents[2] / "weights"
@@ -231,7 +233,7 @@ def test_a_merge_gets_no_plan_of_its_parts(bench: Any, make_node: Any, to: Any, 
         given = make_node("GivenMODEL", key=bench.value(merged))
         plan = bench.plan({**bench.base(), "7": given}, model=to("7"), max_steps=9)
         assert plan.steps == 9
-        assert "merge" in (plan.fallback or "")
+        assert (code(plan.fallback), said(plan.warnings)) == ("no_planner_of_name", ["model_merge"])
 
 
 # -------------------------------------------------------------------------------------------------------- staleness
@@ -299,7 +301,7 @@ def test_another_sampling_gets_no_plan(bench: Any, make_node: Any, to: Any, plan
     patch = make_node("ModelSamplingDiscrete", model=to("1"), sampling="eps", zsnr=False)
     plan = bench.plan({**bench.base(), "7": patch}, model=to("7"), max_steps=6, planner=planner_file_name)
     assert plan.steps == 6
-    assert "V_PREDICTION" in (plan.fallback or "") and "EPS" in (plan.fallback or "")
+    assert code(plan.fallback) == "other_sampling"
 
 
 def test_a_patch_between_planner_and_sampler_is_seen(bench: Any, make_node: Any, to: Any) -> None:
@@ -307,7 +309,7 @@ def test_a_patch_between_planner_and_sampler_is_seen(bench: Any, make_node: Any,
     graph = {**bench.base(), "7": patch, "9": bench.planner(), "5": bench.adaptive(model=to("7"), plan=to("9"))}
     run = bench.run(graph, show="5")
     assert run.outputs["9"][0].fallback is None
-    assert "EPS" in run.ui["5"]["budget_plan"][0]["fallback"]
+    assert code(run.ui["5"]["budget_plan"][0]["fallback"]) == "other_sampling"
 
 
 def test_precision_is_read_past_patches(fresh: Any, read: Any) -> None:
@@ -351,7 +353,7 @@ def test_planners_of_before_know_no_other_sampling(
     patch = make_node("ModelSamplingDiscrete", model=to("1"), sampling="eps", zsnr=False)
     plan = bench.plan({**bench.base(), "7": patch}, model=to("7"), max_steps=6, planner="of_before.safetensors")
     assert plan.steps == 6
-    assert plan.fallback is not None
+    assert code(plan.fallback) == "other_of_name"
 
 
 def test_shipped_planner_is_for_the_shipped_model(session: Any, read: Any, pack: Any) -> None:

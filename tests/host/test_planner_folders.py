@@ -16,6 +16,7 @@ import pytest
 from tests.fixtures.said import code, codes
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.name for path in (ROOT / "weights" / "planners").glob("*.safetensors"))
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_an_entry_below_a_folder_that_may_not_be_entered(
 def test_the_artists_own_folder_unreadable(bench: Any, session: Any, forbidden: Any) -> None:
     own = session.base_dir / "models" / "budgetfusion"
     forbidden(own)
-    assert names(session) == ["auto", "tiny_scenes_dpmpp_2m.safetensors"], "the shipped one stays"
+    assert names(session) == ["auto", *SHIPPED], "the shipped ones stay"
     plan = bench.plan(max_steps=9)
     assert (plan.steps, code(plan.fallback)) == (9, "no_planner")
     assert codes(plan.warnings) == ["folder_unreadable"]
@@ -127,7 +128,7 @@ def test_files_in_every_state(bench: Any, session: Any, folders: Any, planner_fi
     (folder / "folder.safetensors").mkdir()
     (folder / "notes.txt").write_text("x")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.safetensors")).write_bytes(b"")
-    ours = set(names(session)) - {"auto", "random_planner.safetensors", "tiny_scenes_dpmpp_2m.safetensors"}
+    ours = set(names(session)) - {"auto", "random_planner.safetensors", *SHIPPED}
     assert ours == {"linked.safetensors", "deep/UPPER.SAFETENSORS"}
     for name in ours:
         assert bench.plan(planner=name).fallback is None, name

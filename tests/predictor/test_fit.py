@@ -148,7 +148,7 @@ def test_without_pooled_output_a_planner_is_fitted_too(make_dataset):
     data = make_dataset(20, 20, 5)
     data = replace(data, pooled=np.zeros((45, 0), np.float32))
     planner = fit_planner(data, 0, options=FitOptions(networks=1, epochs=2))
-    assert planner.plan(torch.from_numpy(data.tokens[0])).warnings == ()
+    assert planner.plan(torch.from_numpy(data.tokens[0]), max_steps=50).warnings == ()
 
 
 def test_too_little_data_says_so(make_dataset):

@@ -33,11 +33,11 @@ def test_a_plan_states_its_reasons(planner, conditioning):
 
 
 def test_the_dict_alone_repeats_the_decision(planner, conditioning):
-    data = json.loads(json.dumps(planner.plan(*conditioning).to_dict(), allow_nan=False))
+    data = json.loads(json.dumps(planner.plan(*conditioning, max_steps=50).to_dict(), allow_nan=False))
     for q in (0.5, 0.75, 0.9, 0.99):
         d = data["decision"]
         again = decide_steps(d["counts"], d["upper"], d["thresholds"], q, 2, 50)
-        assert again == planner.plan(*conditioning, quality=q).steps
+        assert again == planner.plan(*conditioning, quality=q, max_steps=50).steps
     assert Plan.from_dict(data).to_dict() == data
 
 
@@ -89,7 +89,7 @@ def test_another_encoder_is_unsupported(planner, tokens, pooled):
 
 
 def test_max_steps_below_the_need_clips_and_warns(planner, conditioning):
-    free = planner.plan(*conditioning, quality=0.95)
+    free = planner.plan(*conditioning, quality=0.95, max_steps=50)
     tight = planner.plan(*conditioning, quality=0.95, max_steps=free.steps - 1)
     assert tight.steps == free.steps - 1
     assert tight.warnings == (message("max_too_low", quality=0.95, steps=free.steps, max=free.steps - 1),)
@@ -117,7 +117,7 @@ def test_min_steps_is_kept_even_beyond_the_target(planner, conditioning):
 
 def test_other_settings_are_warned_about(planner, conditioning):
     actual = replace(planner.setting, cfg=9.0, scheduler="simple")
-    warnings = planner.plan(*conditioning, setting=actual).warnings
+    warnings = planner.plan(*conditioning, max_steps=50, setting=actual).warnings
     assert [said.values["what"] for said in warnings] == [message("name_scheduler"), message("name_cfg")]
     assert (warnings[1].values["was"], warnings[1].values["now"]) == (3.0, 9.0)
 
@@ -125,8 +125,8 @@ def test_other_settings_are_warned_about(planner, conditioning):
 def test_missing_pooled_output_is_said(planner, conditioning, make_planner):
     assert message("no_pooled") in planner.plan(conditioning[0], None).warnings
     without = make_planner(pooled_in=0)
-    assert without.plan(conditioning[0], None).warnings == ()
-    assert without.plan(conditioning[0], torch.zeros(5)).warnings == ()  # it never knew a pooled output
+    assert without.plan(conditioning[0], None, max_steps=50).warnings == ()
+    assert without.plan(conditioning[0], torch.zeros(5), max_steps=50).warnings == ()  # it never knew a pooled output
 
 
 def test_an_ordinary_prompt_is_not_called_unlike_for_a_missing_pooled_output(planner, conditioning):
@@ -144,7 +144,7 @@ def test_a_prompt_unlike_the_planners_own_is_said(planner, conditioning):
 
 def test_too_few_calibration_prompts_are_said(planner, conditioning):
     table = replace(planner.risk_table, prompts=30, theta=((0.0,) * 50, *planner.risk_table.theta[1:]))
-    plan = replace(planner, risk_table=table).plan(*conditioning, risk=0.02)
+    plan = replace(planner, risk_table=table).plan(*conditioning, risk=0.02, max_steps=50)
     assert plan.steps == 50
     assert any(w.code == "too_few_prompts" and w.values["n"] == 30 for w in plan.warnings)
 
