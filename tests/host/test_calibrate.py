@@ -182,7 +182,7 @@ def test_split_loaders_give_the_same_planner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """UNETLoader and VAELoader on the parts of the checkpoint: the same model, so nothing is rendered twice."""
-    (family,) = [m for m in sys.modules["comfy.supported_models"].models if m.__name__ == "TinyScenes"]
+    (family,) = [m for m in sys.modules["comfy.supported_models"].models if m.__name__ == "BudgetFusionTinyScenes"]
     monkeypatch.setattr(family, "required_keys", {})  # they name the checkpoint's prefix, which UNETLoader takes away
     state = load_file(session.base_dir / "models" / "checkpoints" / foreign)
     for folder, prefix in (("diffusion_models", "model.diffusion_model."), ("vae", "vae.")):
