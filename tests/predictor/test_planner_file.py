@@ -92,7 +92,7 @@ def test_half_precision_weights_are_read(planner, saved, conditioning):
 
 def test_a_planner_without_pooled_output_survives(make_planner, tmp_path, conditioning):
     save_planner(tmp_path / "p.safetensors", make_planner(pooled_in=0))
-    assert load_planner(tmp_path / "p.safetensors").plan(conditioning[0]).warnings == ()
+    assert load_planner(tmp_path / "p.safetensors").plan(conditioning[0], max_steps=50).warnings == ()
 
 
 def test_loading_leaves_the_hosts_random_state_alone(saved):
