@@ -36,7 +36,7 @@ class CountOutcome:
         )
         return (
             message("calibrate_done", file=self.file, setting=planner.setting.describe()),
-            message(f"count_{planner.why}", count=planner.count, prompts=planner.prompts, metric=METRIC),
+            planner.said(),
             message("calibrate_levels", metric=METRIC, levels=levels),
             message("calibrate_measured_with", metric=METRIC, backend=planner.backends[METRIC]),
         )

@@ -73,7 +73,7 @@ def steady_from(counts: Sequence[int], levels: ArrayLike) -> int | None:
     None where there is none. levels as in `decide_level`.
 
     Stricter than `decide_level`, where a higher level is as good: a picture that is smooth because it is unfinished
-    may have a higher L-SNR than the finished one (Tiny Scenes Flow peaks at 4 steps).
+    may have a higher L-SNR than the finished one (docs/calibration.md).
     """
     margin = decide_level(counts, levels).margin
     array = np.asarray(levels, dtype=np.float64)

@@ -102,8 +102,8 @@ class Calibrate(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Decodes the calibration pictures."),
                 s.negative_input(),
                 s.sampler_input(
-                    "get a planner by prompt and quality; others, such as ancestral ones, get one count for all prompts "
-                    "where the measurements show one. dpm_adaptive is refused."
+                    "get a planner by prompt and quality; others, such as ancestral ones, get one count for all "
+                    "prompts where the measurements show one. dpm_adaptive is refused."
                 ),
                 s.scheduler_input(),
                 s.cfg_input(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.messages import message
+from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan, check_request
 from ..core.setting import Setting, differences
 
@@ -55,6 +55,15 @@ class CountPlanner:
         """The highest count that was measured."""
         return self.grid[-1]
 
+    def said(self) -> Message:
+        """That this is one count for all prompts, and why this one."""
+        return message(
+            "count_steady" if self.why == STEADY else "count_best",
+            count=self.count,
+            prompts=self.prompts,
+            metric=self.metrics[0],
+        )
+
     def plan(
         self,
         tokens: Tensor,
@@ -72,7 +81,6 @@ class CountPlanner:
         started = time.perf_counter()
         check_request(quality, risk, min_steps, max_steps, ANY_RISK)
         steps = min(max(self.count, min_steps), max_steps)
-        said = message(f"count_{self.why}", count=self.count, prompts=self.prompts, metric=self.metrics[0])
         return Plan(
             steps=steps,
             max_steps=max_steps,
@@ -81,7 +89,7 @@ class CountPlanner:
             risk=risk,
             planner=self.name,
             setting=self.setting,
-            warnings=(said, *(differences(self.setting, setting) if setting is not None else ())),
+            warnings=(self.said(), *(differences(self.setting, setting) if setting is not None else ())),
             nfe=steps if nfe_of is None else nfe_of(steps),
             seconds=time.perf_counter() - started,
         )
