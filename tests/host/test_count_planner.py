@@ -13,6 +13,7 @@ import torch
 
 from budgetfusion_nodes.predictor.count_planner import CountPlanner, Level
 from budgetfusion_nodes.predictor.planner_file import load_any_planner, save_planner
+from research.in_process_host import HostRunError
 from tests.fixtures.said import code, codes
 
 NOISY = "euler_ancestral"
@@ -100,3 +101,51 @@ def test_the_planner_of_curves_still_serves_its_own_sampler(bench: Any, counted:
     plan = bench.plan()
     assert plan.decision is not None
     assert plan.planner != counted.name
+
+
+def calibrating(bench: Any, make_node: Any, to: Any) -> dict[str, Any]:
+    """Calibrate on the random checkpoint with a sampler that does not settle, 8 prompts."""
+    prompts = "\n".join(f"{n} {colour} stars" for n in ("two", "six") for colour in ("red", "blue", "green", "white"))
+    inputs = {"model": to("1"), "clip": to("1", 1), "vae": to("1", 2), "negative": to("3"), "latent_image": to("4")}
+    widgets = {"sampler_name": NOISY, "scheduler": "karras", "cfg": 3.0, "max_steps": 4, "thoroughness": "quick"}
+    text = {"prompts": "text, one a line", "prompt_text": prompts, "name": "counted", "width": 64, "height": 64}
+    return {**bench.base(), "7": make_node("BudgetFusion_Calibrate", **inputs, **widgets, **text)}
+
+
+@pytest.fixture
+def own_store(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: tmp_path / "calibration.sqlite3")
+
+
+def test_calibrate_saves_a_count_that_is_planned_next(
+    bench: Any, pack: Any, own_store: None, make_node: Any, to: Any, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a margin that takes all levels for one, which random weights would not be in few renders."""
+    monkeypatch.setattr(pack("core.no_reference"), "MARGIN_SHARE", 1e6)
+    path = session.base_dir / "models" / "budgetfusion" / "counted.safetensors"
+    try:
+        run = bench.run(calibrating(bench, make_node, to))
+        made = load_any_planner(path)
+        assert isinstance(made, CountPlanner)
+        assert (made.count, made.grid, made.prompts, made.why) == (1, (1, 2, 3, 4), 8, "steady")
+        assert run.outputs["7"][0] == "counted.safetensors"
+        assert run.outputs["7"][2].shape == (1, 480, 960, 3)
+        assert [one["code"] for one in run.ui["7"]["calibration"][0]["messages"]][:2] == [
+            "calibrate_done",
+            "count_steady",
+        ]
+        plan = bench.plan(sampler_name=NOISY, max_steps=4, min_steps=1)
+        assert (plan.steps, plan.fallback, plan.planner) == (1, None, "counted")
+        assert codes(plan.to_dict()["warnings"]) == ["count_steady"], "it is the very setting"
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_calibrate_refuses_where_no_level_holds(
+    bench: Any, pack: Any, own_store: None, make_node: Any, to: Any, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack("core.no_reference"), "MARGIN_SHARE", 0.0)
+    monkeypatch.setattr(pack("core.no_reference"), "ERROR_RATE", 1e-12)
+    with pytest.raises(HostRunError, match=NOISY):
+        bench.run(calibrating(bench, make_node, to))
+    assert not (session.base_dir / "models" / "budgetfusion" / "counted.safetensors").exists()
