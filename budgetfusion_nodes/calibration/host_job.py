@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from ..host.memory import stop_if_cancelled
 from ..host.paths import planner_folders
 from ..host.sampling import report_steps
 from ..planning.service import Request, render_setting
+from ..planning.special import unsettled
 from . import prompts as prompt_sources
+from .count_job import run_count_job
 from .executors import InlineExecutor
 from .host_renderer import Graph, HostRenderer, choose_backends
 from .job import Job, Progress
 from .planner_folder import file_name, put_planner
 from .prompts import CalibrationPrompt
 from .records import Subject
-from .report import draw, report_dict, report_text
+from .report import draw, draw_levels, report_dict, report_text
 from .spec import Spec
 from .store import Store
 
@@ -133,7 +135,9 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     teller = _Teller(node)
     renderer = HostRenderer(graph, backends, metrics, teller.model_for)
     setting = setting_of(graph)
-    subject = Subject(setting, asked.spec.target, facts=graph.facts())
+    noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
+    spec = replace(asked.spec, levels_only=noisy)
+    subject = Subject(setting, spec.target, facts=graph.facts())
     executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
     name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
     file_name(name)  # a name that cannot be saved is refused before anything is rendered
@@ -143,16 +147,26 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
             store,
             executor,
             asked.prompts,
-            asked.spec,
+            spec,
             name,
             lambda planner: put_planner(folder, planner, name),
             teller,
         )
-        outcome = job.run()
-        text = report_text(outcome)
+        result = _of_levels(job) if noisy else _of_curves(job)
         if store.said is not None:
-            text = f"{store.said.text()}\n{text}"
-    return Result(outcome.file, text, draw(outcome.standing), report_dict(outcome))
+            result = replace(result, text=f"{store.said.text()}\n{result.text}")
+    return result
+
+
+def _of_curves(job: Job) -> Result:
+    outcome = job.run()
+    return Result(outcome.file, report_text(outcome), draw(outcome.standing), report_dict(outcome))
+
+
+def _of_levels(job: Job) -> Result:
+    outcome = run_count_job(job)
+    text = "\n".join(one.text() for one in outcome.messages())
+    return Result(outcome.file, text, draw_levels(outcome.planner), outcome.to_dict())
 
 
 def setting_of(graph: Graph) -> Setting:

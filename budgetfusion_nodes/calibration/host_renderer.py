@@ -26,7 +26,7 @@ from ..host.batch import empty_latent
 from ..host.conditioning import extract
 from ..host.first_evaluation import with_first_evaluation_reused
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
-from ..host.sampling import check_latent, check_sampler, decode, nfe, render
+from ..host.sampling import check_has_count, check_latent, decode, nfe, render
 from ..metrics.measure import Backends, Series
 from .records import Encoded, Measurement
 from .trajectory import RenderError
@@ -74,7 +74,7 @@ class Graph:
         height: int = 512,
     ) -> Graph:
         """InputError or UnsupportedError where nothing can be calibrated with this."""
-        check_sampler(sampler_name)
+        check_has_count(sampler_name)
         latent = {"samples": empty_latent(model, 1, width, height)} if latent_image is None else first_of(latent_image)
         own = encode_text(clip, "")
         extras = extras_of(positive, own) if positive is not None else {}

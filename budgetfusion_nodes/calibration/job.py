@@ -21,7 +21,7 @@ from ..core.messages import Message, message
 from ..predictor.dataset import SweepDataset, select, true_quality
 from ..predictor.fit import FitOptions, fit_scale
 from ..predictor.mean_curve import Comparison
-from ..predictor.planner import Planner
+from ..predictor.planner_file import AnyPlanner
 from .dataset import build_dataset
 from .executors import Executor
 from .prompts import CalibrationPrompt, rendering_order
@@ -97,7 +97,7 @@ class _Tally:
     """Finished in this run."""
 
 
-Save = Callable[[Planner], tuple[str, str]]
+Save = Callable[[AnyPlanner], tuple[str, str]]
 """Writes a planner in one piece; gives its file name and SHA-256."""
 
 
@@ -121,18 +121,22 @@ class Job:
 
     def run(self) -> Outcome:
         """CalibrationError where too many renders fail or too few prompts are left; InputError for bad inputs."""
+        self.measure()
+        return self._finish()
+
+    def measure(self) -> None:
+        """Renders and keeps what is open; see `run`."""
         self._setting_id = self.store.setting_id(self.executor.subject)
         self._backends_id = self.store.backends_id(self.executor.backends)
         self._order, self._ids = self._chosen()
         self._open = [self.spec.amount.seeds] * len(self._order)  # trajectories of each prompt that are not done
         self._aside = self._tried = self._complete = 0
         self._forgive()
-        self.listen(self._progress())
+        self.listen(self.progress())
         for work, event in self.executor.run(self._works()):
             self._take(work, event)
             if self._stopped:
                 break
-        return self._finish()
 
     # ------------------------------------------------------------------------------------------------------ rendering
 
@@ -192,7 +196,7 @@ class Job:
             self.store.finish(work.trajectory_id)
             self._tally.trajectories += 1
             self._done(place, new=True)
-        self.listen(self._progress())
+        self.listen(self.progress())
 
     def _check_failures(self, reason: str) -> None:
         if self._aside >= LEAST_FAILURES and self._aside > SHARE_FAILED * self._tried:
@@ -211,10 +215,11 @@ class Job:
     def _milestone(self, new: bool) -> None:
         if self.spec.amount.may_stop and not self._stopped:
             self._stopped = self._is_settled()
-        if new and not self._stopped and self._complete < len(self._order):
-            self._replan(self._dataset(), compare=self._grown())
+        if new and not (self._stopped or self.spec.levels_only) and self._complete < len(self._order):
+            self._replan(self.dataset(), compare=self._grown())
 
-    def _dataset(self) -> SweepDataset | None:
+    def dataset(self) -> SweepDataset | None:
+        """What is measured so far; None where no prompt is done."""
         amount, executor = self.spec.amount, self.executor
         splits = roles(self._complete, amount.alone)
         prompts = [
@@ -234,7 +239,7 @@ class Job:
 
     def _is_settled(self) -> bool:
         """Whether another ten prompts moved no guaranteed count, by the guide prompts alone."""
-        data = self._dataset()
+        data = self.dataset()
         if data is None or len(data.rows("train")) < LEAST_GUIDES:
             return False
         guides = data.rows("train")
@@ -244,7 +249,7 @@ class Job:
 
     def _grown(self) -> bool:
         before = 0 if self._comparison is None else self._comparison.prompts
-        data = self._dataset()
+        data = self.dataset()
         return data is not None and len(data.rows("train")) >= GROWTH * before
 
     def _replan(self, data: SweepDataset | None, compare: bool) -> None:
@@ -252,28 +257,34 @@ class Job:
             return
         with torch.inference_mode(False), torch.enable_grad():  # the host runs its nodes without gradients
             standing = make_standing(
-                data, self.name, self._comparison, compare, self.fit_options, lambda: self.listen(self._progress())
+                data, self.name, self._comparison, compare, self.fit_options, lambda: self.listen(self.progress())
             )
         if standing is None:
             return
-        planner = replace(standing.planner, provenance=self._provenance(standing, data))
+        own = self.provenance(
+            **standing.figures(),
+            prompts={split: len(data.rows(split)) for split in ("train", "calibration")},
+            seeds=int(data.present.sum()),
+        )
+        planner = replace(standing.planner, provenance=own)
         self._standing = replace(standing, planner=planner)
         self._comparison = standing.comparison
         file, digest = self.save(planner)
         if file:
             self._file = file
             prompts = planner.risk_table.prompts
-            made = KeptPlanner(file, digest, prompts, self._standing.figures(), time.time())
-            self.store.record_planner(self._setting_id, made)
+            self.record(KeptPlanner(file, digest, prompts, self._standing.figures(), time.time()))
 
-    def _provenance(self, standing: Standing, data: SweepDataset) -> dict[str, Any]:
+    def record(self, made: KeptPlanner) -> None:
+        """Keeps in the store which planner was made of this setting."""
+        self.store.record_planner(self._setting_id, made)
+
+    def provenance(self, **figures: Any) -> dict[str, Any]:
         """No prompt text and nothing that differs between two runs of the same job."""
         subject = self.executor.subject
         return {
             "calibration": {
-                **standing.figures(),
-                "prompts": {split: len(data.rows(split)) for split in ("train", "calibration")},
-                "seeds": int(data.present.sum()),
+                **figures,
                 "thoroughness": self.spec.thoroughness,
                 "tolerance": self.spec.amount.tolerance,
                 "set_aside": self._aside,
@@ -283,17 +294,18 @@ class Job:
         }
 
     def _finish(self) -> Outcome:
-        data = self._dataset()
+        data = self.dataset()
         self._replan(data, compare=True)
         aside = self.store.all_set_aside(self._setting_id)
         if self._standing is None or data is None:
             raise CalibrationError(message("calibrate_too_few", prompts=self._complete, least=FIRST))
-        progress = self._progress()
+        progress = self.progress()
         self.listen(progress)
         reasons = tuple(one.reason for one in aside)
         return Outcome(self._standing, self._file, progress, self._stopped, data, reasons)
 
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
+        """How far it is now."""
         tally, spec = self._tally, self.spec
         per_trajectory = sum(spec.grid)
         if tally.trajectories:

@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..core.errors import InputError, PlannerFileError
 from ..core.files import in_one_piece
 from ..core.messages import message
-from ..predictor.planner import Planner
-from ..predictor.planner_file import load_planner, save_planner
+from ..predictor.planner_file import AnyPlanner, load_any_planner, save_planner
 
 ENDING = ".safetensors"
 _FORBIDDEN = re.compile(r"[^\w .+()-]+")
@@ -31,7 +30,7 @@ def file_name(name: str) -> str:
     return ("_" if _RESERVED.match(stem) else "") + stem + ENDING
 
 
-def put_planner(folder: Path, planner: Planner, name: str) -> tuple[str, str]:
+def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]:
     """Saves a planner under `name`, or a numbered name where another setting's planner has it. The same planner again
     leaves the file untouched, so that nothing that depends on it runs anew. (file name, SHA-256)."""
     try:
@@ -49,7 +48,7 @@ def put_planner(folder: Path, planner: Planner, name: str) -> tuple[str, str]:
         raise PlannerFileError(message("planner_not_saved", folder=str(folder), error=str(error))) from error
 
 
-def _free_path(folder: Path, wanted: str, planner: Planner) -> Path:
+def _free_path(folder: Path, wanted: str, planner: AnyPlanner) -> Path:
     path, number = folder / wanted, 1
     while path.exists() and not _replaceable(path, planner):
         number += 1
@@ -57,9 +56,9 @@ def _free_path(folder: Path, wanted: str, planner: Planner) -> Path:
     return path
 
 
-def _replaceable(path: Path, planner: Planner) -> bool:
+def _replaceable(path: Path, planner: AnyPlanner) -> bool:
     try:
-        return load_planner(path).setting == planner.setting
+        return load_any_planner(path).setting == planner.setting
     except PlannerFileError:
         return False  # somebody else's file, or a damaged one: left alone
 
@@ -85,7 +84,7 @@ class Listed:
     """One file of a planner folder."""
 
     path: Path
-    planner: Planner | None
+    planner: AnyPlanner | None
     error: str
     """Why it cannot be read; empty where it can."""
 
@@ -95,7 +94,7 @@ def list_folder(folder: Path) -> list[Listed]:
     found: list[Listed] = []
     for path in sorted(folder.rglob(f"*{ENDING}")) if folder.is_dir() else []:
         try:
-            found.append(Listed(path, load_planner(path), ""))
+            found.append(Listed(path, load_any_planner(path), ""))
         except PlannerFileError as error:
             found.append(Listed(path, None, str(error)))
     return found
@@ -103,12 +102,12 @@ def list_folder(folder: Path) -> list[Listed]:
 
 def import_planner(folder: Path, source: Path, replace: bool = False) -> Path:
     """Verifies a planner file from elsewhere and copies it in. PlannerFileError says why one is refused."""
-    load_planner(source)
+    load_any_planner(source)
     target = folder / file_name(source.name)
     if target.exists() and not replace and digest_of(target) != digest_of(source):
         raise InputError(message("planner_is_there", file=target.name))
     folder.mkdir(parents=True, exist_ok=True)
     with in_one_piece(target) as partial:
         partial.write_bytes(source.read_bytes())
-    load_planner(target)
+    load_any_planner(target)
     return target

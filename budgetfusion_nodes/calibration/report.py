@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.messages import Message, message
+from ..predictor.count_planner import CountPlanner
+from .count_job import fall
 from .job import Outcome
 from .standing import QUALITY, RISK, Standing, quality_curves
 
@@ -33,6 +36,9 @@ def report_messages(outcome: Outcome) -> tuple[Message, ...]:
     ]
     if outcome.stopped_early:
         found.append(message("calibrate_stopped_early", prompts=progress.prompts, wanted=progress.wanted))
+    fallen = fall(outcome.dataset)
+    if fallen is not None:
+        found.append(fallen)
     for reason, count in Counter(outcome.reasons).most_common(3):
         found.append(message("calibrate_left_out", count=count, reason=reason))
     return tuple(found)
@@ -60,29 +66,52 @@ def report_dict(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def draw_levels(planner: CountPlanner) -> Tensor:
+    """IMAGE [1, 480, 960, 3]: the level at each count with its interval, and the one count."""
+    canvas, axes = _chart(planner.grid, planner.setting.describe())
+    counts, levels = planner.grid, planner.levels
+    axes.fill_between(counts, [one.low for one in levels], [one.high for one in levels], alpha=0.2)
+    axes.plot(counts, [one.mean for one in levels], marker="o", label=f"{planner.metrics[0]}, mean and 90 % interval")
+    label = f"one count for all prompts: {planner.count} steps"
+    axes.axvline(planner.count, linestyle=":", linewidth=1.0, color="black", label=label)
+    axes.set_ylabel(planner.metrics[0])
+    return _pixels(canvas, axes)
+
+
 def draw(standing: Standing) -> Tensor:
     """IMAGE [1, 480, 960, 3]: predicted quality over the step count, and what is planned at quality .90."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it keeps state and may want a window
-    from matplotlib.figure import Figure
-
-    counts, (low, median, high) = quality_curves(standing.planner)
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    planner = standing.planner
+    counts, (low, median, high) = quality_curves(planner)
+    canvas, axes = _chart(planner.grid, planner.setting.describe())
     axes.fill_between(counts, low, high, alpha=0.2, label="8 of 10 renders")
     axes.plot(counts, median, label="middle")
     axes.axhline(QUALITY, linestyle="--", linewidth=1.0, color="gray")
     steps = standing.steps[QUALITY]
     label = f"quality {QUALITY:.2f}, risk {RISK:.0%}: {steps:.0f} steps"
     axes.axvline(steps, linestyle=":", linewidth=1.0, color="black", label=label)
-    axes.set_xscale("log")
-    axes.set_xticks(standing.planner.grid, [str(n) for n in standing.planner.grid])
-    axes.minorticks_off()
     axes.set_ylim(0.0, 1.02)
-    axes.set_xlabel("steps")
     axes.set_ylabel("quality")
-    axes.set_title(standing.planner.setting.describe(), fontsize=10)
+    return _pixels(canvas, axes)
+
+
+def _chart(grid: Sequence[int], title: str) -> tuple[Any, Any]:
+    """(canvas, axes) with the step count along the bottom."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it keeps state and may want a window
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_xticks(grid, [str(n) for n in grid])
+    axes.minorticks_off()
+    axes.set_xlabel("steps")
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
+    return canvas, axes
+
+
+def _pixels(canvas: Any, axes: Any) -> Tensor:
     axes.legend(fontsize=8)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255.0

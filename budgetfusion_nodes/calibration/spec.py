@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.curves import DEFAULT_GRID, validate_grid
 from ..core.errors import InputError
@@ -35,6 +35,8 @@ AMOUNTS: dict[str, Amount] = {
 }
 """quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there."""
 THOROUGHNESS = tuple(AMOUNTS)
+EVERY_COUNT = -1.0
+"""A tolerance within which no count is as good as the target, so that none is left out."""
 
 
 def grid_for(target: int, counts: int) -> tuple[int, ...]:
@@ -75,6 +77,8 @@ class Spec:
     thoroughness: str = "quick"
     keep_text: bool = False
     """Whether the prompts' texts are stored."""
+    levels_only: bool = False
+    """Of a sampler that does not settle: every count is rendered, and no curves are fitted."""
 
     def __post_init__(self) -> None:
         if self.thoroughness not in AMOUNTS:
@@ -82,7 +86,8 @@ class Spec:
 
     @property
     def amount(self) -> Amount:
-        return AMOUNTS[self.thoroughness]
+        amount = AMOUNTS[self.thoroughness]
+        return replace(amount, tolerance=EVERY_COUNT, may_stop=False) if self.levels_only else amount
 
     @property
     def grid(self) -> tuple[int, ...]:

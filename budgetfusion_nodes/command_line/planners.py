@@ -65,15 +65,18 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def _summary(planner: Any) -> dict[str, Any]:
+    from ..predictor.count_planner import CountPlanner
+
     if planner is None:
         return {}
     figures = planner.provenance.get("calibration", {})
+    counted = isinstance(planner, CountPlanner)
     return {
         "name": planner.name,
         "setting_in_words": planner.setting.describe(),
         "setting": planner.setting.to_dict(),
-        "prompts": planner.risk_table.prompts,
-        "predictor": figures.get("predictor", "bilstm"),
+        "prompts": planner.prompts if counted else planner.risk_table.prompts,
+        "predictor": f"one count for all: {planner.count}" if counted else figures.get("predictor", "bilstm"),
         "target": planner.target_steps,
     }
 
@@ -89,17 +92,30 @@ def find(args: argparse.Namespace) -> Path:
     raise PlannerFileError(f"There is no planner {name} in {folder_of(args)}. 'planners list' names all.")
 
 
-def run_show(args: argparse.Namespace) -> int:
-    from ..predictor.planner_file import load_planner
+def _of_curves(planner: Any) -> dict[str, Any]:
+    return {
+        "scale": dict(zip(planner.metrics, planner.scale, strict=True)),
+        "risks": list(planner.risk_table.alphas),
+        "networks": len(planner.networks),
+    }
 
-    planner = load_planner(find(args))
+
+def _of_count(planner: Any) -> dict[str, Any]:
+    levels = {n: [one.mean, one.low, one.high] for n, one in zip(planner.grid, planner.levels, strict=True)}
+    return {"count": planner.count, "why": planner.why, "levels": levels}
+
+
+def run_show(args: argparse.Namespace) -> int:
+    from ..predictor.count_planner import CountPlanner
+    from ..predictor.planner_file import load_any_planner
+
+    planner = load_any_planner(find(args))
+    own = _of_count(planner) if isinstance(planner, CountPlanner) else _of_curves(planner)
     details = {
         **_summary(planner),
         "grid": list(planner.grid),
-        "scale": dict(zip(planner.metrics, planner.scale, strict=True)),
         "backends": dict(planner.backends),
-        "risks": list(planner.risk_table.alphas),
-        "networks": len(planner.networks),
+        **own,
         "provenance": dict(planner.provenance),
     }
     say(json.dumps(details, indent=1) if args.json else _table(details))
@@ -114,12 +130,12 @@ def _table(details: dict[str, Any]) -> str:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from ..predictor.planner_file import load_planner
+    from ..predictor.planner_file import load_any_planner
 
     found: list[dict[str, Any]] = []
     for file in args.files:
         try:
-            found.append({"file": str(file), "ok": True, **_summary(load_planner(file))})
+            found.append({"file": str(file), "ok": True, **_summary(load_any_planner(file))})
         except PlannerFileError as error:
             found.append({"file": str(file), "ok": False, "error": str(error)})
     if args.json:

@@ -68,6 +68,27 @@ def decide_level(counts: Sequence[int], levels: ArrayLike) -> LevelDecision:
     )
 
 
+def steady_from(counts: Sequence[int], levels: ArrayLike) -> int | None:
+    """The least count from which on the level equals that of the last count in both directions, by more than chance;
+    None where there is none. levels as in `decide_level`.
+
+    Stricter than `decide_level`, where a higher level is as good: a picture that is smooth because it is unfinished
+    may have a higher L-SNR than the finished one (docs/calibration.md).
+    """
+    margin = decide_level(counts, levels).margin
+    array = np.asarray(levels, dtype=np.float64)
+    last = first = len(counts) - 1
+    while first > 0 and max(_upper(d := array[:, last] - array[:, first - 1]), _upper(-d)) <= margin:
+        first -= 1
+    return counts[first] if first < last else None
+
+
+def level_intervals(levels: ArrayLike) -> tuple[tuple[float, float, float], ...]:
+    """(mean, low, high) at each count: the mean over pictures [n, K] with its two-sided 90 % interval."""
+    array = np.asarray(levels, dtype=np.float64)
+    return tuple((float(c.mean()), -_upper(-c), _upper(c)) for c in array.T)
+
+
 def _best(array: FloatArray, mean: FloatArray, margin: float) -> int:
     """The last count, unless an earlier one is better than it for real: then the earliest peak."""
     last = len(mean) - 1

@@ -175,6 +175,11 @@ class Plan:
     """Distance from the prompts the planner was made with; above 1 it is unlike them."""
     decision: Decision | None = None
 
+    @property
+    def is_count(self) -> bool:
+        """One count for all prompts, from a planner without curves: quality and risk have no say."""
+        return self.fallback is None and self.decision is None
+
     @classmethod
     def fallback_plan(
         cls,
@@ -242,7 +247,7 @@ class Plan:
         if self.fallback is not None:
             return []
         predicted = word("unknown") if self.quality_predicted is None else self.quality_predicted
-        lines = [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
+        lines = [] if self.is_count else [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
         if self.limited_by is not None:
             lines.append(word("limited_by", metric=metric_words(self.limited_by)))
         return [*lines, f"{word('row_planner')}: {self.planner}"] if self.planner else lines

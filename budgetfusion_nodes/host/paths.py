@@ -14,8 +14,7 @@ from types import ModuleType
 
 from ..core.errors import PlannerFileError
 from ..core.messages import Message, message
-from ..predictor.planner import Planner
-from ..predictor.planner_file import load_planner, unreadable
+from ..predictor.planner_file import AnyPlanner, load_any_planner, unreadable
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CHECKPOINTS = WEIGHTS / "checkpoints"
@@ -156,8 +155,8 @@ def find_planner(name: str) -> Path:
     raise PlannerFileError(message("planner_absent", name=name, present=listed, folder=f"models/{PLANNER_FOLDER}"))
 
 
-def read_planner(path: Path) -> Planner:
-    """`load_planner`, remembered until the file changes."""
+def read_planner(path: Path) -> AnyPlanner:
+    """`load_any_planner`, remembered until the file changes."""
     try:
         now = path.stat()
     except OSError as error:
@@ -166,9 +165,9 @@ def read_planner(path: Path) -> Planner:
 
 
 @functools.lru_cache(maxsize=32)
-def _read_planner(path: str, mtime_ns: int, size: int) -> Planner:
+def _read_planner(path: str, mtime_ns: int, size: int) -> AnyPlanner:
     del mtime_ns, size  # part of the key only
-    return load_planner(path)
+    return load_any_planner(path)
 
 
 def _folder_paths() -> ModuleType | None:

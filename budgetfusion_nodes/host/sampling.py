@@ -107,11 +107,16 @@ class Render:
 
 def check_sampler(sampler_name: str) -> None:
     """UnsupportedError unless the number of steps alone decides this sampler's image."""
+    check_has_count(sampler_name)
     if sampler_name in PLANNED:
         return
+    raise UnsupportedError(message("sampler_noisy", sampler=sampler_name))
+
+
+def check_has_count(sampler_name: str) -> None:
+    """UnsupportedError for the sampler that ignores the number of steps."""
     if sampler_name == "dpm_adaptive":
         raise UnsupportedError(message("sampler_adaptive"))
-    raise UnsupportedError(message("sampler_noisy", sampler=sampler_name))
 
 
 def nfe(sampler_name: str, steps: int) -> int:

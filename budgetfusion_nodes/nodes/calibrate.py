@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.errors import BudgetFusionError
 from ..host.model_name import learn_name
-from ..host.sampling import check_sampler
+from ..host.sampling import check_has_count
 from ..planning.choice import planners_state
 from . import schema as s
 
@@ -101,7 +101,10 @@ class Calibrate(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of this model, for the calibration prompts."),
                 io.Vae.Input("vae", tooltip="Decodes the calibration pictures."),
                 s.negative_input(),
-                s.sampler_input("can be calibrated: ancestral and SDE samplers and dpm_adaptive are refused."),
+                s.sampler_input(
+                    "get a planner by prompt and quality; others, such as ancestral ones, get one count for all "
+                    "prompts where the measurements show one. dpm_adaptive is refused."
+                ),
                 s.scheduler_input(),
                 s.cfg_input(),
                 s.max_steps_input(),
@@ -117,10 +120,10 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sampler_name: str | None = None) -> bool | str:
-        """Refuses samplers whose step count says nothing before anything is rendered."""
+        """Refuses a sampler without a step count before anything is rendered."""
         try:
             if sampler_name is not None:
-                check_sampler(sampler_name)
+                check_has_count(sampler_name)
         except BudgetFusionError as error:
             return str(error)
         return True

@@ -13,6 +13,7 @@ from ..core.setting import Setting, differences, refusal
 from ..host.identity import is_former
 from ..host.paths import find_planner, planners_fingerprint, read_planner, search_planners
 from ..predictor.planner import Planner
+from ..predictor.planner_file import AnyPlanner
 
 AUTO = "auto"
 
@@ -28,7 +29,7 @@ def planners_state(planner: str | None) -> str:
 
 def choose_planner(
     name: str, setting: Setting, notes: list[Message], former: Former = lambda: None, nested: bool = True
-) -> Planner:
+) -> AnyPlanner:
     """The named planner, or with `auto` the one whose calibration is nearest to `setting`. notes: gets what could not
     be read. nested: whether planners with a nested schedule come first, or those with the stock one.
 
@@ -50,16 +51,18 @@ def check_serves(name: str, calibrated: Setting, setting: Setting) -> None:
 
 
 def planner_of(plan: Plan) -> Planner:
-    """The planner that made `plan`. PlannerFileError if it was a fallback or the planner's file is gone."""
+    """The planner that made `plan`. PlannerFileError if it was a fallback, has no curves, or its file is gone."""
     if plan.fallback is not None or not plan.planner:
         raise PlannerFileError(message("plan_is_fallback"))
     for planner in _readable_planners([]):
         if planner.name == plan.planner and _made_for(planner.setting, plan.setting):
-            return planner
+            if isinstance(planner, Planner):
+                return planner
+            raise PlannerFileError(message("plan_is_count", planner=plan.planner))
     raise PlannerFileError(message("planner_gone", planner=plan.planner))
 
 
-def _nearest(planners: list[Planner], setting: Setting, nested: bool) -> Planner:
+def _nearest(planners: list[AnyPlanner], setting: Setting, nested: bool) -> AnyPlanner:
     own = [planner for planner in planners if planner.setting.model == setting.model]
     if not own:
         known = sorted({p.setting.model_name or p.name for p in planners})
@@ -68,16 +71,16 @@ def _nearest(planners: list[Planner], setting: Setting, nested: bool) -> Planner
             raise UnsupportedError(message("no_planner_of_name", model=model))
         raise UnsupportedError(message("no_planner", model=model, known=", ".join(known) or "-"))
 
-    def distance(planner: Planner) -> tuple[bool, bool, int]:
+    def distance(planner: AnyPlanner) -> tuple[bool, bool, int, bool]:
         refused = refusal(planner.name, planner.setting, setting) is not None
         other = (planner.setting.schedule == STOCK) == nested
         same = replace(planner.setting, schedule=setting.schedule)
-        return refused, other, len(differences(same, setting))
+        return refused, other, len(differences(same, setting)), not isinstance(planner, Planner)
 
     return min(own, key=distance)
 
 
-def _recognised(planners: list[Planner], setting: Setting, former: Former) -> list[Planner]:
+def _recognised(planners: list[AnyPlanner], setting: Setting, former: Former) -> list[AnyPlanner]:
     """Planners of before that know this model by its former fingerprint are given the present one."""
     known = former() if any(is_former(planner.setting.model) for planner in planners) else None
     present = {"model": setting.model, "sampling": setting.sampling}
@@ -87,8 +90,8 @@ def _recognised(planners: list[Planner], setting: Setting, former: Former) -> li
     ]
 
 
-def _readable_planners(notes: list[Message]) -> list[Planner]:
-    planners: list[Planner] = []
+def _readable_planners(notes: list[Message]) -> list[AnyPlanner]:
+    planners: list[AnyPlanner] = []
     found = search_planners()
     notes.extend(found.notes)
     for path in found.files.values():

@@ -15,11 +15,12 @@ from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting, change_key, change_keys, differences
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
-from ..host.sampling import check_sampler, nfe, pixel_size
-from ..predictor.planner import Planner
+from ..host.sampling import nfe, pixel_size
+from ..predictor.count_planner import CountPlanner
+from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
 from .nested import along
-from .special import as_executed, check_distilled, check_path, limits_for
+from .special import as_executed, check_distilled, limits_for, unsettled
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,10 @@ def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: M
         log.exception("BudgetFusion could not read the plan and renders all %d steps", request.max_steps)
         return request.fallback(_unforeseen(error))
     try:
-        check_sampler(request.sampler_name)
+        reason = unsettled(model, request.sampler_name, request.scheduler, request.denoise)
+        if reason is not None and not known.is_count:
+            raise UnsupportedError(reason)
         known = along(known, known.schedule, model, request)
-        check_path(model, request.sampler_name, request.scheduler, request.denoise)
         found = () if known.fallback else _checked(known, model, positive, request, latent_image)
         known, begin = as_executed(known, model, request, (known.min_steps, known.max_steps))
     except BudgetFusionError as error:
@@ -158,15 +160,14 @@ def _plan(
     model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None, notes: list[Message]
 ) -> Plan:
     """notes: gets what is to be said whether or not there is a plan."""
-    check_sampler(request.sampler_name)
-    check_path(model, request.sampler_name, request.scheduler, request.denoise)
+    reason = unsettled(model, request.sampler_name, request.scheduler, request.denoise)
     identity = read_identity(model)
     setting = render_setting(identity, model, positive, request, latent_image)
     prompts, several = extract_all(positive)
     notes.extend(several)
     merges = [change for change in identity.changes if change.code == "model_merge"]
     notes.extend(merges)  # why there may be no planner
-    planner = _choose(model, request, setting, notes)
+    planner = _choose(model, request, setting, notes, reason)
     setting = replace(setting, schedule=STOCK if request.schedule == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
@@ -191,12 +192,17 @@ def _plan(
     return plan
 
 
-def _choose(model: Any, request: Request, setting: Setting, notes: list[Message]) -> Planner:
-    """`choose_planner`, unless the graph is one that keeps its own count."""
+def _choose(model: Any, request: Request, setting: Setting, notes: list[Message], reason: Message | None) -> AnyPlanner:
+    """`choose_planner`, unless the graph is one that keeps its own count. reason: why the sampler does not settle;
+    then only a planner of one count serves."""
     chosen, nested = request.planner != AUTO, request.schedule != STOCK
     try:
         planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), nested)
+        if reason is not None and not isinstance(planner, CountPlanner):
+            raise UnsupportedError(reason)
     except UnsupportedError:
+        if reason is not None:
+            raise UnsupportedError(reason) from None
         check_distilled(model, request.files, request.cfg, request.max_steps, None, chosen)
         raise
     check_distilled(model, request.files, request.cfg, request.max_steps, planner.setting, chosen)

@@ -16,7 +16,7 @@ from ..core.plan import Plan
 from ..core.setting import Setting
 from ..host.few_steps import few_steps_of, is_lora
 from ..host.noise import check_settles
-from ..host.sampling import BROWNIAN, get_sigmas, nfe
+from ..host.sampling import BROWNIAN, check_has_count, check_sampler, get_sigmas, nfe
 from .nested import plan_sigmas
 
 
@@ -42,6 +42,18 @@ def check_path(model: Any, sampler_name: str, scheduler: str, denoise: float = 1
     if sampler_name in BROWNIAN and denoise > 0:
         few, many = (get_sigmas(model, sampler_name, scheduler, steps, denoise) for steps in PROBED)
         check_settles(sampler_name, scheduler, few, many)
+
+
+def unsettled(model: Any, sampler_name: str, scheduler: str, denoise: float = 1.0) -> Message | None:
+    """Why more steps do not approach one picture with this sampler, so that only one count for all prompts can be
+    planned; None where they do. UnsupportedError for dpm_adaptive, which has no count at all."""
+    check_has_count(sampler_name)
+    try:
+        check_sampler(sampler_name)
+        check_path(model, sampler_name, scheduler, denoise)
+    except UnsupportedError as error:
+        return error.message
+    return None
 
 
 def check_distilled(

@@ -4,7 +4,7 @@ start of a host should cost."""
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +13,7 @@ from ..core.curves import METRICS, validate_grid
 from ..core.errors import InputError
 from ..core.risk import RiskTable
 from ..core.setting import Setting
+from .count_planner import CountPlanner, Level
 from .features import MAX_WIDTH
 from .network import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
 
@@ -39,6 +40,8 @@ Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, lt=LARGEST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Shares = Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST_NUMBERS), AfterValidator(_increasing)]
 Threshold = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=LARGEST)]
+Grid = Annotated[tuple[Annotated[int, Field(lt=10**6)], ...], Field(max_length=1000), AfterValidator(_grid)]
+Metrics = Annotated[tuple[str, ...], Field(min_length=1, max_length=len(METRICS))]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Inner = Annotated[int, Field(ge=1, le=1024)]
 
@@ -84,13 +87,78 @@ class _Risk(_Part):
         return RiskTable(self.alphas, self.qualities, self.theta, self.prompts)
 
 
-class Description(_Part):
-    """The JSON part of a planner, checked."""
+def _check_metrics(metrics: tuple[str, ...], backends: dict[str, str]) -> None:
+    if len(set(metrics)) != len(metrics) or not set(metrics) <= set(METRICS):
+        raise ValueError(f"metrics are {list(metrics)}; expected some of {list(METRICS)}, each once")
+    if not set(metrics) <= set(backends):
+        raise ValueError("backends must name what measured each metric")
 
+
+class Kind(_Part):
+    """What kind of planner a file holds; files of before do not say it."""
+
+    kind: Literal["curves", "count"] = "curves"
+
+
+class _Level(_Part):
+    mean: Finite
+    low: Finite
+    high: Finite
+
+    @model_validator(mode="after")
+    def _is_interval(self) -> _Level:
+        if not self.low <= self.mean <= self.high:
+            raise ValueError("the mean must lie between low and high")
+        return self
+
+
+class CountDescription(_Part):
+    """The JSON part of a planner of kind "count", checked. Such a file holds no tensors."""
+
+    kind: Literal["count"]
     name: str
     setting: Setting
-    grid: Annotated[tuple[Annotated[int, Field(lt=10**6)], ...], Field(max_length=1000), AfterValidator(_grid)]
-    metrics: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(METRICS))]
+    count: Annotated[int, Field(ge=1)]
+    grid: Grid
+    levels: Annotated[tuple[_Level, ...], Field(max_length=1000)]
+    metrics: Metrics
+    backends: dict[str, str]
+    prompts: Annotated[int, Field(ge=1, lt=10**9)]
+    why: Literal["steady", "best"]
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits(self) -> CountDescription:
+        _check_metrics(self.metrics, self.backends)
+        if len(self.levels) != len(self.grid):
+            raise ValueError(f"{len(self.levels)} levels for {len(self.grid)} counts")
+        if self.count not in self.grid:
+            raise ValueError(f"count is {self.count}, which is not on the grid")
+        return self
+
+    def planner(self) -> CountPlanner:
+        return CountPlanner(
+            name=self.name,
+            setting=self.setting,
+            count=self.count,
+            grid=self.grid,
+            levels=tuple(Level(level.mean, level.low, level.high) for level in self.levels),
+            metrics=self.metrics,
+            backends={metric: self.backends[metric] for metric in self.metrics},
+            prompts=self.prompts,
+            why=self.why,
+            provenance=self.provenance,
+        )
+
+
+class Description(_Part):
+    """The JSON part of a planner of curves, checked."""
+
+    kind: Literal["curves"] = "curves"
+    name: str
+    setting: Setting
+    grid: Grid
+    metrics: Metrics
     scale: tuple[Positive, ...]
     backends: dict[str, str]
     quantiles: tuple[Finite, ...]
@@ -101,14 +169,11 @@ class Description(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Description:
-        if len(set(self.metrics)) != len(self.metrics) or not set(self.metrics) <= set(METRICS):
-            raise ValueError(f"metrics are {list(self.metrics)}; expected some of {list(METRICS)}, each once")
+        _check_metrics(self.metrics, self.backends)
         if len(self.scale) != len(self.metrics):
             raise ValueError(f"{len(self.scale)} scales for {len(self.metrics)} metrics")
         if self.quantiles != QUANTILES:
             raise ValueError(f"quantiles are {list(self.quantiles)}; expected {list(QUANTILES)}")
-        if not set(self.metrics) <= set(self.backends):
-            raise ValueError("backends must name what measured each metric")
         return self
 
     @property

@@ -1,7 +1,8 @@
 """Planner files: one safetensors file, tensors plus JSON metadata. Everything is checked before anything is built.
 
 Layout: metadata {"format": FORMAT, "version": VERSION, "planner": JSON}; tensors projection.*, novelty.*,
-network.<i>.*. No pickle anywhere. novelty.* is what the out-of-distribution score is computed from.
+network.<i>.*, or none where the JSON says kind "count". No pickle
+anywhere. novelty.* is what the out-of-distribution score is computed from.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +23,13 @@ from ..core.errors import PlannerFileError
 from ..core.files import in_one_piece
 from ..core.messages import Message, message
 from ..core.setting import first_fault, with_precision
+from .count_planner import CountPlanner
 from .features import OutOfDistribution, Projection
 from .network import QUANTILES, CurvePredictor
 from .planner import Planner
 
 if TYPE_CHECKING:
-    from .planner_description import Description
+    from .planner_description import CountDescription, Description
 
 FORMAT = "budgetfusion.planner"
 VERSION = "2"  # 1 had the calibration prompts themselves in novelty.*
@@ -34,23 +37,41 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 2 * 1024 * 1024
 DTYPES = {"F16", "F32"}
 MAX_WHITENING = 1e12
+COUNT = "count"
+
+AnyPlanner: TypeAlias = Planner | CountPlanner
 
 
-def save_planner(path: str | os.PathLike[str], planner: Planner, provenance: Mapping[str, Any] | None = None) -> None:
+def save_planner(
+    path: str | os.PathLike[str], planner: AnyPlanner, provenance: Mapping[str, Any] | None = None
+) -> None:
     """Writes `path` in one piece (a killed run leaves no half file). provenance replaces the planner's own."""
-    description = _describe(planner, planner.provenance if provenance is None else provenance)
+    provenance = planner.provenance if provenance is None else provenance
+    counted = isinstance(planner, CountPlanner)
+    description = _describe_count(planner, provenance) if counted else _describe(planner, provenance)
     metadata = {"format": FORMAT, "version": VERSION, "planner": json.dumps(description, allow_nan=False)}
     with in_one_piece(Path(path)) as partial:
-        partial.write_bytes(save(_tensors(planner), metadata))
+        partial.write_bytes(save({} if counted else _tensors(planner), metadata))
 
 
 def load_planner(path: str | os.PathLike[str]) -> Planner:
+    """The planner of curves in `path`, or PlannerFileError saying what is wrong with it."""
+    planner = load_any_planner(path)
+    if isinstance(planner, CountPlanner):
+        raise _failure(Path(path), message("file_field", field="kind", detail="is count, expected curves"))
+    return planner
+
+
+def load_any_planner(path: str | os.PathLike[str]) -> AnyPlanner:
     """The planner in `path`, or PlannerFileError saying what is wrong with it. Nothing is built from a bad file."""
     file = Path(path)
     content = _read(file)
     try:
         header = _header(content)
         description = _checked(_metadata(header))
+        if description.kind == COUNT:
+            _check_tensor_table(header, {})
+            return description.planner()
         _check_tensor_table(header, description.shapes())
         tensors = load(content)
         return _build(description, {key: value.float() for key, value in tensors.items()})
@@ -130,6 +151,11 @@ def _json_object(text: bytes | str, what: str) -> dict[str, Any]:
     return value
 
 
+def _describe_count(planner: CountPlanner, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {**asdict(planner), "setting": planner.setting.to_dict(), "provenance": dict(provenance)}
+    return {"kind": COUNT, **whole}
+
+
 def _describe(planner: Planner, provenance: Mapping[str, Any]) -> dict[str, Any]:
     projection, table = planner.projection, planner.risk_table
     return {
@@ -176,13 +202,14 @@ def _field(field: str, detail: str) -> _Reason:
     return _Reason(message("file_field", field=field, detail=detail))
 
 
-def _checked(text: str) -> Description:
+def _checked(text: str) -> Description | CountDescription:
     from pydantic import ValidationError
 
-    from .planner_description import Description  # on use: see there
+    from .planner_description import CountDescription, Description, Kind  # on use: see there
 
     try:
-        description = Description.model_validate_json(text)
+        counted = Kind.model_validate_json(text).kind == COUNT
+        description = (CountDescription if counted else Description).model_validate_json(text)
     except ValidationError as error:
         raise _field(*first_fault(error)) from error
     setting = with_precision(description.setting, description.provenance.get("data"))

@@ -235,6 +235,12 @@ export function outlook(plan, controls) {
   const now = { ...made, ...controls };
   const common = { maxSteps: now.maxSteps, minSteps: now.minSteps, quality: now.quality };
   const notes = currentNotes(plan, now);
+  const counted = oneCount(plan);
+  if (counted !== null) {
+    const steps = Math.min(Math.max(counted, now.minSteps), now.maxSteps);
+    const headline = t("headline", { steps, max: count(now.maxSteps, "steps"), saved: fewer(steps, now.maxSteps) });
+    return { ...common, steps, floor: null, headline, details: [], badge: null, reason: null, notes };
+  }
   if (plan.fallback !== null || !plan.decision) {
     return {
       ...common,
@@ -270,6 +276,20 @@ export function outlook(plan, controls) {
     reason: null,
     notes,
   };
+}
+
+const OF_COUNT = ["count_steady", "count_best"];
+
+/**
+ * The one count for all prompts of a planner without curves, which a warning tells; null for other plans.
+ * @param {Plan} plan @returns {number | null}
+ */
+function oneCount(plan) {
+  if (plan.fallback !== null || plan.decision) return null;
+  for (const warning of plan.warnings) {
+    if (typeof warning === "object" && OF_COUNT.includes(warning.code)) return Number(warning.values.count);
+  }
+  return null;
 }
 
 /** @param {Plan} plan @param {Controls} now */

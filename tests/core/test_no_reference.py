@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgetfusion_nodes.core.errors import InputError
-from budgetfusion_nodes.core.no_reference import decide_level
+from budgetfusion_nodes.core.no_reference import decide_level, level_intervals, steady_from
 
 COUNTS = (4, 8, 12, 20, 30, 50)
 
@@ -52,3 +52,29 @@ def test_a_fall_within_the_margin_is_none() -> None:
 def test_what_cannot_be_decided_on(bad: np.ndarray) -> None:
     with pytest.raises(InputError, match="levels"):
         decide_level(COUNTS, bad)
+
+
+def test_a_steady_level_begins_where_the_curve_is_flat() -> None:
+    assert steady_from(COUNTS, levels([0.0, 5.0, 9.0, 10.0, 10.0, 10.0])) == 20
+
+
+def test_a_hump_is_no_steady_level() -> None:
+    """A higher level is another level: smooth unfinished pictures may have one."""
+    assert steady_from(COUNTS, levels([0.0, 10.0, 9.0, 8.0, 8.0, 8.0])) == 20
+
+
+@pytest.mark.parametrize("mean", [[0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [0.0, 5.0, 10.0, 8.0, 6.0, 4.0]])
+def test_a_level_that_rises_or_falls_to_the_end_is_not_steady(mean: list[float]) -> None:
+    assert steady_from(COUNTS, levels(mean)) is None
+
+
+def test_noise_alone_is_hardly_ever_taken_for_steady() -> None:
+    found = [steady_from(COUNTS, levels([0.0] * 6, noise=1.0, pictures=12, seed=seed)) for seed in range(300)]
+    assert np.mean([one is not None for one in found]) <= 0.06
+
+
+def test_intervals_hold_the_true_mean_nine_times_of_ten() -> None:
+    rng = np.random.default_rng(0)
+    found = [level_intervals(rng.normal(3.0, 1.0, (12, 1)))[0] for _ in range(1000)]
+    assert all(low < mean < high for mean, low, high in found)
+    assert np.mean([low <= 3.0 <= high for _, low, high in found]) == pytest.approx(0.9, abs=0.03)

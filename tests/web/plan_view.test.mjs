@@ -293,3 +293,15 @@ test("the modules that the host imports as extensions do nothing without a page"
   await import("../../budgetfusion_nodes/web/plan_panel.js");
   assert.equal(typeof globalThis.document, "undefined");
 });
+
+test("a plan of one count keeps it whatever quality is, within the limits", () => {
+  const one = pv.readPlan({
+    steps: 7, max_steps: 7, min_steps: 2, quality: 0.9, risk: 0.1, fallback: null, decision: null,
+    warnings: [{ code: "count_steady", values: { count: 9, prompts: 28, metric: "l_snr" } }],
+  });
+  const at = (controls) => pv.outlook(one, controls);
+  assert.deepEqual([0.5, 0.99].map((quality) => at({ quality, maxSteps: 20 }).steps), [9, 9]);
+  assert.equal(at(null).steps, 7);
+  assert.equal(at({ minSteps: 12, maxSteps: 20 }).steps, 12);
+  assert.deepEqual([at(null).badge, at(null).reason, at(null).details], [null, null, []]);
+});
