@@ -520,7 +520,7 @@ def _flux_through_sigmas() -> Graph:
 
 
 def _calibrate_your_model() -> Graph:
-    own = {"max_steps": 20}
+    most = 20
     inputs = {
         "model": link(1),
         "clip": link(1, 1),
@@ -528,7 +528,7 @@ def _calibrate_your_model() -> Graph:
         "negative": link(3),
         "latent_image": link(4),
         **SETTING,
-        **own,
+        "max_steps": most,
         "thoroughness": "quick",
         "prompts": "built-in",
         "prompt_text": "",
@@ -547,7 +547,7 @@ def _calibrate_your_model() -> Graph:
         (
             *_model_and_prompts(),
             Node(5, "BudgetFusion_Calibrate", inputs, 2, width=400),
-            _adaptive(3, **own),
+            _adaptive(3, max_steps=most),
             *_decode_and_save(6, 4),
         ),
     )

@@ -31,6 +31,38 @@ const SETTINGS = {
   "Comfy.Graph.CanvasInfo": false,
 };
 
+/** Template -> the help pictures that are made from it. */
+const HELP_PICTURES = {
+  async planner_into_adaptive_ksampler(session) {
+    await run(session);
+    await picture(session, [PLANNER], "budget_planner");
+    await picture(session, [SAMPLER], "adaptive_ksampler");
+  },
+  async adaptive_ksampler(session) {
+    await session.setWidget(SAMPLER, "sampler_name", "euler_ancestral");
+    await run(session);
+    await picture(session, [SAMPLER], "no_plan");
+  },
+  async prompt_list(session) {
+    await session.setWidget(SAMPLER, "seed", 8); // else the host has it cached, and the running total counts none
+    await run(session);
+    await picture(session, [PLANNER], "prompt_list");
+    await session.toggleTotals();
+    await session.page.locator(".bf-totals").screenshot({ path: join(PICTURES, "running_total.png") });
+    process.stdout.write("running_total.png\n");
+    await session.toggleTotals();
+  },
+  async step_sweep_and_probe(session) {
+    await run(session);
+    await picture(session, [PROBE], "perceptual_metric_probe");
+    await picture(session, [SWEEP, "PreviewImage"], "step_sweep");
+  },
+  async calibrate_your_model(session) {
+    await run(session); // nothing is rendered anew after the thumbnail's run
+    await picture(session, [CALIBRATE], "calibrate");
+  },
+};
+
 if (skip) throw new Error(skip);
 mkdirSync(PICTURES, { recursive: true });
 const scratch = scratchFolder();
@@ -95,38 +127,6 @@ async function thumbnails() {
   }
   await session.page.context().close();
 }
-
-/** Template -> the help pictures that are made from it. */
-const HELP_PICTURES = {
-  async planner_into_adaptive_ksampler(session) {
-    await run(session);
-    await picture(session, [PLANNER], "budget_planner");
-    await picture(session, [SAMPLER], "adaptive_ksampler");
-  },
-  async adaptive_ksampler(session) {
-    await session.setWidget(SAMPLER, "sampler_name", "euler_ancestral");
-    await run(session);
-    await picture(session, [SAMPLER], "no_plan");
-  },
-  async prompt_list(session) {
-    await session.setWidget(SAMPLER, "seed", 8); // else the host has it cached, and the running total counts none
-    await run(session);
-    await picture(session, [PLANNER], "prompt_list");
-    await session.toggleTotals();
-    await session.page.locator(".bf-totals").screenshot({ path: join(PICTURES, "running_total.png") });
-    process.stdout.write("running_total.png\n");
-    await session.toggleTotals();
-  },
-  async step_sweep_and_probe(session) {
-    await run(session);
-    await picture(session, [PROBE], "perceptual_metric_probe");
-    await picture(session, [SWEEP, "PreviewImage"], "step_sweep");
-  },
-  async calibrate_your_model(session) {
-    await run(session); // nothing is rendered anew after the thumbnail's run
-    await picture(session, [CALIBRATE], "calibrate");
-  },
-};
 
 async function helpPictures() {
   const session = await openSession({ viewport: { width: 1400, height: 1300 } });
