@@ -535,6 +535,7 @@ def _calibrate_your_model() -> Graph:
         "name": "",
         "width": 64,
         "height": 64,
+        "keep_text": False,
     }
     return Graph(
         "calibrate_your_model",

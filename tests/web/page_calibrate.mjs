@@ -15,7 +15,7 @@ const CALIBRATE = "BudgetFusion_Calibrate";
 const SAMPLER = "BudgetFusion_AdaptiveKSampler";
 const PANEL = '.bf-panel[data-kind="calibration"]';
 const NAME = "page test";
-const STEPS = 9;
+const STEPS = 6;
 const PROMPTS = ["red", "green", "blue", "white"].flatMap((color) =>
   ["circle", "square", "star"].map((shape) => `a ${color} ${shape} on a plain black background`),
 );
