@@ -31,14 +31,14 @@ from .job import Job, Progress
 from .planner_folder import file_name, put_planner
 from .prompts import CalibrationPrompt
 from .records import Subject
-from .report import draw, draw_levels, report_dict, report_text
+from .report import curve_dict, draw, draw_levels, report_dict, report_text
 from .spec import Spec
 from .store import Store
 
 STORE = ("budgetfusion", "calibration.sqlite3")
 """In the host's user folder."""
 EVENT = "budgetfusion.calibration"
-"""What the page receives while the job runs: {"node", "messages", "prompts", "wanted"}."""
+"""What the page receives while the job runs: {"node", "messages", "prompts", "wanted", "curve"}."""
 TELL_SECONDS = 0.5
 BUILT_IN, TEXT, FILE = "built-in", "text, one a line", "file in the input folder"
 SOURCES = (BUILT_IN, TEXT, FILE)
@@ -80,7 +80,7 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
 
 @dataclass
 class _Teller:
-    """The host's progress bar and the text on the node."""
+    """The host's progress bar, and what the page draws on the node."""
 
     node: str | None
     _bar: Any = None
@@ -105,12 +105,17 @@ class _Teller:
         if now - self._told < TELL_SECONDS and progress.left:
             return
         self._told = now
-        said = progress.messages()
+        if self.node is None:
+            return
         server = importlib.import_module("server").PromptServer.instance
-        if self.node is not None:
-            server.send_progress_text("\n".join(one.text() for one in said), self.node)
-            content = {"messages": [one.to_dict() for one in said], "prompts": progress.prompts}
-            server.send_sync(EVENT, {"node": self.node, "wanted": progress.wanted, **content}, server.client_id)
+        content = {
+            "node": self.node,
+            "messages": [one.to_dict() for one in progress.messages()],
+            "prompts": progress.prompts,
+            "wanted": progress.wanted,
+            "curve": None if progress.standing is None else curve_dict(progress.standing),
+        }
+        server.send_sync(EVENT, content, server.client_id)
 
     def _progress_bar(self) -> Any:
         if self._bar is None:

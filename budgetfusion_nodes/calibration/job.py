@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -132,8 +133,10 @@ class Job:
         self._open = [self.spec.amount.seeds] * len(self._order)  # trajectories of each prompt that are not done
         self._aside = self._tried = self._complete = 0
         self._forgive()
+        works = self._works()
+        first = list(islice(works, 1))  # counts what is kept already: the first word is of what is left
         self.listen(self.progress())
-        for work, event in self.executor.run(self._works()):
+        for work, event in self.executor.run(chain(first, works)):
             self._take(work, event)
             if self._stopped:
                 break

@@ -51,17 +51,12 @@ def report_text(outcome: Outcome) -> str:
 
 def report_dict(outcome: Outcome) -> dict[str, Any]:
     """JSON-safe, for the page: codes, and what the panel draws."""
-    counts, curves = quality_curves(outcome.standing.planner)
-    low, median, high = (np.round(curve, 4).tolist() for curve in curves)
     return {
         "messages": [one.to_dict() for one in report_messages(outcome)],
         "file": outcome.file,
         "prompts": outcome.progress.prompts,
         "wanted": outcome.progress.wanted,
-        "counts": list(counts),
-        "quality_low": low,
-        "quality_median": median,
-        "quality_high": high,
+        "curve": curve_dict(outcome.standing),
         "figures": outcome.standing.figures(),
     }
 
@@ -76,6 +71,14 @@ def draw_levels(planner: CountPlanner) -> Tensor:
     axes.axvline(planner.count, linestyle=":", linewidth=1.0, color="black", label=label)
     axes.set_ylabel(planner.metrics[0])
     return _pixels(canvas, axes)
+
+
+def curve_dict(standing: Standing) -> dict[str, Any]:
+    """JSON-safe: predicted quality of the mean prompt by step count, and the mean planned steps at QUALITY and RISK."""
+    counts, curves = quality_curves(standing.planner)
+    low, median, high = (np.round(curve, 4).tolist() for curve in curves)
+    steps = standing.steps[QUALITY]
+    return {"counts": list(counts), "quality_low": low, "quality_median": median, "quality_high": high, "steps": steps}
 
 
 def draw(standing: Standing) -> Tensor:

@@ -5,6 +5,7 @@
 import { api } from "../../scripts/api.js";
 // @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
+import { CalibrationPanel, listenForCalibrations } from "./calibration.js";
 import { keep, recall } from "./kept.js";
 import { count, said, setMessages, t } from "./messages.js";
 import { PlanPanel, options } from "./plan_panel.js";
@@ -45,6 +46,8 @@ const SHIPPED_QUALITY = 0.9; // core/plan.py DEFAULT_QUALITY
 
 /** @type {Map<GraphNode, PlanPanel>} the nodes that are on a graph now */
 const panels = new Map();
+/** @type {Map<GraphNode, CalibrationPanel>} the same */
+const calibrations = new Map();
 const totals = new Totals();
 totals.watchers.add(() => {
   for (const panel of panels.values()) if (panel.result.plans.length > 1) panel.refresh(); // a forecast knows the time now
@@ -102,6 +105,7 @@ app.registerExtension({
 
   /** @param {GraphNode} node */
   nodeCreated(node) {
+    if (node.comfyClass === "BudgetFusion_Calibrate") addCalibration(node);
     const kind = KINDS[node.comfyClass ?? ""];
     if (!kind) return;
     const quality = node.widgets?.find(({ name }) => name === "quality");
@@ -137,6 +141,7 @@ async function useLanguage() {
     setMessages(wanted, own?.budgetfusion, all.en?.budgetfusion);
     language = wanted;
     for (const panel of panels.values()) panel.relabel();
+    for (const panel of calibrations.values()) panel.refresh();
   } catch (error) {
     console.warn("BudgetFusion: the words of its panels could not be read from this ComfyUI.", error);
   }
@@ -159,6 +164,7 @@ function listen() {
   api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
     totals.onExecuted(detail.prompt_id, detail.node, detail.output);
   });
+  listenForCalibrations(api, calibrations, executionIds);
 }
 
 /** @param {string} model */
@@ -190,6 +196,29 @@ function addTotals() {
 /** @param {GraphNode} node @param {"planner" | "sampler" | "probe"} kind */
 function addPanel(node, kind) {
   const panel = new PlanPanel(kind, () => controlsOf(node), paceOf, () => fit(node));
+  panels.set(node, panel);
+  attach(node, panel, [
+    chain(node, "onExecuted", () => announce(node)),
+    chain(node, "onConnectionsChange", () => panel.refresh()),
+    ...(node.widgets ?? [])
+      .filter(({ name }) => name in LIVE)
+      .map((live) => chain(live, "callback", () => panel.refresh())),
+  ]);
+}
+
+/** @param {GraphNode} node */
+function addCalibration(node) {
+  const panel = new CalibrationPanel(() => fit(node));
+  calibrations.set(node, panel);
+  attach(node, panel, []);
+}
+
+/**
+ * Puts a panel on its node and feeds it what the node's runs give, until the node is removed.
+ * @param {GraphNode} node @param {PlanPanel | CalibrationPanel} panel
+ * @param {(() => void)[]} undo what else was chained to the node; taken off with the rest
+ */
+function attach(node, panel, undo) {
   /** @type {Widget} */
   const widget = node.addDOMWidget("budgetfusion", "budgetfusion_panel", panel.element, {
     serialize: false,
@@ -197,22 +226,14 @@ function addPanel(node, kind) {
     getMinHeight: () => panel.minHeight + 2 * (widget.margin ?? WIDGET_MARGIN),
   });
   widget.serialize = false; // the option alone does not keep it out of widgets_values
-  panels.set(node, panel);
-
-  const undo = [
+  undo.push(
     chain(node, "onExecuted", (/** @type {any} */ output) => {
       show(node, output);
       keepResult(node, output);
-      announce(node);
     }),
-    chain(node, "onConnectionsChange", () => panel.refresh()),
-    ...(node.widgets ?? [])
-      .filter(({ name }) => name in LIVE)
-      .map((live) => chain(live, "callback", () => panel.refresh())),
-  ];
-  undo.push(
     chain(node, "onRemoved", () => {
       panels.delete(node);
+      calibrations.delete(node);
       announced.delete(node);
       panel.destroy();
       for (const restore of undo) restore();
@@ -274,6 +295,8 @@ function fit(node) {
 
 /** @param {GraphNode} node @param {any} output the node's `ui` dict */
 function show(node, output) {
+  const calibration = output?.calibration?.at(-1);
+  if (calibration) calibrations.get(node)?.show(calibration, "done");
   const panel = panels.get(node);
   if (!panel || !output) return;
   const sent = (output.budget_plan ?? []).map(readPlan).filter(Boolean);
@@ -293,7 +316,7 @@ function connectedPlans(node) {
 /** The results that the page keeps, after a workflow was loaded, switched to or taken from the queue. */
 function restoreAll() {
   const kept = recall(localStorage, workflowId());
-  for (const node of panels.keys()) {
+  for (const node of [...panels.keys(), ...calibrations.keys()]) {
     const key = outputKey(node);
     show(node, app.nodeOutputs?.[key] ?? kept(key, node.comfyClass ?? ""));
   }

@@ -33,8 +33,8 @@ function read(store) {
  */
 export function keep(store, workflow, node, type, output, now) {
   if (!workflow) return;
-  const { budget_plan, receipt, probe } = output;
-  const result = { type, output: { budget_plan, receipt, probe } };
+  const { budget_plan, receipt, probe, calibration } = output;
+  const result = { type, output: { budget_plan, receipt, probe, calibration } };
   if (JSON.stringify(result).length > MOST_OF_A_RESULT) return; // a very long list of prompts
   const kept = read(store);
   kept[workflow] = { at: now, nodes: { ...kept[workflow]?.nodes, [node]: result } };

@@ -379,7 +379,7 @@ function titleLines(now, whole) {
 }
 
 /** @param {ChartLayout} layout @param {ChartModel} model */
-function axes(layout, model) {
+export function axes(layout, model) {
   const { x0, x1, y0, y1 } = layout;
   const label = t(model.counted ? "axis_steps" : "axis_image");
   return [
@@ -404,7 +404,7 @@ function outside({ y0, y1, outside }) {
 }
 
 /** @param {ChartLayout} layout */
-function curve({ band, line }) {
+export function curve({ band, line }) {
   const drawn = [];
   if (band) drawn.push(svg("path", { class: "bf-band", d: band }));
   if (line) drawn.push(svg("path", { class: "bf-line", d: line }));
@@ -412,7 +412,7 @@ function curve({ band, line }) {
 }
 
 /** @param {ChartLayout} layout @param {ChartModel} model @param {number | null} cursor */
-function marks(layout, model, cursor) {
+export function marks(layout, model, cursor) {
   const { x0, x1, y0, y1 } = layout;
   /** @type {SVGElement[]} */
   const drawn = [];
@@ -504,12 +504,12 @@ function measuredWith(probe) {
 }
 
 /** Sets an attribute that differs: equal ones set again would be laid out again. @param {Element} place @param {string} name @param {string} value */
-function attribute(place, name, value) {
+export function attribute(place, name, value) {
   if (place.getAttribute(name) !== value) place.setAttribute(name, value);
 }
 
 /** Sets a text that differs: equal text set again would be read out again. @param {Element} place @param {string} text */
-function say(place, text) {
+export function say(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }
 
@@ -518,7 +518,7 @@ function say(place, text) {
  * @param {T} tag @param {string} className @param {string} [text]
  * @returns {HTMLElementTagNameMap[T]}
  */
-function element(tag, className, text) {
+export function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
   if (text !== undefined) made.textContent = text;
@@ -530,7 +530,7 @@ function element(tag, className, text) {
  * @param {T} tag @param {Record<string, string | number>} attributes @param {string} [text]
  * @returns {SVGElementTagNameMap[T]}
  */
-function svg(tag, attributes, text) {
+export function svg(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
   if (text !== undefined) made.textContent = text;

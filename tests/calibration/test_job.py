@@ -119,6 +119,23 @@ def _child(folder: Path) -> None:
     run(folder, StubRenderer(TARGET, seconds=0.002))
 
 
+def test_the_first_word_of_a_job_that_goes_on_counts_what_is_kept(tmp_path: Path) -> None:
+    def stop_after(prompts: int) -> Any:
+        def listen(progress: Progress) -> None:
+            if progress.prompts >= prompts:
+                raise KeyboardInterrupt
+
+        return listen
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, listen=stop_after(4))
+    seen: list[Progress] = []
+    run(tmp_path, listen=seen.append)
+    assert seen[0].prompts == 4
+    assert seen[0].renders == 0
+    assert seen[0].left == sum(Spec(TARGET).grid) * (seen[0].wanted - 4)
+
+
 def test_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

@@ -119,6 +119,10 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert run.outputs["5"][2].shape[0] == 1
     events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
     assert events[0]["messages"][0]["code"] == "calibrate_progress"
+    assert events[0]["curve"] is None, "nothing is promised yet"
+    assert [event["prompts"] for event in events] == sorted(event["prompts"] for event in events)
+    assert events[-1]["curve"] == shown["curve"], "the page has the last curve before the result"
+    assert len(shown["curve"]["counts"]) == len(shown["curve"]["quality_median"])
     first = [progress for event, progress in run.messages if event == "progress" and progress["node"] == "5"]
     assert len(first) > 50, "the bar moves with every step"
 
@@ -132,6 +136,25 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     (receipt,) = render.ui["6"]["receipt"]
     assert receipt["fallback"] is None
     assert receipt["planner"] == "mine"
+
+
+def test_the_template_calibrates_and_its_sampler_plans_at_the_next_queue(
+    session: HostSession, store: Path, planners: Path
+) -> None:
+    """As an artist queues it twice, with fewer prompts and steps; the shipped planner is not there."""
+    twin = json.loads((PACK_ROOT / "workflows" / "api" / "calibrate_your_model.json").read_text(encoding="utf-8"))
+    (calibrate,) = [key for key, node in twin.items() if node["class_type"] == "BudgetFusion_Calibrate"]
+    (sampler,) = [key for key, node in twin.items() if node["class_type"] == "BudgetFusion_AdaptiveKSampler"]
+    few = {"prompts": "text, one a line", "prompt_text": "\n".join(CAPTIONS), "max_steps": 9}
+    twin[calibrate]["inputs"].update(few)
+    twin[sampler]["inputs"]["max_steps"] = 9
+    first = session.execute(twin)
+    made = first.ui[calibrate]["calibration"][0]
+    assert (planners / made["file"]).is_file()
+    second = session.execute(twin)
+    (receipt,) = second.ui[sampler]["receipt"]
+    assert receipt["fallback"] is None
+    assert receipt["planner"] == made["file"].removesuffix(".safetensors")
 
 
 def test_numbers_are_those_of_single_stock_renders(

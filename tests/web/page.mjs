@@ -53,7 +53,7 @@ test("the page lists every template with a picture, the blueprint and the transl
 
 test("every help page and its pictures are served", { skip }, async () => {
   const pages = readdirSync(join(ROOT, "budgetfusion_nodes/web/docs")).filter((file) => file.endsWith(".md"));
-  assert.equal(pages.length, 4);
+  assert.equal(pages.length, 5);
   for (const file of pages) {
     const base = `${host.address}/extensions/budgetfusion/docs/`;
     const text = await (await page.request.get(`${base}${file}`)).text();

@@ -2,6 +2,7 @@
  * Thumbnails of the templates and pictures of the help pages, from the real page with the shipped weights:
  *
  *     python3 run.py screenshots
+ *     BUDGETFUSION_ONLY=calibrate_your_model,prompt_list python3 run.py screenshots    only those of these templates
  *
  * Writes workflows/<template>.jpg and budgetfusion_nodes/web/docs/images/*.png.
  */
@@ -15,6 +16,7 @@ const PLANNER = "BudgetFusion_BudgetPlanner";
 const SAMPLER = "BudgetFusion_AdaptiveKSampler";
 const PROBE = "BudgetFusion_PerceptualMetricProbe";
 const SWEEP = "BudgetFusion_StepSweep";
+const CALIBRATE = "BudgetFusion_Calibrate";
 /** Input that names a model file -> the host's folder of such files. */
 const MODEL_FOLDERS = {
   ckpt_name: "checkpoints", unet_name: "diffusion_models", clip_name1: "text_encoders", clip_name2: "text_encoders",
@@ -22,10 +24,43 @@ const MODEL_FOLDERS = {
 };
 /** Files that come with the pack or the host itself. */
 const SHIPPED = (file) => file.startsWith("tiny_scenes") || file === "pixel_space";
+const ONLY = process.env.BUDGETFUSION_ONLY?.split(",");
 const SETTINGS = {
   "Comfy.Minimap.Visible": false,
   "LiteGraph.Canvas.MinFontSizeForLOD": 0, // titles stay readable in small pictures
   "Comfy.Graph.CanvasInfo": false,
+};
+
+/** Template -> the help pictures that are made from it. */
+const HELP_PICTURES = {
+  async planner_into_adaptive_ksampler(session) {
+    await run(session);
+    await picture(session, [PLANNER], "budget_planner");
+    await picture(session, [SAMPLER], "adaptive_ksampler");
+  },
+  async adaptive_ksampler(session) {
+    await session.setWidget(SAMPLER, "sampler_name", "euler_ancestral");
+    await run(session);
+    await picture(session, [SAMPLER], "no_plan");
+  },
+  async prompt_list(session) {
+    await session.setWidget(SAMPLER, "seed", 8); // else the host has it cached, and the running total counts none
+    await run(session);
+    await picture(session, [PLANNER], "prompt_list");
+    await session.toggleTotals();
+    await session.page.locator(".bf-totals").screenshot({ path: join(PICTURES, "running_total.png") });
+    process.stdout.write("running_total.png\n");
+    await session.toggleTotals();
+  },
+  async step_sweep_and_probe(session) {
+    await run(session);
+    await picture(session, [PROBE], "perceptual_metric_probe");
+    await picture(session, [SWEEP, "PreviewImage"], "step_sweep");
+  },
+  async calibrate_your_model(session) {
+    await run(session); // nothing is rendered anew after the thumbnail's run
+    await picture(session, [CALIBRATE], "calibrate");
+  },
 };
 
 if (skip) throw new Error(skip);
@@ -51,8 +86,13 @@ async function openSession(options) {
 }
 
 function templates() {
-  const names = readdirSync(join(ROOT, "workflows")).filter((file) => file.endsWith(".json"));
-  return names.map((file) => file.slice(0, -".json".length)).sort();
+  const files = readdirSync(join(ROOT, "workflows")).filter((file) => file.endsWith(".json"));
+  return files.map((file) => file.slice(0, -".json".length)).filter(wanted).sort();
+}
+
+/** @param {string} name of a template */
+function wanted(name) {
+  return !ONLY || ONLY.includes(name);
 }
 
 /** The graph as it is queued. */
@@ -90,29 +130,10 @@ async function thumbnails() {
 
 async function helpPictures() {
   const session = await openSession({ viewport: { width: 1400, height: 1300 } });
-  await session.open("planner_into_adaptive_ksampler");
-  await run(session);
-  await picture(session, [PLANNER], "budget_planner");
-  await picture(session, [SAMPLER], "adaptive_ksampler");
-
-  await session.open("adaptive_ksampler");
-  await session.setWidget(SAMPLER, "sampler_name", "euler_ancestral");
-  await run(session);
-  await picture(session, [SAMPLER], "no_plan");
-
-  await session.open("prompt_list");
-  await session.setWidget(SAMPLER, "seed", 8); // else the host has it cached, and the running total counts none
-  await run(session);
-  await picture(session, [PLANNER], "prompt_list");
-  await session.toggleTotals();
-  await session.page.locator(".bf-totals").screenshot({ path: join(PICTURES, "running_total.png") });
-  process.stdout.write("running_total.png\n");
-  await session.toggleTotals();
-
-  await session.open("step_sweep_and_probe");
-  await run(session);
-  await picture(session, [PROBE], "perceptual_metric_probe");
-  await picture(session, [SWEEP, "PreviewImage"], "step_sweep");
+  for (const [name, make] of Object.entries(HELP_PICTURES).filter(([name]) => wanted(name))) {
+    await session.open(name);
+    await make(session);
+  }
   await session.page.context().close();
 }
 

@@ -1,0 +1,113 @@
+/**
+ * Calibrate in the genuine page of each pinned host: its progress is watched, it is cancelled, goes on and ends, and
+ * Adaptive KSampler plans by it at the next queue. python3 run.py test --only page
+ *
+ * Few prompts and few steps: what counts here is what an artist sees, not how good the planner is.
+ */
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+
+import { Session, makeShippedBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
+
+const CALIBRATE = "BudgetFusion_Calibrate";
+const SAMPLER = "BudgetFusion_AdaptiveKSampler";
+const PANEL = '.bf-panel[data-kind="calibration"]';
+const NAME = "page test";
+const STEPS = 6;
+const PROMPTS = ["red", "green", "blue", "white"].flatMap((color) =>
+  ["circle", "square", "star"].map((shape) => `a ${color} ${shape} on a plain black background`),
+);
+
+let scratch, base, host, browser, session, page;
+
+before(async () => {
+  if (skip) return;
+  scratch = scratchFolder();
+  base = makeShippedBase(scratch);
+  host = await startHost(base);
+  browser = await startBrowser();
+  session = await Session.open(host, browser);
+  page = session.page;
+  await session.open("calibrate_your_model");
+  const inputs = { prompts: "text, one a line", prompt_text: PROMPTS.join("\n"), max_steps: STEPS, name: NAME };
+  for (const [name, value] of Object.entries(inputs)) await session.setWidget(CALIBRATE, name, value);
+  await session.setWidget(SAMPLER, "max_steps", STEPS);
+});
+
+after(async () => {
+  await browser?.close();
+  await host?.stop();
+  remove(scratch);
+});
+
+const planner = () => join(base, "models/budgetfusion", `${NAME}.safetensors`);
+const state = () => page.locator(PANEL).getAttribute("data-state");
+const measured = async () => Number(await page.locator(PANEL).getAttribute("data-prompts"));
+const told = () => page.locator(`${PANEL} .bf-told`).innerText();
+const drawn = () => page.locator(`${PANEL} .bf-line`).count();
+
+test("before the first run the node says what it will show", { skip }, async () => {
+  assert.equal(await state(), "empty");
+  assert.match(await told(), /how far the calibration is/);
+  assert.equal(await drawn(), 0);
+});
+
+test("while it runs the node says how far it is; cancel stops it and keeps what was measured", { skip }, async () => {
+  await session.queue();
+  await until(async () => (await measured()) >= 2);
+  assert.equal(await state(), "running");
+  assert.match(await told(), new RegExp(`of ${PROMPTS.length} prompts are measured`));
+  await page.evaluate(() => window.app.api.interrupt());
+  await until(async () => (await state()) === "stopped");
+  assert.match(await told(), /What was measured is kept/);
+  assert.ok((await measured()) < PROMPTS.length);
+  await until(async () => (await session.waiting()) === 0);
+});
+
+test("the next queue goes on, draws the curve before the end, and finishes", { skip }, async () => {
+  const before = await measured();
+  await page.evaluate((panel) => {
+    const element = document.querySelector(panel);
+    window.bf = { seen: [] };
+    const look = () => {
+      const { state, prompts } = element.dataset;
+      window.bf.seen.push({ state, prompts: Number(prompts), curve: Boolean(element.querySelector(".bf-line")) });
+    };
+    new MutationObserver(look).observe(element, { attributes: true, childList: true, subtree: true });
+  }, PANEL);
+  await session.queue();
+  await until(async () => (await state()) === "done");
+  const seen = await page.evaluate(() => window.bf.seen);
+  const running = seen.filter((one) => one.state === "running");
+  assert.ok(running[0].prompts >= before, `it goes on from ${before}, not from ${running[0].prompts}`);
+  assert.ok(running.some(({ prompts, curve }) => curve && prompts < PROMPTS.length), "the curve so far");
+  assert.equal(await measured(), PROMPTS.length);
+  assert.match(await told(), /Planner page test\.safetensors is ready/);
+  assert.equal(await drawn(), 1);
+  assert.ok(existsSync(planner()));
+  assert.deepEqual(await session.overflow(), []);
+  await until(async () => (await session.waiting()) === 0);
+});
+
+test("Adaptive KSampler plans by it at the next queue, and no widget was touched", { skip }, async () => {
+  await session.queue();
+  await until(async () => (await session.history()) === 3 && (await session.waiting()) === 0);
+  const plan = await session.executedPlan(SAMPLER);
+  assert.equal(plan.fallback, null);
+  assert.equal(plan.planner, NAME);
+});
+
+test("a loaded page shows the result again, and nothing went wrong on it", { skip }, async () => {
+  const graph = await page.evaluate(() => window.app.graph.serialize());
+  await page.reload();
+  await session.ready();
+  await page.evaluate((data) => window.app.loadGraphData(data), graph);
+  await until(async () => (await page.locator(PANEL).count()) === 1 && (await state()) === "done");
+  assert.match(await told(), /is ready/);
+  assert.equal(await drawn(), 1);
+  const ours = session.complaints.filter((text) => /budgetfusion|uncaught/i.test(text));
+  assert.deepEqual(ours, []);
+  assert.deepEqual(session.outside, []);
+});
