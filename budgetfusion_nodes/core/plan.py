@@ -26,6 +26,8 @@ DEFAULT_QUALITY = 0.90
 DEFAULT_RISK = 0.10
 DEFAULT_MIN_STEPS = 2
 DEFAULT_MAX_STEPS = 20
+COUNT_CODES = ("count_steady", "count_best")
+"""What a plan of one count for all prompts says of itself; here and on the page it is known by that."""
 LATER_FIELDS = ("schedule", "prefix_steps")
 """Of a Plan; plans of before lack them."""
 
@@ -178,7 +180,8 @@ class Plan:
     @property
     def is_count(self) -> bool:
         """One count for all prompts, from a planner without curves: quality and risk have no say."""
-        return self.fallback is None and self.decision is None
+        said = any(warning.code in COUNT_CODES for warning in self.warnings)
+        return said and self.fallback is None and self.decision is None
 
     @classmethod
     def fallback_plan(

@@ -197,28 +197,28 @@ function addTotals() {
 function addPanel(node, kind) {
   const panel = new PlanPanel(kind, () => controlsOf(node), paceOf, () => fit(node));
   panels.set(node, panel);
-  attach(node, panel, [
-    chain(node, "onExecuted", () => announce(node)),
+  attach(node, panel).push(
+    chain(node, "onExecuted", () => announce(node)), // what was shown just now
     chain(node, "onConnectionsChange", () => panel.refresh()),
     ...(node.widgets ?? [])
       .filter(({ name }) => name in LIVE)
       .map((live) => chain(live, "callback", () => panel.refresh())),
-  ]);
+  );
 }
 
 /** @param {GraphNode} node */
 function addCalibration(node) {
   const panel = new CalibrationPanel(() => fit(node));
   calibrations.set(node, panel);
-  attach(node, panel, []);
+  attach(node, panel);
 }
 
 /**
  * Puts a panel on its node and feeds it what the node's runs give, until the node is removed.
  * @param {GraphNode} node @param {PlanPanel | CalibrationPanel} panel
- * @param {(() => void)[]} undo what else was chained to the node; taken off with the rest
+ * @returns {(() => void)[]} what is called when it is removed; takes more
  */
-function attach(node, panel, undo) {
+function attach(node, panel) {
   /** @type {Widget} */
   const widget = node.addDOMWidget("budgetfusion", "budgetfusion_panel", panel.element, {
     serialize: false,
@@ -226,7 +226,8 @@ function attach(node, panel, undo) {
     getMinHeight: () => panel.minHeight + 2 * (widget.margin ?? WIDGET_MARGIN),
   });
   widget.serialize = false; // the option alone does not keep it out of widgets_values
-  undo.push(
+  /** @type {(() => void)[]} */
+  const undo = [
     chain(node, "onExecuted", (/** @type {any} */ output) => {
       show(node, output);
       keepResult(node, output);
@@ -236,10 +237,11 @@ function attach(node, panel, undo) {
       calibrations.delete(node);
       announced.delete(node);
       panel.destroy();
-      for (const restore of undo) restore();
+      for (const restore of undo.reverse()) restore(); // the last that was chained comes off first
     }),
-  );
+  ];
   node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
+  return undo;
 }
 
 /**
