@@ -365,6 +365,8 @@ def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: A
     (folder / "list.json").write_text(json.dumps(["a", {"prompt": "b"}, 3]), encoding="utf-8")
     output = Path(sys.modules["folder_paths"].get_output_directory()) / "sub"
     output.mkdir(parents=True, exist_ok=True)
+    for picture in output.parent.rglob("*.png"):  # of other tests
+        picture.unlink()
     saved = {
         "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a picture of a fox", "clip": ["9", 0]}},
         "2": {"class_type": "FluxGuidance", "inputs": {"conditioning": ["1", 0], "guidance": 3.5}},
