@@ -60,7 +60,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Planner:
-    """Fitted parts; built by study/fit.py or read by planner_file.load_planner."""
+    """Fitted parts; built by fit.py or read by planner_file.load_planner."""
 
     name: str
     setting: Setting

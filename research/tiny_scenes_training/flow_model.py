@@ -1,7 +1,7 @@
 """Tiny Scenes Flow as a trainable PyTorch module, and its files in the host's key names.
 
 The denoiser is the host's own class and the text encoder is transformers' CLIP text model, so what is trained is what
-the host later builds; tests compare both. Needs the host on `sys.path` (`host.boot.import_host`).
+the host later builds; tests compare both. Needs the host on `sys.path` (`research.in_process_host.import_host`).
 """
 
 from __future__ import annotations

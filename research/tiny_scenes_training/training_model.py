@@ -1,7 +1,7 @@
 """The Tiny Scenes model as a trainable PyTorch module, and its checkpoint in the host's key names.
 
 The UNet is the host's own class and the text encoder is transformers' CLIP text model, so what is trained is what the
-host later builds; tests compare both. Needs the host on `sys.path` (`host.boot.import_host`).
+host later builds; tests compare both. Needs the host on `sys.path` (`research.in_process_host.import_host`).
 """
 
 from __future__ import annotations
