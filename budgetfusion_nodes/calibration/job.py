@@ -224,13 +224,11 @@ class Job:
             self._claims.renew(work.trajectory_id)
         elif isinstance(event, Failed):
             self.store.set_aside(work.trajectory_id, event.steps, event.reason)
-            self._claims.release(work.trajectory_id)
             self._aside += 1
             self._check_failures(event.reason)
             self._done(place, new=True)
         elif isinstance(event, Finished):
             self.store.finish(work.trajectory_id)
-            self._claims.release(work.trajectory_id)
             self._tally.trajectories += 1
             self._done(place, new=True)
         self.listen(self.progress())

@@ -18,9 +18,8 @@ SECONDS = 10.0
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which cancels the graph before it ends
-    child = subprocess.Popen(
-        sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent if sys.platform == "linux" else None
-    )
+    own = _die_with_parent if sys.platform == "linux" else None
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=own)  # noqa: PLW1509 (no thread yet)
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     return child.wait()
 
