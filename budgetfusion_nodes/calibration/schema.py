@@ -94,7 +94,27 @@ planners = Table(
     Column("made", Float, nullable=False),
 )
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+claims = Table(
+    "claims",
+    metadata,
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
+    Column("owner", Text, nullable=False),  # the process that renders it: claims.py
+    Column("until", Float, nullable=False),
+)
+
+
+def _calibration(connection: Connection) -> None:
+    """Version 1: everything that a calibration measures."""
+    first = (settings, prompts, trajectories, backends, measurements, set_aside, planners)
+    metadata.create_all(connection, tables=first)
+
+
+def _claims(connection: Connection) -> None:
+    """Who renders what now."""
+    claims.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims)
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""
 

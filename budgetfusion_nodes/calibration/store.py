@@ -89,7 +89,8 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> Iterator[Connection]:
+        """One writer at a time; all of it or nothing."""
         with self._engine.begin() as connection:
             yield connection
 
@@ -105,7 +106,7 @@ class Store:
             "facts": dict(subject.facts),
             "created": time.time(),
         }
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.settings).values(values).on_conflict_do_nothing())
             wanted = select(t.settings.c.id).where(t.settings.c.digest == values["digest"])
             return int(connection.execute(wanted).scalar_one())
@@ -113,7 +114,7 @@ class Store:
     def prompt_id(self, encoded: Encoded, category: str, text: str | None = None) -> int:
         """The row of this conditioning, made if need be. text: only where the artist wants it kept."""
         values = {"digest": encoded.digest(), "features": encoded.to_bytes(), "category": category, "text": text}
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.prompts).values(values).on_conflict_do_nothing())
             wanted = select(t.prompts.c.id).where(t.prompts.c.digest == values["digest"])
             return int(connection.execute(wanted).scalar_one())
@@ -121,14 +122,14 @@ class Store:
     def backends_id(self, names: Mapping[str, str]) -> int:
         """The row of these backends: metric -> name with the digest of its weights."""
         text = json.dumps(dict(names), sort_keys=True)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.backends).values(names=text).on_conflict_do_nothing())
             return int(connection.execute(select(t.backends.c.id).where(t.backends.c.names == text)).scalar_one())
 
     def trajectory(self, setting_id: int, prompt_id: int, seed: int, backends_id: int) -> Kept:
         """What is known of a trajectory; its row is made if need be."""
         key = {"setting_id": setting_id, "prompt_id": prompt_id, "seed": seed}
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.trajectories).values(key).on_conflict_do_nothing())
             row = connection.execute(select(t.trajectories).filter_by(**key)).one()
             return Kept(
@@ -150,37 +151,37 @@ class Store:
             "render_seconds": found.render_seconds,
             "measure_seconds": found.measure_seconds,
         }
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.measurements).values(values).on_conflict_do_nothing())
             if latent is not None:
                 _set_latent(connection, trajectory_id, latent)
 
     def finish(self, trajectory_id: int) -> None:
         """The target's latent is not needed any more."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _set_latent(connection, trajectory_id, None)
 
     def set_aside(self, trajectory_id: int, steps: int, reason: str) -> None:
         """Leaves a trajectory out, with the reason."""
         values = {"trajectory_id": trajectory_id, "steps": steps, "reason": reason, "at": time.time()}
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.set_aside).values(values).on_conflict_do_nothing())
             _set_latent(connection, trajectory_id, None)
 
     def try_again(self, setting_id: int) -> int:
         """Forgets what was set aside, so that it is rendered again; how many there were."""
         own = select(t.trajectories.c.id).where(t.trajectories.c.setting_id == setting_id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return connection.execute(delete(t.set_aside).where(t.set_aside.c.trajectory_id.in_(own))).rowcount
 
     def record_planner(self, setting_id: int, made: KeptPlanner) -> None:
         values = {**vars(made), "figures": dict(made.figures), "setting_id": setting_id}
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(t.planners).values(values))
 
     def forget(self, setting_id: int) -> bool:
         """Deletes a setting with all its measurements, and prompts that no other setting has. False if unknown."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             gone = connection.execute(delete(t.settings).where(t.settings.c.id == setting_id)).rowcount
             used = select(t.trajectories.c.prompt_id)
             connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(used)))
@@ -201,7 +202,7 @@ class Store:
             .order_by(own.prompt_id, own.seed, t.measurements.c.steps)
         )
         found: dict[tuple[int, int], dict[int, Measurement]] = {}
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             for row in connection.execute(query):
                 found.setdefault((row.prompt_id, row.seed), {})[row.steps] = _measurement(row)
         return found
@@ -209,22 +210,22 @@ class Store:
     def encoded(self, prompt_ids: Sequence[int]) -> dict[int, Encoded]:
         """Prompt -> its conditioning."""
         query = select(t.prompts.c.id, t.prompts.c.features).where(t.prompts.c.id.in_(list(prompt_ids)))
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return {row.id: Encoded.from_bytes(row.features) for row in connection.execute(query)}
 
     def all_set_aside(self, setting_id: int) -> tuple[SetAside, ...]:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return tuple(_all_set_aside(connection, t.trajectories.c.setting_id == setting_id))
 
     def begun(self, setting_id: int) -> int:
         """Trajectories that have a row."""
         query = select(func.count()).where(t.trajectories.c.setting_id == setting_id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return int(connection.execute(query).scalar_one())
 
     def contents(self) -> tuple[Contents, ...]:
         """Every setting, the newest first."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(select(t.settings).order_by(t.settings.c.created.desc())).all()
             return tuple(_contents(connection, row) for row in rows)
 
