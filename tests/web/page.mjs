@@ -10,7 +10,7 @@ import { readFileSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { decideSteps } from "../../budgetfusion_nodes/web/plan_view.js";
+import { decideSteps } from "../../budgetfusion_nodes/web/plan_decision.js";
 import { ROOT, SLOW, Session, makeTestBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
 
 const SHOTS = process.env.BUDGETFUSION_SHOTS;
