@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, Integer, delete, func, select, type_coerce
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -74,7 +74,8 @@ class ChoiceStore:
     def tallies(self, label: str, question: str) -> dict[float, Tally]:
         """Slider value -> what was chosen there."""
         own = TABLE.c
-        counts = select(own.quality, func.count(), func.sum(own.chose_full), func.sum(own.coin))
+        right, coins = (func.sum(type_coerce(flag, Integer)) for flag in (own.chose_full, own.coin))
+        counts = select(own.quality, func.count(), right, coins)
         query = counts.where(own.label == label, own.question == question).group_by(own.quality)
         with self._transaction() as connection:
             return {q: Tally(n, right, coins) for q, n, right, coins in connection.execute(query)}

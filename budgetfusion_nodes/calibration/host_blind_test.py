@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -38,8 +39,12 @@ def session() -> BlindTest:
 def ask(
     planned: Tensor, full: Tensor, reference: Tensor | None, label: str, quality: float, plan: object
 ) -> dict[str, Any]:
-    """What the page is sent: {"pairs": [{"id", "key", "question", "left", "right", "reference"}], "messages"}; pictures
-    as the host names its previews. A connected plan says the quality, and names the test where the label is empty."""
+    """What the page is sent: {"run", "pairs": [{"id", "key", "question", "left", "right", "reference"}], "messages"}.
+    Pictures are as the host names its previews, and `run` is another token each time.
+
+    A connected plan says the quality, and names the test where the label is empty. InputError where the pictures do
+    not fit, PlannerFileError where `plan` is none.
+    """
     facts: dict[str, Any] = {}
     if plan is not None:
         known = as_plan(plan)
@@ -60,7 +65,7 @@ def ask(
         }
         for i, pair in enumerate(asked.pairs)
     ]
-    return {"pairs": pairs, "messages": [one.to_dict() for one in asked.messages]}
+    return {"run": secrets.token_hex(8), "pairs": pairs, "messages": [one.to_dict() for one in asked.messages]}
 
 
 def answer(body: bytes) -> tuple[int, dict[str, Any]]:

@@ -13,12 +13,12 @@ import { said, t } from "./messages.js";
  * @typedef {{filename: string, subfolder?: string, type?: string}} File
  * @typedef {{id: string, key: string, question: "better" | "nearer", left: File, right: File, reference: File | null}} Pair
  * `id`: what is answered with; `key`: the same for the same two pictures.
- * @typedef {{pairs: Pair[], messages: Message[]}} Sent
- * What a run of the node asks (calibration/host_blind_test.py).
+ * @typedef {{run: string, pairs: Pair[], messages: Message[]}} Sent
+ * What a run of the node asks (calibration/host_blind_test.py). `run`: another one for each.
  * @typedef {"left" | "right" | "same"} Choice
  * @typedef {{state: "kept" | "once" | "unknown" | "failed", messages: Message[]}} Reply
  * @typedef {{answer: (id: string, choice: Choice) => Promise<Reply>, address: (file: File) => string, csv: string}} Host
- * @typedef {{pairs: Pair[], judged: number, messages: Message[], seen: Set<Sent>}} Waiting
+ * @typedef {{pairs: Pair[], judged: number, messages: Message[], seen: Set<string>}} Waiting
  */
 
 const STAGE_HEIGHT = 260;
@@ -47,8 +47,8 @@ export function waitingAt(place) {
  */
 export function addPairs(state, sent) {
   for (const one of sent) {
-    if (state.seen.has(one)) continue; // the page announces a result again when others arrive
-    state.seen.add(one);
+    if (state.seen.has(one.run)) continue; // the page announces a result again when others arrive
+    state.seen.add(one.run);
     if (!state.pairs.length) state.judged = 0;
     for (const pair of one.pairs) {
       if (answered.has(pair.id)) continue;

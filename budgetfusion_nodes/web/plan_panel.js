@@ -8,9 +8,8 @@ import { axes, curve, marks, outside } from "./chart.js";
 import { chartLayout, nearestCount } from "./chart_layout.js";
 import { attribute, element, say, svg } from "./dom.js";
 import { said, t } from "./messages.js";
-import {
-  METRICS, VIEWS, forecast, outlook, planCurves, probePoints, probeTable, readout, receiptRows,
-} from "./plan_view.js";
+import { legend, measuredWith, numbers, receiptList, titleLines } from "./plan_parts.js";
+import { VIEWS, forecast, outlook, planCurves, probePoints, readout } from "./plan_view.js";
 
 /**
  * @typedef {import("./plan_view.js").Plan} Plan
@@ -364,74 +363,9 @@ export class PlanPanel {
     const { probe } = this.result;
     const receipt = this.result.receipts[this.index] ?? null;
     this.fill(this.tail, [this.shown, this.index, this.view, options.band], () => [
-      ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
+      ...(plan?.decision || probe ? [legend(plan, probe, this.view, options.band)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
       ...(probe ? [numbers(probe), ...probe.notes.map((note) => element("p", "bf-note", said(note))), measuredWith(probe)] : []),
     ]);
   }
-}
-
-/** Forecast of a list, badge and headline. @param {import("./plan_view.js").Outlook} now @param {string[]} whole */
-function titleLines(now, whole) {
-  const title = element("div", "bf-title");
-  if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
-  title.append(element("strong", "bf-headline", now.headline));
-  return [...whole.map((text) => element("div", "bf-forecast", text)), title];
-}
-
-/** @param {Plan | null} plan @param {Probe | null} probe @param {View} view */
-function legend(plan, probe, view) {
-  const box = element("div", "bf-legend");
-  const planned = plan?.decision && plan.fallback === null;
-  /** @param {string} mark @param {string} text */
-  const add = (mark, text) => {
-    const item = element("span", "bf-key");
-    item.append(element("i", `bf-mark ${mark}`), text);
-    box.append(item);
-  };
-  if (plan?.decision) add("bf-mark-line", t(view === "quality" ? "legend_predicted" : "legend_distance"));
-  if (plan?.decision && view === "quality" && options.band) add("bf-mark-band", t("legend_band"));
-  if (planned && view === "quality") {
-    add("bf-mark-floor", t("legend_floor"));
-    add("bf-mark-wanted", t("legend_wanted"));
-  }
-  if (planned && plan?.prefix_steps) add("bf-mark-commit", t("commit_mark", { prefix: plan.prefix_steps }));
-  if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
-  if (probe) add("bf-mark-point", t("legend_measured"));
-  return box;
-}
-
-/** @param {Receipt} receipt @param {Plan | null} plan */
-function receiptList(receipt, plan) {
-  const list = element("dl", "bf-receipt");
-  list.setAttribute("aria-label", t("receipt"));
-  for (const [label, text] of receiptRows(receipt, plan)) list.append(element("dt", "", label), element("dd", "", text));
-  return list;
-}
-
-/** @param {Probe} probe */
-function numbers(probe) {
-  const { head, rows } = probeTable(probe);
-  const frame = element("div", "bf-numbers");
-  frame.tabIndex = 0; // scrolls by keyboard
-  frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", t("distances", { reference: said(probe.reference) }));
-  const table = element("table", "");
-  const top = element("tr", "");
-  top.append(...head.map((text) => element("th", "", text)));
-  table.append(top);
-  for (const row of rows) {
-    const line = element("tr", "");
-    line.append(...row.map((text) => element("td", "", text)));
-    table.append(line);
-  }
-  frame.append(table);
-  return frame;
-}
-
-/** @param {Probe} probe */
-function measuredWith(probe) {
-  const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
-  const told = [t("distances", { reference: said(probe.reference) }), t("measured_with", { backends: used })];
-  return element("p", "bf-detail", told.join(" "));
 }
