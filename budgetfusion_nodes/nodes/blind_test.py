@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import secrets
 from typing import Any
 
 from comfy_api.latest import io
@@ -59,9 +59,9 @@ class BlindTest(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> float:
-        """Never the same: pairs that were not judged yet are asked again."""
-        return math.nan
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Never the same (math.nan would be: one object equals itself): pairs that were not judged are asked again."""
+        return secrets.token_hex(8)
 
     @classmethod
     def execute(

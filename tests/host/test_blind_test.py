@@ -90,6 +90,17 @@ def test_a_second_queue_asks_what_was_not_judged(bench: Any, make_node: Any, to:
     assert "blind_before" in [one["code"] for one in again["messages"]]
 
 
+def test_the_very_same_graph_is_asked_again(bench: Any, make_node: Any, to: Any, blind: Any) -> None:
+    """Although nothing in it changed: the host's cache must not answer for the node."""
+    given = {str(i): make_node("GivenIMAGE", key=bench.value(batch(1, 20 + i))) for i in (7, 8)}
+    graph = {**given, "10": make_node(NODE, planned=to("7"), full=to("8"))}
+    first, second = (bench.run(graph).ui["10"]["blind_test"][0] for _ in range(2))
+    assert first["run"] != second["run"]
+    assert first["pairs"][0]["key"] == second["pairs"][0]["key"]
+    assert blind.answer(json.dumps({"pair": second["pairs"][0]["id"], "choice": "left"}).encode())[1]["state"] == "kept"
+    assert blind.answer(json.dumps({"pair": first["pairs"][0]["id"], "choice": "left"}).encode())[1]["state"] == "once"
+
+
 def test_equal_pictures_and_pictures_that_do_not_fit(bench: Any, make_node: Any, to: Any, blind: Any) -> None:
     del blind
     sent = asked(bench, make_node, to, batch(2, 5), batch(2, 5))
