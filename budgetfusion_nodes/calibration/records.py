@@ -21,6 +21,9 @@ STOCK: Mapping[str, Any] = {"kind": "stock"}
 LARGE = 1 << 16
 """Numbers of a conditioning from which on bfloat16, which has float32's range, halves the store."""
 
+CALIBRATED, SWEPT, LEARNED, COMPARED = SOURCES = ("calibrate", "sweep", "learn", "blind test")
+"""What measured a remembered render."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -66,7 +69,8 @@ class Encoded:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Encoded:
-        parts = load(content)
+        """Reads `to_bytes`. KeyError for the empty bytes of a prompt that was only remembered."""
+        parts = load(content) if content else {}
         return cls(parts["tokens"], parts.get("pooled"))
 
     def digest(self) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.curves import FloatArray
-from ..core.plan import QUALITY_RANGE
+from ..core.messages import Message, message
+from ..core.plan import QUALITY_RANGE, RememberedUse
 from ..core.risk import RiskTable
 from .memory_space import OFFSET, Kernel, Space, high_level, spread_of, standardised
 from .planner import Prediction
@@ -82,6 +83,22 @@ class Recalled:
         """Whether anything was corrected."""
         return bool(self.own or self.near)
 
+    def told(self, steps: int, without: int) -> RememberedUse | None:
+        """For the plan; None where nothing is remembered of this prompt and nothing was corrected."""
+        if not (self.used or self.points or self.thresholds is not None):
+            return None
+        return RememberedUse(self.own, self.near, without, self._said(steps, without), self.points)
+
+    def _said(self, steps: int, without: int) -> Message | None:
+        counts = {"steps": steps, "without": without}
+        if self.exact:
+            return message("memory_exact", **counts)
+        if self.own:
+            return message("memory_own_one" if self.own == 1 else "memory_own", own=self.own, **counts)
+        if self.near:
+            return message("memory_near_one" if self.near == 1 else "memory_near", near=self.near, **counts)
+        return None if self.thresholds is None else message("memory_drift", **counts)
+
     def knots(self, risk: float) -> tuple[tuple[float, float], ...] | None:
         """Thresholds to decide by; None: the planner's."""
         if self.exact:
@@ -105,7 +122,12 @@ class Memory:
     """For all others; None while the planner's own hold."""
 
     def recall(
-        self, prediction: Prediction, signature: NDArray[np.float16], risk: float, key: str = "", seed: int | None = None
+        self,
+        prediction: Prediction,
+        signature: NDArray[np.float16],
+        risk: float,
+        key: str = "",
+        seed: int | None = None,
     ) -> Recalled:
         """signature: of this prompt. key and seed: of the render at hand, where it may be one that was measured."""
         curves = self.curves
@@ -113,7 +135,9 @@ class Memory:
         to_renders = squared[curves.prompts]
         own = np.flatnonzero(to_renders <= OWN)
         points = self._points(own)
-        same = [j for j in own if seed is not None and curves.seeds[j] == seed and curves.keys[curves.prompts[j]] == key]
+        same = [
+            j for j in own if seed is not None and curves.seeds[j] == seed and curves.keys[curves.prompts[j]] == key
+        ]
         if same and curves.complete[same[-1]]:
             return Recalled(_measured(prediction, curves.level[same[-1]]), None, 1, 0, True, points)
         plain = Recalled(prediction, _promising(self.new, risk), 0, 0, points=points)

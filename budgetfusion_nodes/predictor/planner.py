@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +27,9 @@ from ..core.risk import RiskTable
 from ..core.setting import Setting, differences
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
+
+if TYPE_CHECKING:
+    from .memory import Recalled
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,15 @@ class Planner:
     def risk_range(self) -> tuple[float, float]:
         return self.risk_table.alphas[0], self.risk_table.alphas[-1]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what it predicts, whatever its name and thresholds are: equal for equal predictors on equal scales."""
+        digest = hashlib.sha256(repr((self.grid, self.metrics, self.scale, sorted(self.backends.items()))).encode())
+        parts = [*vars(self.projection).values(), *(p for n in self.networks for p in n.state_dict().values())]
+        for part in parts:
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
     def features(self, tokens: Tensor, pooled: Tensor | None) -> ConditioningFeatures:
         return self.projection(tokens, pooled)
 
@@ -111,8 +125,10 @@ class Planner:
         max_steps: int | None = None,
         setting: Setting | None = None,
         nfe_of: Callable[[int], int] | None = None,
+        recall: Callable[[Prediction], Recalled] | None = None,
     ) -> Plan:
-        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls.
+        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls;
+        recall: what memory makes of the prediction.
 
         Raises only InputError (a value out of range) and UnsupportedError (another text encoder).
         """
@@ -123,6 +139,13 @@ class Planner:
         knots = self.risk_table.thresholds(risk)
         decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
         steps = decision.steps(quality, min_steps, max_steps)
+        recalled = None if recall is None else recall(prediction)
+        if recalled is not None:
+            without, prediction = steps, recalled.prediction
+            decision = Decision.from_curves(
+                self.grid, prediction.high(), prediction.quality(1), recalled.knots(risk) or knots
+            )
+            steps = decision.steps(quality, min_steps, max_steps)
         return Plan(
             steps=steps,
             max_steps=max_steps,
@@ -136,7 +159,7 @@ class Planner:
             quality_median=prediction.quality(1),
             quality_high=prediction.quality(0),
             shortfall_median=prediction.shortfall_median(),
-            threshold=threshold_at(knots, quality),
+            threshold=threshold_at(decision.thresholds, quality),
             planner=self.name,
             setting=self.setting,
             warnings=self._warnings(decision, prediction, quality, risk, min_steps, max_steps, setting, pooled),
@@ -144,6 +167,7 @@ class Planner:
             seconds=time.perf_counter() - started,
             distance=prediction.distance,
             decision=decision,
+            remembered=None if recalled is None else recalled.told(steps, without),
         )
 
     def _warnings(
