@@ -19,7 +19,7 @@ from ..core.messages import message
 from ..core.setting import Setting
 from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
-from ..host.paths import planner_folders
+from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
 from ..planning.service import Request, render_setting
 from ..planning.special import unsettled
@@ -35,8 +35,6 @@ from .report import curve_dict, draw, draw_levels, report_dict, report_text
 from .spec import Spec
 from .store import Store
 
-STORE = ("budgetfusion", "calibration.sqlite3")
-"""In the host's user folder."""
 EVENT = "budgetfusion.calibration"
 """What the page receives while the job runs: {"node", "messages", "prompts", "wanted", "curve"}."""
 TELL_SECONDS = 0.5
@@ -54,12 +52,6 @@ class Result:
     """IMAGE [1, H, W, 3]."""
     shown: dict[str, Any]
     """For the page."""
-
-
-def store_path() -> Path:
-    """The store's file in the host's user folder."""
-    folder = importlib.import_module("folder_paths").get_user_directory()
-    return Path(folder).joinpath(*STORE)
 
 
 def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, ...]:

@@ -7,7 +7,6 @@ at a time: it is measured and forgotten, and nothing of a sweep accumulates.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from ..host.batch import empty_latent
 from ..host.conditioning import extract
+from ..host.digest import digest_of
 from ..host.first_evaluation import with_first_evaluation_reused
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.sampling import check_has_count, check_latent, decode, nfe, render
@@ -117,30 +117,6 @@ def extras_of(positive: Any, own: Any) -> dict[str, Any]:
     """What a CONDITIONING of the graph carries beside what the text encoder itself gave (`own`)."""
     extract(positive)  # InputError where it is none
     return {key: value for key, value in positive[0][1].items() if key not in own[0][1]}
-
-
-def digest_of(value: Any) -> str:
-    """16 hex digits of a nested value: tensors by their content, other objects by their type."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            digest.update(str(key).encode())
-            _feed(digest, value[key])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(digest, item)
-    else:
-        plain = value is None or isinstance(value, (str, int, float, bool))
-        digest.update((repr(value) if plain else type(value).__name__).encode())
 
 
 def choose_backends(model: Any, clip_vision: Any) -> tuple[Backends, tuple[str, ...]]:

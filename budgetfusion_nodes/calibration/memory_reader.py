@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[
 def state(connection: sqlite3.Connection, settings: Sequence[int]) -> tuple[Any, ...]:
     """Changes whenever a render of these settings is remembered or forgotten."""
     query = (
-        "SELECT count(*), max(m.at), max(m.trajectory_id) FROM memories m JOIN trajectories t ON t.id = m.trajectory_id "
-        f"WHERE t.setting_id IN ({_places(settings)})"
+        "SELECT count(*), max(m.at), max(m.trajectory_id) FROM memories m "
+        f"JOIN trajectories t ON t.id = m.trajectory_id WHERE t.setting_id IN ({_places(settings)})"
     )
     return tuple(connection.execute(query, list(settings)).fetchone())
 
@@ -145,8 +146,10 @@ def _levels(
     worst = (values[:, 2:] / np.asarray(planner.scale)).max(axis=1)
     edges = np.flatnonzero(np.diff(values[:, 0])) + 1
     bounds = [0, *edges.tolist(), len(values)]
-    parts = ((int(values[a, 0]), values[a:b, 1], worst[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
-    return {row: on_grid(planner.grid, steps, level) for row, steps, level in parts if steps[-1] == planner.target_steps}
+    parts = ((int(values[a, 0]), values[a:b, 1], worst[a:b]) for a, b in pairwise(bounds))
+    return {
+        row: on_grid(planner.grid, steps, level) for row, steps, level in parts if steps[-1] == planner.target_steps
+    }
 
 
 def on_grid(grid: Sequence[int], steps: NDArray[Any], level: FloatArray) -> FloatArray:
@@ -170,9 +173,7 @@ def _prompts(connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[tuple[
     return tuple(known[prompt][0] for prompt in ids), vectors
 
 
-def _predicted(
-    connection: sqlite3.Connection, planner: Planner, rows: Sequence[Any], ids: Sequence[int]
-) -> FloatArray:
+def _predicted(connection: sqlite3.Connection, planner: Planner, rows: Sequence[Any], ids: Sequence[int]) -> FloatArray:
     """[J, 2, K] median and high; as this planner's predictor said before the render was measured, else as it says of
     the prompt's conditioning, where that was kept; else NaN."""
     found = np.full((len(rows), 2, len(planner.grid)), np.nan)

@@ -56,7 +56,9 @@ def remember(store: Store, found: Remembered, most: int = MOST) -> None:
         said = {"predictor": found.predictor or None, "predicted": found.predicted or None}
         row = {"trajectory_id": trajectory_id, "at": time.time(), "source": found.source, **said}
         connection.execute(
-            insert(t.memories).values(row).on_conflict_do_update(index_elements=["trajectory_id"], set_={"at": row["at"]})
+            insert(t.memories)
+            .values(row)
+            .on_conflict_do_update(index_elements=["trajectory_id"], set_={"at": row["at"]})
         )
         _evict(connection, most)
 

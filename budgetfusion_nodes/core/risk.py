@@ -55,8 +55,8 @@ def critical_thetas(upper: ArrayLike, true_quality: ArrayLike, q: float) -> Floa
     """The theta from which on the planned count violates q.
 
     upper: [N, C] predicted u at every count, or [N, S, C] where each seed has its own; true_quality: [N, S, C] measured
-    Q, NaN rows for absent seeds. Returns [N, S]: inf where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan violates q exactly
-    if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
+    Q, NaN rows for absent seeds. Returns [N, S]: inf where even the smallest count has Q >= q from there on, NaN for
+    absent seeds. A plan violates q exactly if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
     """
     tail = tail_min(true_quality)
     need = (tail >= q).argmax(axis=-1)  # index of t*; Q(T) = 1, so there is one

@@ -20,7 +20,7 @@ from ..core.messages import Message, message
 from ..core.plan import QUALITY_RANGE, RememberedUse
 from ..core.risk import RiskTable
 from .memory_space import OFFSET, Kernel, Space, high_level, spread_of, standardised
-from .planner import Prediction
+from .prediction import Prediction
 
 NEIGHBOURS = 24
 """Remembered renders that a plan looks at, at most; the nearest, so those of this prompt first."""
@@ -59,7 +59,7 @@ class Curves:
     @property
     def complete(self) -> NDArray[np.bool_]:
         """[J] whether a render was measured at every count."""
-        return ~np.isnan(self.level).any(axis=1)
+        return np.asarray(~np.isnan(self.level).any(axis=1))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..core.curves import FloatArray, all_counts, interpolate_log_n, tail_max
 from ..core.plan import DEFAULT_QUALITY, DEFAULT_RISK, threshold_at
 from ..core.risk import RiskTable, calibrate, critical_thetas
 from .memory import LEAST_SUPPORT, NEIGHBOURS, Curves, Memory
-from .memory_space import Kernel, Space, high_level, spread_of, standardised
+from .memory_space import Kernel, Space, high_level, standardised
 
 WINDOW = 200
 """Prompts that thresholds are calibrated on, the latest."""
@@ -32,7 +32,7 @@ FITTED = 150
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 LENGTHS = (0.1, 0.15, 0.25, 0.4, 0.6, 0.9)
 PRIOR = (2.0, 4.0)
-"""Beta law of h before anything is measured: most of what a render needs is the seed's. Weighs as much as a few renders."""
+"""Beta law of h before anything is measured: most of what a render needs is the seed's."""
 
 
 @dataclass(frozen=True)

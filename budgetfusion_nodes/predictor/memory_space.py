@@ -91,7 +91,8 @@ class Kernel:
         known = self.prompts(apart)
         own = (1.0 - self.share + JITTER) * np.eye(apart.shape[-1])
         found = np.linalg.solve(self.prompts(between) + own, known[..., None])[..., 0]
-        return found, np.clip((found * known).sum(axis=-1), 0.0, 1.0)
+        explained = np.clip((found * known).sum(axis=-1), 0.0, 1.0)
+        return found.astype(np.float64), np.asarray(explained, np.float64)
 
     def expected(self, z: FloatArray, apart: FloatArray, between: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(mean of a new render's z [K], share of its variance that is explained [K]) from remembered ones [n, K], NaN

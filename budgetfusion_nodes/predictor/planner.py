@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
-from ..core.curves import FloatArray, limiting_metric, quality
 from ..core.messages import Message, message
 from ..core.plan import (
     DEFAULT_MIN_STEPS,
@@ -27,40 +25,10 @@ from ..core.risk import RiskTable
 from ..core.setting import Setting, differences
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     from .memory import Recalled
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted curves of one prompt."""
-
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
-    scale: tuple[float, ...]
-    normalised: FloatArray
-    """[K, M, 3] low, median and high quantile of shortfall / scale."""
-    distance: float
-    """Above 1 the prompt is unlike those that the planner was made with."""
-
-    def quality(self, level: int) -> tuple[float, ...]:
-        """Q at each grid count from quantile `level` of the shortfall: 0 gives the high, 2 the low quality curve."""
-        return tuple(quality(self.normalised[..., level], np.ones(len(self.metrics))).tolist())
-
-    def shortfall_median(self) -> dict[str, tuple[float, ...]]:
-        """Metric -> median predicted distance to the full-step image, in the metric's unit."""
-        columns = zip(self.metrics, self.normalised[..., 1].T, self.scale, strict=True)
-        return {metric: tuple((column * scale).tolist()) for metric, column, scale in columns}
-
-    def high(self) -> dict[str, list[float]]:
-        """Metric -> upper quantile of shortfall / scale at each grid count."""
-        return {metric: self.normalised[:, m, 2].tolist() for m, metric in enumerate(self.metrics)}
-
-    def limiting(self) -> tuple[str, ...]:
-        """The metric that sets the upper curve at each grid count."""
-        index = limiting_metric(self.normalised[..., 2], np.ones(len(self.metrics)))
-        return tuple(self.metrics[i] for i in index.tolist())
 
 
 @dataclass(frozen=True)
@@ -138,10 +106,10 @@ class Planner:
         prediction = self.predict(tokens, pooled)
         knots = self.risk_table.thresholds(risk)
         decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
-        steps = decision.steps(quality, min_steps, max_steps)
+        steps = without = decision.steps(quality, min_steps, max_steps)
         recalled = None if recall is None else recall(prediction)
         if recalled is not None:
-            without, prediction = steps, recalled.prediction
+            prediction = recalled.prediction
             decision = Decision.from_curves(
                 self.grid, prediction.high(), prediction.quality(1), recalled.knots(risk) or knots
             )
