@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.messages import message
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
 from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
+from ..host.schedule import nested_sigmas
 from ..planning.service import Request, render_setting
 from ..planning.special import unsettled
 from . import prompts as prompt_sources
@@ -122,6 +124,8 @@ class Asked:
     spec: Spec
     name: str
     prompts: Sequence[CalibrationPrompt] = field(default_factory=tuple)
+    schedule: str = STOCK
+    """`stock`, or a nested one as a Setting holds it."""
 
 
 def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
@@ -130,13 +134,16 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
     teller = _Teller(node)
-    renderer = HostRenderer(graph, backends, metrics, teller.model_for)
-    setting = setting_of(graph)
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
-    spec = replace(asked.spec, levels_only=noisy)
+    nested = None if noisy or asked.schedule == NESTED else NestedSchedule.from_text(asked.schedule)
+    spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
+    if nested is not None:  # a schedule that this model has no sigmas for is refused before anything is rendered
+        nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
+    renderer = HostRenderer(graph, backends, metrics, teller.model_for, nested)
+    setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
     subject = Subject(setting, spec.target, facts=graph.facts())
     executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
-    name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
+    name = asked.name.strip() or planner_name(setting)
     file_name(name)  # a name that cannot be saved is refused before anything is rendered
     folder = planner_folders()[0]
     with Store.at(store_path()) as store:
@@ -164,6 +171,12 @@ def _of_levels(job: Job) -> Result:
     outcome = run_count_job(job)
     text = "\n".join(one.text() for one in outcome.messages())
     return Result(outcome.file, text, draw_levels(outcome.planner), outcome.to_dict())
+
+
+def planner_name(setting: Setting) -> str:
+    """By default: a planner of each schedule may lie side by side."""
+    kind = "" if setting.schedule == STOCK else f" {NESTED}"
+    return f"{setting.model_name} {setting.sampler_name} {setting.scheduler}{kind}"
 
 
 def setting_of(graph: Graph) -> Setting:

@@ -8,10 +8,11 @@ from ..host.paths import register_folders
 from .adaptive_ksampler import AdaptiveKSampler
 from .budget_planner import BudgetPlanner
 from .calibrate import Calibrate
+from .learn import Learn
 from .metric_probe import PerceptualMetricProbe
 from .step_sweep import StepSweep
 
-NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe, Calibrate]
+NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe, Calibrate, Learn]
 
 
 class BudgetFusionExtension(ComfyExtension):

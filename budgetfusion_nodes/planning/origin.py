@@ -105,7 +105,7 @@ def remember(
 
         counts = sorted(distances)
         facts = {name: value for name, value in origin.facts.items() if value}
-        subject = Subject(origin.setting, counts[-1], _schedule(origin.setting), facts)
+        subject = Subject(origin.setting, counts[-1], facts)
         measured = [Measurement(n, dict(distances[n]), decibel[n], 0, 0.0, 0.0) for n in counts]
         predictor, predicted = _predicted(origin, counts[-1])
         encoded = Encoded.of(origin.tokens, origin.pooled)
@@ -117,10 +117,6 @@ def remember(
         log.warning("BudgetFusion could not remember what was measured", exc_info=True)
         said = error.message if isinstance(error, BudgetFusionError) else f"{type(error).__name__}: {error}"
         return message("not_remembered", reason=said)
-
-
-def _schedule(setting: Setting) -> dict[str, Any]:
-    return {"kind": "stock"} if setting.schedule == STOCK else {"kind": "nested", "text": setting.schedule}
 
 
 def _predicted(origin: Origin, target: int) -> tuple[str, bytes]:

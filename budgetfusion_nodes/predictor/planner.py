@@ -22,6 +22,7 @@ from ..core.plan import (
     threshold_at,
 )
 from ..core.risk import RiskTable
+from ..core.schedule import least_steps
 from ..core.setting import Setting, differences
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
@@ -103,6 +104,7 @@ class Planner:
         started = time.perf_counter()
         max_steps = self.target_steps if max_steps is None else max_steps
         check_request(quality, risk, min_steps, max_steps, self.risk_range)
+        min_steps = max(min_steps, min(least_steps(self.setting.schedule), max_steps))
         prediction = self.predict(tokens, pooled)
         knots = self.risk_table.thresholds(risk)
         decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
