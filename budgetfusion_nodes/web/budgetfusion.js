@@ -7,6 +7,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { CalibrationPanel, listenForCalibrations } from "./calibration.js";
 import { keep, recall } from "./kept.js";
+import { Learner } from "./learn.js";
 import { count, said, setMessages, t } from "./messages.js";
 import { PlanPanel, options } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
@@ -42,6 +43,7 @@ const LIVE = { quality: "quality", min_steps: "minSteps", max_steps: "maxSteps",
 const QUALITY = "BudgetFusion.DefaultQuality";
 const ON_FALLBACK = "BudgetFusion.OnFallback";
 const BAND = "BudgetFusion.ShowBand";
+const LEARN = "BudgetFusion.LearnPerHour";
 const SHIPPED_QUALITY = 0.9; // core/plan.py DEFAULT_QUALITY
 
 /** @type {Map<GraphNode, PlanPanel>} the nodes that are on a graph now */
@@ -90,6 +92,17 @@ app.registerExtension({
       type: "slider",
       attrs: { min: 0.5, max: 0.99, step: 0.01 },
       defaultValue: SHIPPED_QUALITY,
+    },
+    {
+      id: LEARN,
+      category: ["BudgetFusion", "Memory", "LearnPerHour"],
+      name: "Learn from my renders: pictures an hour",
+      tooltip:
+        "0: off. While the queue is empty, a planned picture of a nested schedule is finished to the target, measured " +
+        "and remembered, so that later plans know. It stops as soon as you queue something.",
+      type: "slider",
+      attrs: { min: 0, max: 60, step: 1 },
+      defaultValue: 0,
     },
   ],
 
@@ -163,6 +176,10 @@ function listen() {
   });
   api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
     totals.onExecuted(detail.prompt_id, detail.node, detail.output);
+  });
+  const learner = new Learner(api, () => Number(settingOf(LEARN) ?? 0));
+  api.addEventListener("execution_success", (/** @type {CustomEvent} */ { detail }) => {
+    learner.onSuccess(detail?.prompt_id);
   });
   listenForCalibrations(api, calibrations, executionIds);
 }

@@ -7,6 +7,7 @@
 import { said, t } from "./messages.js";
 import {
   METRICS, VIEWS, chartLayout, forecast, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
+  rememberedPoints,
   receiptRows,
 } from "./plan_view.js";
 
@@ -309,7 +310,7 @@ export class PlanPanel {
     return {
       view: this.view,
       curve: counted ? this.curve() : null,
-      points: probe ? probePoints(probe, this.view) : [],
+      points: probe ? probePoints(probe, this.view) : rememberedPoints(plan, this.view),
       counted,
       chosen: now ? now.steps : null,
       floor: planned ? now.floor : null,
@@ -464,7 +465,7 @@ function legend(plan, probe, view) {
   }
   if (planned && plan?.prefix_steps) add("bf-mark-commit", t("commit_mark", { prefix: plan.prefix_steps }));
   if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
-  if (probe) add("bf-mark-point", t("legend_measured"));
+  if (probe || rememberedPoints(plan, view).length) add("bf-mark-point", t("legend_measured"));
   return box;
 }
 
