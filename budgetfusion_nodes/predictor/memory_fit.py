@@ -19,13 +19,14 @@ from ..core.risk import RiskTable, calibrate, critical_thetas
 from .memory import LEAST_SUPPORT, NEIGHBOURS, Curves, Memory
 from .memory_space import Kernel, Space, high_level, standardised
 
-WINDOW = 200
+WINDOW = 120
 """Prompts that thresholds are calibrated on, the latest."""
 SEEDS = 4
 """Renders of each of them, the latest."""
-RECENT = 60
-"""Prompts that show whether the planner's own promise still holds for new ones."""
-DOUBT = 0.01
+RECENT = (15, 30, 60)
+"""Latest prompts that show whether the planner's own promise still holds for new ones: few see a change of style soon,
+many see a small one."""
+DOUBT = 0.02
 """Chance of as many violations among them as there were, below which it does not."""
 FITTED = 150
 """Renders that the kernel is fitted to."""
@@ -60,8 +61,8 @@ def fit_memory(curves: Curves, planner: RiskTable) -> Memory:
     new = _new_thresholds(curves, rows, planner)
     if not kernel.share:
         return Memory(curves, space, kernel, None, None, new)
-    own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0)
-    near = _group(curves, apart, kernel, np.ones(len(rows), bool))
+    own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0, new or planner)
+    near = _group(curves, apart, kernel, np.ones(len(rows), bool), new or planner)
     return Memory(curves, space, kernel, own, near, new)
 
 
@@ -138,22 +139,24 @@ def _expected(curves: Curves, trial: Trial, kernel: Kernel) -> tuple[FloatArray,
     return np.einsum("rn,rnk->rk", weights, z), explained
 
 
-def _group(curves: Curves, trial: Trial, kernel: Kernel, allowed: NDArray[np.bool_]) -> RiskTable | None:
-    """Thresholds for the renders that memory says something of; None where it saves nothing on them."""
+def _group(
+    curves: Curves, trial: Trial, kernel: Kernel, allowed: NDArray[np.bool_], otherwise: RiskTable
+) -> RiskTable | None:
+    """Thresholds for the renders that memory says something of; None where plans without memory, by the thresholds
+    `otherwise`, keep the promise on them and take no more steps."""
     mean, explained = _expected(curves, trial, kernel)
     kept = allowed & (explained >= LEAST_SUPPORT)
     if not kept.any():
         return None
     rows = trial.row[kept]
     median, high = curves.median[rows], curves.high[rows]
-    with_memory = high_level(median, high, mean[kept], explained[kept, None])
-    table, steps = _table(curves, rows, with_memory)
-    _, plain_steps = _table(curves, rows, high)
-    return table if steps < plain_steps else None
+    table = _table(curves, rows, with_memory := high_level(median, high, mean[kept], explained[kept, None]))
+    saves = _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, otherwise)
+    return table if saves or not _holds(curves, rows, otherwise) else None
 
 
-def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray) -> tuple[RiskTable, float]:
-    """(thresholds for these upper curves [R, K], mean steps that they plan at the usual quality and risk)."""
+def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray) -> RiskTable:
+    """Thresholds for these upper curves [R, K]."""
     counts = all_counts(curves.grid)
     found = interpolate_log_n(curves.grid, upper, counts)
     quality = np.clip(1.0 - interpolate_log_n(curves.grid, curves.level[rows], counts), 0.0, 1.0)
@@ -162,11 +165,42 @@ def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray) -> tuple[
     shape = (len(prompts), int(place.max()) + 1, len(counts))
     all_upper, all_quality = np.zeros(shape), np.full(shape, np.nan)
     all_upper[which, place], all_quality[which, place] = found, quality
-    table = calibrate(all_upper, all_quality)
-    theta = threshold_at(table.thresholds(DEFAULT_RISK), DEFAULT_QUALITY)
-    enough = tail_max(found) <= theta
+    return calibrate(all_upper, all_quality)
+
+
+def _usual(table: RiskTable) -> float:
+    """theta at the nodes' own quality and risk."""
+    return threshold_at(table.thresholds(DEFAULT_RISK), DEFAULT_QUALITY)
+
+
+def _mean_steps(curves: Curves, upper: FloatArray, table: RiskTable) -> float:
+    """Planned from upper curves [R, K] by these thresholds."""
+    counts = all_counts(curves.grid)
+    enough = tail_max(interpolate_log_n(curves.grid, upper, counts)) <= _usual(table)
     enough[:, -1] = True
-    return table, float(np.asarray(counts)[enough.argmax(axis=1)].mean())
+    return float(np.asarray(counts)[enough.argmax(axis=1)].mean())
+
+
+def _holds(curves: Curves, rows: NDArray[np.int64], table: RiskTable) -> bool:
+    """Whether plans without memory may well keep the promise of these thresholds on `rows`, the latest last: one
+    render of each prompt."""
+    broken = _broken(curves, _first(curves, rows), table)
+    parts = [broken[-most:] for most in RECENT if len(broken) >= most]
+    return all(at_least(int(part.sum()), len(part), DEFAULT_RISK) > DOUBT for part in parts)
+
+
+def _first(curves: Curves, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One row of each prompt, in the order of rows."""
+    _, place = np.unique(curves.prompts[rows], return_index=True)
+    return rows[np.sort(place)]
+
+
+def _broken(curves: Curves, rows: NDArray[np.int64], table: RiskTable) -> NDArray[np.bool_]:
+    """[R] whether the plan without memory stopped too early."""
+    counts = all_counts(curves.grid)
+    upper = interpolate_log_n(curves.grid, curves.high[rows], counts)
+    quality = np.clip(1.0 - interpolate_log_n(curves.grid, curves.level[rows], counts), 0.0, 1.0)
+    return critical_thetas(upper, quality[:, None], DEFAULT_QUALITY)[:, 0] <= _usual(table)
 
 
 def _place_among(which: NDArray[np.intp]) -> NDArray[np.int64]:
@@ -180,18 +214,14 @@ def _place_among(which: NDArray[np.intp]) -> NDArray[np.int64]:
 
 def _new_thresholds(curves: Curves, rows: NDArray[np.int64], planner: RiskTable) -> RiskTable | None:
     """Thresholds from the latest prompts, taken as new, where the planner's own break their promise on them."""
-    first = [int(rows[curves.prompts[rows] == prompt][0]) for prompt in dict.fromkeys(curves.prompts[rows].tolist())]
-    latest = np.array(sorted(first)[-RECENT:])
-    if not planner.enough_prompts(DEFAULT_RISK) or len(latest) < 1 / DEFAULT_RISK - 1:
+    if not planner.enough_prompts(DEFAULT_RISK):
         return None
-    theta = threshold_at(planner.thresholds(DEFAULT_RISK), DEFAULT_QUALITY)
-    counts = all_counts(curves.grid)
-    upper = interpolate_log_n(curves.grid, curves.high[latest], counts)
-    quality = np.clip(1.0 - interpolate_log_n(curves.grid, curves.level[latest], counts), 0.0, 1.0)
-    broken = int((critical_thetas(upper, quality[:, None], DEFAULT_QUALITY)[:, 0] <= theta).sum())
-    if at_least(broken, len(latest), DEFAULT_RISK) > DOUBT:
-        return None
-    return _table(curves, latest, curves.high[latest])[0]
+    latest = _first(curves, rows)
+    for most in RECENT:
+        part = latest[-most:]
+        if len(part) == most and not _holds(curves, part, planner):
+            return _table(curves, part, curves.high[part])
+    return None
 
 
 def at_least(found: int, of: int, chance: float) -> float:

@@ -97,9 +97,7 @@ app.registerExtension({
       id: LEARN,
       category: ["BudgetFusion", "Memory", "LearnPerHour"],
       name: "Learn from my renders: pictures an hour",
-      tooltip:
-        "0: off. While the queue is empty, a planned picture of a nested schedule is finished to the target, measured " +
-        "and remembered, so that later plans know. It stops as soon as you queue something.",
+      tooltip: "0: off. While the queue is empty, a planned picture of a nested schedule is finished to the target, measured and remembered, so that later plans know. It stops as soon as you queue something.",
       type: "slider",
       attrs: { min: 0, max: 60, step: 1 },
       defaultValue: 0,
