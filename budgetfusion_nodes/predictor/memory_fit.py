@@ -56,9 +56,12 @@ def fit_memory(curves: Curves, planner: RiskTable) -> Memory:
     rows = _window(curves)
     if not len(rows):
         return Memory(curves, space, Kernel(), None, None, None)
+    recent = _since_change(curves, rows, planner)
+    new = None if recent is None else _table(curves, recent, curves.high[recent])
+    if recent is not None:  # what held before the change holds no more
+        rows = rows[np.isin(curves.prompts[rows], curves.prompts[_first(curves, rows)[-RECENT[-1] :]])]
     again, apart = _trial(curves, space, rows, False), _trial(curves, space, rows, True)
     kernel = fit_kernel(curves, (again, apart))
-    new = _new_thresholds(curves, rows, planner)
     if not kernel.share:
         return Memory(curves, space, kernel, None, None, new)
     own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0, new or planner)
@@ -212,15 +215,13 @@ def _place_among(which: NDArray[np.intp]) -> NDArray[np.int64]:
     return place
 
 
-def _new_thresholds(curves: Curves, rows: NDArray[np.int64], planner: RiskTable) -> RiskTable | None:
-    """Thresholds from the latest prompts, taken as new, where the planner's own break their promise on them."""
-    if not planner.enough_prompts(DEFAULT_RISK):
-        return None
+def _since_change(curves: Curves, rows: NDArray[np.int64], planner: RiskTable) -> NDArray[np.int64] | None:
+    """One render of each of the latest prompts, taken as new, where the planner breaks its promise on them."""
     latest = _first(curves, rows)
     for most in RECENT:
         part = latest[-most:]
-        if len(part) == most and not _holds(curves, part, planner):
-            return _table(curves, part, curves.high[part])
+        if planner.enough_prompts(DEFAULT_RISK) and len(part) == most and not _holds(curves, part, planner):
+            return part
     return None
 
 
