@@ -13,11 +13,13 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.messages import message
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
-from ..host.paths import planner_folders
+from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
+from ..host.schedule import nested_sigmas
 from ..planning.service import Request, render_setting
 from ..planning.special import unsettled
 from . import prompts as prompt_sources
@@ -30,19 +32,11 @@ from .prompts import CalibrationPrompt
 from .records import Subject
 from .report import curve_dict
 
-STORE = ("budgetfusion", "calibration.sqlite3")
-"""In the host's user folder."""
 EVENT = "budgetfusion.calibration"
 """What the page receives while the job runs: {"node", "messages", "prompts", "wanted", "curve"}."""
 TELL_SECONDS = 0.5
 BUILT_IN, TEXT, FILE = "built-in", "text, one a line", "file in the input folder"
 SOURCES = (BUILT_IN, TEXT, FILE)
-
-
-def store_path() -> Path:
-    """The store's file in the host's user folder."""
-    folder = importlib.import_module("folder_paths").get_user_directory()
-    return Path(folder).joinpath(*STORE)
 
 
 def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, ...]:
@@ -118,15 +112,24 @@ def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> tup
     """(who renders and measures, what is asked with everything decided that the graph decides)."""
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
-    renderer = HostRenderer(graph, backends, metrics, report)
-    setting = setting_of(graph)
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
-    spec = replace(asked.spec, levels_only=noisy)
+    nested = None if noisy or asked.schedule == NESTED else NestedSchedule.from_text(asked.schedule)
+    spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
+    if nested is not None:  # a schedule that this model has no sigmas for is refused before anything is rendered
+        nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
+    renderer = HostRenderer(graph, backends, metrics, report, nested)
+    setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
     subject = Subject(setting, spec.target, facts=graph.facts())
-    name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
+    name = asked.name.strip() or planner_name(setting)
     file_name(name)  # a name that cannot be saved is refused before anything is rendered
     executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
     return executor, replace(asked, spec=spec, name=name)
+
+
+def planner_name(setting: Setting) -> str:
+    """By default: a planner of each schedule may lie side by side."""
+    kind = "" if setting.schedule == STOCK else f" {NESTED}"
+    return f"{setting.model_name} {setting.sampler_name} {setting.scheduler}{kind}"
 
 
 def setting_of(graph: Graph) -> Setting:

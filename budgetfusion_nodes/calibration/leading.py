@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.schedule import STOCK
 from .count_job import run_count_job
 from .executors import Executor
 from .job import Job, Progress
@@ -29,6 +30,8 @@ class Asked:
     spec: Spec
     name: str
     prompts: Sequence[CalibrationPrompt] = field(default_factory=tuple)
+    schedule: str = STOCK
+    """`stock`, or a nested one as a Setting holds it."""
 
 
 @dataclass(frozen=True)

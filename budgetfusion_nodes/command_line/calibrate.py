@@ -50,6 +50,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--steps", type=whole(2, 1000), help="the count whose picture counts as full quality (50, or the graph's)"
     )
+    parser.add_argument(
+        "--schedule",
+        help="nested: look for one, stock: the scheduler's own, or one that is known: 'nested 5@1.0' is 5 steps down "
+        "to sigma 1 for every count (nested, or the graph's)",
+    )
     group = parser.add_argument_group("with --checkpoint")
     group.add_argument("--sampler", default="euler", help="(%(default)s)")
     group.add_argument("--scheduler", default="normal", help="(%(default)s)")
@@ -131,6 +136,7 @@ def build(args: argparse.Namespace, info: Callable[[], Info]) -> tuple[dict[str,
         graph, node = with_calibrate(around_checkpoint(args.checkpoint, *given))
     inputs: dict[str, Any] = graph[node]["inputs"]
     given_here = {"thoroughness": args.thoroughness, "name": args.name, "max_steps": args.steps}
+    given_here |= {"schedule": args.schedule}
     inputs |= {name: value for name, value in given_here.items() if value is not None}
     if args.prompts is not None:
         from ..calibration.prompts import from_file
