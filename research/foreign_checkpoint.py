@@ -1,9 +1,9 @@
 """`python -m research foreign-checkpoint`: the whole way of an artist with a checkpoint of their own.
 
 A shipped model takes its place, copied under another name, its shipped planner taken away, in a genuine ComfyUI with
-nothing but the pack. Calibrate (quick) is queued, the planner that appears is used at the next queue, and violations are
-counted on prompts that it has not seen: others of the built-in list, like those of the calibration, and captions, which
-are not.
+nothing but the pack. Calibrate (quick) is queued, the planner that appears is used at the next queue, and violations
+are counted on prompts that it has not seen: others of the built-in list, like those of the calibration, and captions,
+which are not.
 """
 
 from __future__ import annotations
