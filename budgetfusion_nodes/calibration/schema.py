@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     Connection,
     Float,
@@ -93,6 +94,20 @@ planners = Table(
     Column("figures", JSON, nullable=False),
     Column("made", Float, nullable=False),
 )
+choices = Table(
+    "choices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),  # digest of the two pictures, label and question: judged once
+    Column("label", Text, nullable=False),
+    Column("question", Text, nullable=False),  # "better", or "nearer" to a reference
+    Column("quality", Float, nullable=False),  # of the picture with fewer steps
+    Column("chose_full", Boolean, nullable=False),
+    Column("coin", Boolean, nullable=False),  # no difference was seen, and a coin chose
+    Column("full_left", Boolean, nullable=False),
+    Column("facts", JSON, nullable=False),  # of the plan, where one was connected
+    Column("at", Float, nullable=False),
+)
 
 claims = Table(
     "claims",
@@ -114,7 +129,12 @@ def _claims(connection: Connection) -> None:
     claims.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims)
+def _blind_test(connection: Connection) -> None:
+    """Choices of the Blind Test."""
+    choices.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims, _blind_test)
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""
 

@@ -74,7 +74,7 @@ def plan_render(model: Any, positive: Any, request: Request, latent_image: Mappi
 def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: Mapping[str, Any] | None = None) -> Plan:
     """A plan that was made by another node, checked against the render at hand. It decides; `request` does not."""
     try:
-        known = _as_plan(plan)
+        known = as_plan(plan)
     except BudgetFusionError as error:
         return request.fallback(error.message)
     except Exception as error:
@@ -209,7 +209,8 @@ def _choose(model: Any, request: Request, setting: Setting, notes: list[Message]
     return planner
 
 
-def _as_plan(plan: Any) -> Plan:
+def as_plan(plan: Any) -> Plan:
+    """What a `plan` input was given; PlannerFileError if that is no plan."""
     if isinstance(plan, Plan):
         return plan
     if hasattr(plan, "to_dict"):  # made by a second copy of this pack in custom_nodes
