@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import host_symbols, transfer
+from . import foreign_checkpoint, host_symbols, transfer
 from .corpus import commands as corpus_commands
 from .sweeps import commands as sweep_commands
 from .sweeps import noisy_commands
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
+    foreign_checkpoint.add_parser(groups)
     return parser
 
 
