@@ -124,7 +124,7 @@ class AdaptiveKSampler(io.ComfyNode):
             schedule,
             s.model_files(cls.hidden),
             memory,
-            render_facts(negative, latent_image),
+            lambda: render_facts(negative, latent_image),
             only_seed(seed, latent_image),
         )
         decided = (

@@ -41,7 +41,7 @@ class Asked(Protocol):
     @property
     def risk(self) -> float: ...
     @property
-    def facts(self) -> Mapping[str, str]: ...
+    def facts(self) -> Callable[[], Mapping[str, str]]: ...
     @property
     def seed(self) -> int | None: ...
 
@@ -124,12 +124,15 @@ def recaller(
 ) -> Callable[[Tensor, Tensor | None], Recall] | None:
     """(tokens, pooled) of a prompt -> what memory makes of its prediction; None where nothing is remembered for this
     planner and render. notes: gets why nothing could be looked up."""
+    path = store_path()
+    if not path.is_file():
+        return None
     try:
         from ..calibration.memory_reader import Wanted
         from ..calibration.records import Encoded
         from ..predictor.memory_space import signature
 
-        memory = CACHE.memory(store_path(), Wanted(planner, setting, dict(asked.facts)))
+        memory = CACHE.memory(path, Wanted(planner, setting, dict(asked.facts())))
     except (sqlite3.Error, OSError, BudgetFusionError) as error:
         log.warning("BudgetFusion plans without memory: %s", error)
         notes.append(message("memory_unavailable", reason=str(error)))

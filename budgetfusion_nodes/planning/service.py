@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
@@ -46,8 +46,8 @@ class Request:
     """Model files that the graph names above this node, LoRAs among them."""
     memory: bool = True
     """Whether measured renders of before may correct the plan."""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """What else moves the picture, where the node knows it: `memory.render_facts`."""
+    facts: Callable[[], Mapping[str, str]] = dict
+    """What else moves the picture, where the node knows it: `memory.render_facts`. Called where there is a store."""
     seed: int | None = None
     """Of the render, where the node knows it and nothing but the seed draws its noise."""
 

@@ -7,7 +7,7 @@ Only the latest prompts count, so that the promise follows an artist who changes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
@@ -21,7 +21,7 @@ from .memory_space import Kernel, Space, high_level, standardised
 
 WINDOW = 120
 """Prompts that thresholds are calibrated on, the latest."""
-SEEDS = 4
+SEEDS = 6
 """Renders of each of them, the latest."""
 RECENT = (15, 30, 60)
 """Latest prompts that show whether the planner's own promise still holds for new ones: few see a change of style soon,
@@ -58,13 +58,11 @@ def fit_memory(curves: Curves, planner: RiskTable) -> Memory:
         return Memory(curves, space, Kernel(), None, None, None)
     recent = _since_change(curves, rows, planner)
     new = None if recent is None else _table(curves, recent, curves.high[recent])
-    if recent is not None:  # what held before the change holds no more
-        rows = rows[np.isin(curves.prompts[rows], curves.prompts[_first(curves, rows)[-RECENT[-1] :]])]
     again, apart = _trial(curves, space, rows, False), _trial(curves, space, rows, True)
     kernel = fit_kernel(curves, (again, apart))
     if not kernel.share:
         return Memory(curves, space, kernel, None, None, new)
-    own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0, new or planner)
+    own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0, new or planner, by_render=True)
     near = _group(curves, apart, kernel, np.ones(len(rows), bool), new or planner)
     return Memory(curves, space, kernel, own, near, new)
 
@@ -143,7 +141,12 @@ def _expected(curves: Curves, trial: Trial, kernel: Kernel) -> tuple[FloatArray,
 
 
 def _group(
-    curves: Curves, trial: Trial, kernel: Kernel, allowed: NDArray[np.bool_], otherwise: RiskTable
+    curves: Curves,
+    trial: Trial,
+    kernel: Kernel,
+    allowed: NDArray[np.bool_],
+    otherwise: RiskTable,
+    by_render: bool = False,
 ) -> RiskTable | None:
     """Thresholds for the renders that memory says something of; None where plans without memory, by the thresholds
     `otherwise`, keep the promise on them and take no more steps."""
@@ -153,17 +156,21 @@ def _group(
         return None
     rows = trial.row[kept]
     median, high = curves.median[rows], curves.high[rows]
-    table = _table(curves, rows, with_memory := high_level(median, high, mean[kept], explained[kept, None]))
+    with_memory = high_level(median, high, mean[kept], explained[kept, None])
+    table = _table(curves, rows, with_memory, by_render)
     saves = _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, otherwise)
     return table if saves or not _holds(curves, rows, otherwise) else None
 
 
-def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray) -> RiskTable:
-    """Thresholds for these upper curves [R, K]."""
+def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray, by_render: bool = False) -> RiskTable:
+    """Thresholds for these upper curves [R, K]. by_render: every render counts alike, as the next one of a prompt that
+    comes again is most likely one of those that come often; else every prompt does."""
     counts = all_counts(curves.grid)
     found = interpolate_log_n(curves.grid, upper, counts)
     quality = np.clip(1.0 - interpolate_log_n(curves.grid, curves.level[rows], counts), 0.0, 1.0)
     prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
+    if by_render:
+        return replace(calibrate(found, quality[:, None]), prompts=len(prompts))
     place = _place_among(which)
     shape = (len(prompts), int(place.max()) + 1, len(counts))
     all_upper, all_quality = np.zeros(shape), np.full(shape, np.nan)

@@ -66,7 +66,9 @@ def _pooled(conditioning: object) -> torch.Tensor | None:
 def judge(grid: tuple[int, ...], parts: Sequence[Renders], q: float, risk: float, seed: int = 0) -> dict[str, Tally]:
     """Kind of prompt -> tally over the scenes that are rendered in every wording (recurring and new: in any)."""
     scenes = np.unique(np.concatenate([part.scene for part in parts]))
-    fold = dict(zip(scenes.tolist(), (np.random.default_rng(seed).permutation(len(scenes)) % FOLDS).tolist(), strict=True))
+    fold = dict(
+        zip(scenes.tolist(), (np.random.default_rng(seed).permutation(len(scenes)) % FOLDS).tolist(), strict=True)
+    )
     scene = np.concatenate([part.scene for part in parts])
     wording = np.concatenate([np.full(len(part.scene), part.wording) for part in parts])
     level = np.concatenate([part.level for part in parts])
@@ -116,9 +118,7 @@ def _fit(
     for index, group in enumerate(groups):
         seeds[index, : len(group)] = quality[group]
     table = calibrate(np.tile(upper, (len(groups), 1)), seeds)
-    return _Fitted(
-        prediction, table, fit_memory(_curves(prediction, scene, wording, level, place, rows), table), rows
-    )
+    return _Fitted(prediction, table, fit_memory(_curves(prediction, scene, wording, level, place, rows), table), rows)
 
 
 def _curves(

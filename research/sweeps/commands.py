@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, METRICS, parse_grid
 from budgetfusion_nodes.core.errors import InputError
+from research.memory import commands as memory_commands
 from research.options import DEVICES, DTYPES, ROOT, WEIGHTS, add_host_option, number, run_folder, whole
 from research.sweeps import nested_commands
 
@@ -49,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
     _add_convergence(commands)
     _add_bench(commands)
     nested_commands.add_parser(commands)
+    memory_commands.add_parser(commands)
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -264,3 +264,23 @@ def test_a_database_that_is_no_use_is_an_error_of_sqlite_and_is_left_alone(
     with pytest.raises(sqlite3.Error):
         looked_up(path, planner)
     assert path.read_bytes() == before
+
+
+def test_the_command_line_forgets_by_age_model_and_prompt(
+    path: Path, planner: Planner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from budgetfusion_nodes.cli import main
+
+    with Store.at(path) as store:
+        for seed in range(3):
+            remember(store, found(planner, encoded=encoded(seed)))
+    place = ["--store", str(path)]
+    assert main(["store", "prompts", *place]) == 0
+    assert "1: 1 renders" in capsys.readouterr().out
+    assert main(["store", "forget", "--prompt", "1", *place]) == 0
+    assert main(["store", "forget", "--prompt", "1", *place]) == 1
+    assert main(["store", "forget", "--older-than", "1", *place]) == 0
+    assert main(["store", "forget", "--model", SETTING.model_name, *place]) == 0
+    capsys.readouterr()
+    assert main(["store", "prompts", "--json", *place]) == 0
+    assert '"prompts": []' in capsys.readouterr().out
