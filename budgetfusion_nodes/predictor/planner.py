@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +22,7 @@ from ..core.plan import (
 )
 from ..core.risk import RiskTable
 from ..core.setting import Setting, differences
+from .calibrated import Calibrated
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
 
@@ -58,28 +58,16 @@ class Prediction:
         return tuple(self.metrics[i] for i in index.tolist())
 
 
-@dataclass(frozen=True)
-class Planner:
+@dataclass(frozen=True, kw_only=True)
+class Planner(Calibrated):
     """Fitted parts; built by fit.py or read by planner_file.load_planner."""
 
-    name: str
-    setting: Setting
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
     scale: tuple[float, ...]
     """s_m in the metric's unit."""
-    backends: Mapping[str, str]
-    """Metric -> the backend that measured it."""
     projection: Projection
     networks: tuple[CurvePredictor, ...]
     risk_table: RiskTable
     out_of_distribution: OutOfDistribution
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def target_steps(self) -> int:
-        """T: the count whose image counts as full quality."""
-        return self.grid[-1]
 
     @property
     def risk_range(self) -> tuple[float, float]:
@@ -157,17 +145,9 @@ class Planner:
         setting: Setting | None,
         pooled: Tensor | None,
     ) -> tuple[Message, ...]:
-        target = self.target_steps
-        wanted = decision.steps(quality, 1, target)
-        found: list[Message] = []
-        if wanted > max_steps:
-            found.append(message("max_too_low", quality=quality, steps=wanted, max=max_steps))
-        if max_steps > target:
-            found.append(message("max_beyond", max=max_steps, target=target))
-        if min_steps > target:
-            found.append(message("min_beyond", min=min_steps, target=target))
+        found = list(decision.limit_warnings(quality, min_steps, max_steps))
         if not self.risk_table.enough_prompts(risk):
-            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=target))
+            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=self.target_steps))
         if not prediction.distance <= 1.0:
             found.append(message("out_of_distribution", score=prediction.distance))
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:
