@@ -26,6 +26,7 @@ from ..planning.special import unsettled
 from . import prompts as prompt_sources
 from .count_job import run_count_job
 from .executors import InlineExecutor
+from .falling import run_to_best
 from .host_renderer import Graph, HostRenderer, choose_backends
 from .job import Job, Progress
 from .planner_folder import file_name, put_planner
@@ -138,7 +139,8 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
     teller = _Teller(node)
-    renderer = HostRenderer(graph, backends, metrics, teller.model_for)
+    texts = [prompt.text for prompt in asked.prompts]
+    renderer = HostRenderer(graph, backends, metrics, teller.model_for, texts)
     setting = setting_of(graph)
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
     spec = replace(asked.spec, levels_only=noisy)
@@ -164,8 +166,8 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
 
 
 def _of_curves(job: Job) -> Result:
-    outcome = job.run()
-    return Result(outcome.file, report_text(outcome), draw(outcome.standing), report_dict(outcome))
+    outcome = run_to_best(job)
+    return Result(outcome.file, report_text(outcome), draw(outcome.standing, outcome.fall), report_dict(outcome))
 
 
 def _of_levels(job: Job) -> Result:

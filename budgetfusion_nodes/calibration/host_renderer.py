@@ -27,7 +27,10 @@ from ..host.conditioning import extract
 from ..host.first_evaluation import with_first_evaluation_reused
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.sampling import check_has_count, check_latent, decode, nfe, render
+from ..metrics.clip_score import NAME as CLIP_SCORE
 from ..metrics.measure import Backends, Series
+from ..metrics.measure import Measurement as Measured
+from .prompt_fit import PromptFit
 from .records import Encoded, Measurement
 from .trajectory import RenderError
 
@@ -175,11 +178,15 @@ Report = Callable[[int, Any], Any]
 class HostRenderer:
     """See `trajectory.Renderer`."""
 
-    def __init__(self, graph: Graph, backends: Backends, metrics: Sequence[str], report: Report) -> None:
+    def __init__(
+        self, graph: Graph, backends: Backends, metrics: Sequence[str], report: Report, texts: Sequence[str] = ()
+    ) -> None:
+        """texts: prompts of the job, of which some are the others that a picture's own is compared with."""
         self.graph, self.backends, self.metrics = graph, backends, tuple(metrics)
         self._report = report
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
+        self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
 
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
@@ -194,9 +201,10 @@ class HostRenderer:
             pictures = self._decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
-            decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
+            frames = [s.add(one) for s, one in zip(series, pictures.split(1), strict=True)]
+            decibel = self._mean([frame.decibel for frame in frames])
+            distances = {**dict.fromkeys(self.metrics, 0.0), **self._score(text, frames)}
             measured = time.perf_counter()
-        distances = dict.fromkeys(self.metrics, 0.0)
         evaluations = nfe(self.graph.sampler_name, steps)
         found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
         return HostReference(found, series, samples, model)
@@ -208,6 +216,7 @@ class HostRenderer:
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
+            distances |= self._score(text, frames)
             decibel = self._mean([frame.decibel for frame in frames])
             measured = time.perf_counter()
         evaluations = nfe(self.graph.sampler_name, steps) - 1  # the first is the reference's
@@ -216,6 +225,15 @@ class HostRenderer:
     @staticmethod
     def _mean(values: Sequence[Tensor]) -> float:
         return float(torch.cat([value.double() for value in values]).mean())
+
+    def _score(self, text: str, frames: Sequence[Measured]) -> dict[str, float]:
+        """{"clip_score": mean over the frames}; empty where picture and prompt cannot be compared."""
+        scores = [self._fit.score(text, frame.embeddings) for frame in frames]
+        found = [score for score in scores if score is not None]
+        return {CLIP_SCORE: self._mean(found)} if found else {}
+
+    def _pooled(self, text: str) -> Tensor | None:
+        return extract(self._conditioning(text))[1]
 
     def _conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +145,7 @@ class Planner(Calibrated):
         setting: Setting | None,
         pooled: Tensor | None,
     ) -> tuple[Message, ...]:
-        found = list(decision.limit_warnings(quality, min_steps, max_steps))
+        found = [self._moved(said) or said for said in decision.limit_warnings(quality, min_steps, max_steps)]
         if not self.risk_table.enough_prompts(risk):
             found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=self.target_steps))
         if not prediction.distance <= 1.0:
@@ -153,3 +153,11 @@ class Planner(Calibrated):
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:
             found.append(message("no_pooled"))
         return (*found, *(differences(self.setting, setting) if setting is not None else ()))
+
+    def _moved(self, said: Message) -> Message | None:
+        """Why plans end where they do, in place of that they do: with more steps this model gets worse."""
+        fall = self.provenance.get("calibration", {}).get("fall")
+        if said.code != "max_beyond" or not isinstance(fall, Mapping):
+            return None
+        best, last, prompts = (fall.get(key, "?") for key in ("best", "last", "pictures"))
+        return message("target_moved", best=best, last=last, prompts=prompts)
