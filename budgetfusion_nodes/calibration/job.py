@@ -1,5 +1,5 @@
-"""The calibration job: renders prompt by prompt, keeps every count, makes a planner as soon as one can be promised and
-a better one every ten prompts, and ends by itself when more prompts would not change it.
+"""The calibration job: renders prompt by prompt, keeps every count, makes a planner as soon as one can be guaranteed
+and a better one every ten prompts, and ends by itself when more prompts would not change it.
 
 It knows no host: an executor renders, the store keeps, `save` puts a planner where nodes find it, `listen` shows how
 far it is. Started again with the same inputs it goes on where it was cut off and ends with the same planner.
@@ -37,7 +37,7 @@ from .trajectory import Failed, Finished, Measured, Work, next_count
 log = logging.getLogger(__name__)
 
 FIRST, EVERY = 9, 10
-"""Prompts after which a planner is made: as soon as 10 % can be promised, then every ten."""
+"""Prompts after which a planner is made: as soon as 10 % can be guaranteed, then every ten."""
 LEAST_FAILURES, SHARE_FAILED = 3, 0.2
 GROWTH = 1.4
 """Networks are compared again when there are this many times as many prompts."""

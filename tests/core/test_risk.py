@@ -72,10 +72,10 @@ def test_coverage_on_new_prompts_over_many_calibration_sets(alpha, q):
     rng = np.random.default_rng(int(1000 * alpha + 100 * q))
     fresh = critical_thetas(*draw(rng, 20000), q)
     prompts, draws = 100, 300
-    misses = [np.mean(fresh <= controlled_theta(critical_thetas(*draw(rng, prompts), q), alpha)) for _ in range(draws)]
-    error = 3 * np.std(misses) / np.sqrt(draws) + 0.003  # of the mean over draws, and of the 20,000 fresh prompts
-    assert np.mean(misses) <= alpha + error
-    assert np.mean(misses) >= alpha - 2.0 / (prompts + 1) - error
+    rates = [np.mean(fresh <= controlled_theta(critical_thetas(*draw(rng, prompts), q), alpha)) for _ in range(draws)]
+    error = 3 * np.std(rates) / np.sqrt(draws) + 0.003  # of the mean over draws, and of the 20,000 fresh prompts
+    assert np.mean(rates) <= alpha + error
+    assert np.mean(rates) >= alpha - 2.0 / (prompts + 1) - error
 
 
 def test_seeds_of_one_prompt_count_as_one():
