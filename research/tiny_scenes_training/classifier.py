@@ -1,4 +1,4 @@
-"""The classifier of Tiny Scenes pictures: a small conv net that only ever saw renderings of scenes outside the held-out set.
+"""The classifier of Tiny Scenes pictures: a small conv net that only ever saw scenes outside the held-out set.
 
 It names the background's pattern and colours, and the colour and shape of a lone medium or large object. Every figure
 it gives is shown beside its own accuracy on renderings of the same scenes, which is the most a generator can reach.

@@ -119,7 +119,7 @@ def train(options: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: Any) -> None:
     text = (
-        "render held-out captions through ComfyUI and classify them; exit status 1 if a figure is below what is asked"
+        "render held-out captions through ComfyUI, classify them; exit status 1 if a figure is below what is asked"
     )
     parser = _command(commands, "evaluate", evaluate, text)
     add_host_option(parser)
@@ -180,7 +180,7 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0 if any(all(row.met for row in found.scores) for found in results) else 1
 
 
-# ---------------------------------------------------------------------------------------------- encoder and judge
+# ---------------------------------------------------------------------------------------------- encoder and classifier
 
 
 def _add_train_encoder(commands: Any) -> None:

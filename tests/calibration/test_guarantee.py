@@ -93,7 +93,7 @@ def test_stopping_when_it_is_settled_leaves_the_promise_whole(spread: float, hea
 
 
 def test_the_simulation_would_notice_stopping_on_the_calibration_prompts() -> None:
-    """Whoever looks at the calibration prompts and keeps the lowest count that they ever showed violates it more often."""
+    """Whoever looks at the calibration prompts and keeps their lowest count violates it more often."""
     rng = np.random.default_rng(12)
     population = curves(rng, 4000, 0.6, False)
     chosen, honest = [], []

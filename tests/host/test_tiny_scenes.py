@@ -99,7 +99,7 @@ def test_benchmark_writes_figures_and_grid(host_dir: Path, session: Any, checkpo
     found = run(
         host_dir,
         checkpoint,
-        classify,
+        classifier,
         count=4,
         lone_objects=2,
         seed=1,
