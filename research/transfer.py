@@ -32,7 +32,7 @@ All figures are of the stock schedule.
 
 def add_parser(groups: Any) -> None:
     """Adds the command to the subparsers of the command line."""
-    text = "judge each of two planners on the other's model, beside few-shot calibration"
+    text = "measure each of two planners on the other's model, beside few-shot calibration"
     parser = groups.add_parser("transfer", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument(
         "--model",

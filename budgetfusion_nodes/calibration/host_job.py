@@ -117,7 +117,7 @@ def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> tup
     spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
     if nested is not None:  # a schedule that this model has no sigmas for is refused before anything is rendered
         nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
-    renderer = HostRenderer(graph, backends, metrics, report, nested)
+    renderer = HostRenderer(graph, backends, metrics, report, nested, [prompt.text for prompt in asked.prompts])
     setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
     subject = Subject(setting, spec.target, facts=graph.facts())
     name = asked.name.strip() or planner_name(setting)

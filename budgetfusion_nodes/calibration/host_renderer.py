@@ -29,7 +29,10 @@ from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device,
 from ..host.prefix_cache import PrefixCache
 from ..host.sampling import check_has_count, check_latent, decode, render
 from ..host.schedule import nested_sigmas
+from ..metrics.clip_score import NAME as CLIP_SCORE
 from ..metrics.measure import Backends, Series
+from ..metrics.measure import Measurement as Measured
+from .prompt_fit import PromptFit
 from .records import Encoded, Measurement
 from .trajectory import RenderError
 
@@ -162,11 +165,14 @@ class HostRenderer:
         metrics: Sequence[str],
         report: Report,
         schedule: NestedSchedule | None = None,
+        texts: Sequence[str] = (),
     ) -> None:
+        """texts: prompts of the job, of which some are the others that a picture's own is compared with."""
         self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
         self._report = report
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
+        self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
 
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
@@ -184,9 +190,10 @@ class HostRenderer:
             pictures = self._decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
-            decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
+            frames = [s.add(one) for s, one in zip(series, pictures.split(1), strict=True)]
+            decibel = self._mean([frame.decibel for frame in frames])
+            distances = {**dict.fromkeys(self.metrics, 0.0), **self._score(text, frames)}
             measured = time.perf_counter()
-        distances = dict.fromkeys(self.metrics, 0.0)
         found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
         return HostReference(found, series, samples, shared)
 
@@ -198,6 +205,7 @@ class HostRenderer:
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
+            distances |= self._score(text, frames)
             decibel = self._mean([frame.decibel for frame in frames])
             measured = time.perf_counter()
         return Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
@@ -205,6 +213,15 @@ class HostRenderer:
     @staticmethod
     def _mean(values: Sequence[Tensor]) -> float:
         return float(torch.cat([value.double() for value in values]).mean())
+
+    def _score(self, text: str, frames: Sequence[Measured]) -> dict[str, float]:
+        """{"clip_score": mean over the frames}; empty where picture and prompt cannot be compared."""
+        scores = [self._fit.score(text, frame.embeddings) for frame in frames]
+        found = [score for score in scores if score is not None]
+        return {CLIP_SCORE: self._mean(found)} if found else {}
+
+    def _pooled(self, text: str) -> Tensor | None:
+        return extract(self._conditioning(text))[1]
 
     def _conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.schedule import STOCK
 from .count_job import run_count_job
 from .executors import Executor
+from .falling import run_to_best
 from .job import Job, Progress
 from .planner_folder import put_planner
 from .prompts import CalibrationPrompt
@@ -68,8 +69,8 @@ def lead(
 
 
 def _of_curves(job: Job) -> Result:
-    outcome = job.run()
-    return Result(outcome.file, report_text(outcome), draw(outcome.standing), report_dict(outcome))
+    outcome = run_to_best(job)
+    return Result(outcome.file, report_text(outcome), draw(outcome.standing, outcome.fall), report_dict(outcome))
 
 
 def _of_levels(job: Job) -> Result:

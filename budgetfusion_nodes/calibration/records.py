@@ -86,7 +86,8 @@ class Measurement:
 
     steps: int
     distances: Mapping[str, float]
-    """Metric -> distance to the target picture, >= 0."""
+    """Metric -> distance to the target picture, >= 0; and, where it could be told, `clip_score`: no distance, but how
+    well this picture fits its prompt (metrics/clip_score.py)."""
     l_snr: float
     """dB of the picture itself."""
     evaluations: int

@@ -25,7 +25,7 @@ class Amount:
     tolerance: float
     """Share of the crudest distance within which a count is as good as the target."""
     alone: int
-    """The first prompts are all calibration prompts; later ones are dealt in two (`stopping`)."""
+    """The first prompts are all calibration prompts; later ones are split in two (`stopping`)."""
     may_stop: bool
     """Whether the job may end before all prompts are rendered."""
 

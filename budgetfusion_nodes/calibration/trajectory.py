@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.curves import FloatArray
+from ..core.curves import METRICS, FloatArray
 from .records import Encoded, Measurement
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _share(grid: Sequence[int], known: Mapping[int, Measurement], index: int) ->
     """The worst metric's distance at grid[index], over the larger of those at the two smallest counts."""
     crude = [known[n].distances for n in grid[:2] if n in known]
     here = known[grid[index]].distances
-    shares = [here[m] / largest for m in here if (largest := max(c[m] for c in crude)) > FLOOR]
+    shares = [here[m] / largest for m in METRICS if m in here and (largest := max(c[m] for c in crude)) > FLOOR]
     return max(shares, default=0.0)
 
 

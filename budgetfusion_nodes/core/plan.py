@@ -103,6 +103,19 @@ class Decision:
             return None
         return self.quality[min(steps, self.counts[-1]) - self.counts[0]]
 
+    def limit_warnings(self, q: float, min_steps: int, max_steps: int) -> tuple[Message, ...]:
+        """What to say of limits that keep the quality from being reached, or that lie beyond the target."""
+        target = self.counts[-1]
+        wanted = self.steps(q, 1, target)
+        found: list[Message] = []
+        if wanted > max_steps:
+            found.append(message("max_too_low", quality=q, steps=wanted, max=max_steps))
+        if max_steps > target:
+            found.append(message("max_beyond", max=max_steps, target=target))
+        if min_steps > target:
+            found.append(message("min_beyond", min=min_steps, target=target))
+        return tuple(found)
+
     @classmethod
     def from_curves(
         cls,

@@ -43,7 +43,7 @@ from .network import QUANTILES, CurvePredictor, PredictorSize
 from .planner import Planner
 
 LEAST = 9
-"""Prompts from which on a risk of 10 % can be promised: alpha >= 1 / (N + 1)."""
+"""Prompts from which on a risk of 10 % can be guaranteed: alpha >= 1 / (N + 1)."""
 FALL = 1e-4
 """Least fall of the curve from one grid count to the next, in units of the scale: no ties, no effect on the figures."""
 FOLDS = 5
@@ -124,7 +124,7 @@ def _whitening(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean planned steps under the same promise, by the mean curve and by the network, on prompts new to each."""
+    """Mean planned steps under the same guarantee, by the mean curve and by the network, on prompts new to each."""
 
     mean_curve: float
     network: float

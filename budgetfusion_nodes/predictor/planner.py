@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ..core.plan import (
 from ..core.risk import RiskTable
 from ..core.schedule import least_steps
 from ..core.setting import Setting, differences
+from .calibrated import Calibrated
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
 from .prediction import Prediction
@@ -32,28 +33,16 @@ if TYPE_CHECKING:
     from .memory import Recalled
 
 
-@dataclass(frozen=True)
-class Planner:
+@dataclass(frozen=True, kw_only=True)
+class Planner(Calibrated):
     """Fitted parts; built by fit.py or read by planner_file.load_planner."""
 
-    name: str
-    setting: Setting
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
     scale: tuple[float, ...]
     """s_m in the metric's unit."""
-    backends: Mapping[str, str]
-    """Metric -> the backend that measured it."""
     projection: Projection
     networks: tuple[CurvePredictor, ...]
     risk_table: RiskTable
     out_of_distribution: OutOfDistribution
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def target_steps(self) -> int:
-        """T: the count whose image counts as full quality."""
-        return self.grid[-1]
 
     @property
     def risk_range(self) -> tuple[float, float]:
@@ -151,19 +140,19 @@ class Planner:
         setting: Setting | None,
         pooled: Tensor | None,
     ) -> tuple[Message, ...]:
-        target = self.target_steps
-        wanted = decision.steps(quality, 1, target)
-        found: list[Message] = []
-        if wanted > max_steps:
-            found.append(message("max_too_low", quality=quality, steps=wanted, max=max_steps))
-        if max_steps > target:
-            found.append(message("max_beyond", max=max_steps, target=target))
-        if min_steps > target:
-            found.append(message("min_beyond", min=min_steps, target=target))
+        found = [self._moved(said) or said for said in decision.limit_warnings(quality, min_steps, max_steps)]
         if not self.risk_table.enough_prompts(risk):
-            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=target))
+            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=self.target_steps))
         if not prediction.distance <= 1.0:
             found.append(message("out_of_distribution", score=prediction.distance))
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:
             found.append(message("no_pooled"))
         return (*found, *(differences(self.setting, setting) if setting is not None else ()))
+
+    def _moved(self, said: Message) -> Message | None:
+        """Why plans end where they do, in place of that they do: with more steps this model gets worse."""
+        fall = self.provenance.get("calibration", {}).get("fall")
+        if said.code != "max_beyond" or not isinstance(fall, Mapping):
+            return None
+        best, last, prompts = (fall.get(key, "?") for key in ("best", "last", "pictures"))
+        return message("target_moved", best=best, last=last, prompts=prompts)

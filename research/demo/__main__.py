@@ -155,7 +155,10 @@ def _shown(finished: Finished, node: str, key: str) -> Any:
     try:
         return finished.ui[node][key][0]
     except (KeyError, IndexError) as error:
-        raise DemoError(f"The node {node} of the demo's graph showed no {key}. Please report this.") from error
+        raise DemoError(
+            f"The node {node} of the demo's graph showed no {key}. Run it again with the pinned ComfyUI (without "
+            "COMFYUI_PATH); if it works there, another pack of yours stands in for one of the graph's nodes."
+        ) from error
 
 
 async def _fetch(client: Client, finished: Finished, node: str, path: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The job on a renderer without a host: resumption to the bit, kills, failures, and what it promises."""
+"""The job on a renderer without a host: resumption to the bit, kills, failures, and what it guarantees."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_quick_job_ends_with_a_planner_that_says_what_it_is(tmp_path: Path) ->
     assert seen[-1].left == 0
     assert "prompt number" not in (tmp_path / "planner.safetensors").read_bytes().decode("latin-1")
     first = next(p for p in seen if p.standing is not None)
-    assert first.prompts == 9, "as soon as ten percent can be promised"
+    assert first.prompts == 9, "as soon as ten percent can be guaranteed"
 
 
 def test_an_interrupted_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:

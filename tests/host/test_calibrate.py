@@ -110,7 +110,7 @@ def test_cancel_go_on_and_render_with_what_was_learned(
         session.execute(whole)
     kept = measured(pack, store)
     assert kept > 0, "cancel keeps what was measured"
-    assert not list(planners.glob("*")), "two prompts promise nothing"
+    assert not list(planners.glob("*")), "two prompts guarantee nothing"
 
     run = session.execute(whole)
     (shown,) = run.ui["5"]["calibration"]
@@ -119,7 +119,7 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert run.outputs["5"][2].shape[0] == 1
     events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
     assert events[0]["messages"][0]["code"] == "calibrate_progress"
-    assert events[0]["curve"] is None, "nothing is promised yet"
+    assert events[0]["curve"] is None, "nothing is guaranteed yet"
     assert [event["prompts"] for event in events] == sorted(event["prompts"] for event in events)
     assert events[-1]["curve"] == shown["curve"], "the page has the last curve before the result"
     assert len(shown["curve"]["counts"]) == len(shown["curve"]["quality_median"])

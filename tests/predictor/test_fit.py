@@ -61,7 +61,7 @@ def test_without_trust_every_prompt_gets_the_mean_curve(dataset):
 def test_the_promise_holds_on_held_out_prompts(fitted):
     for figures in fitted[1]["by_quality"].values():
         controlled = figures["methods"]["planner"]["violation_controlled"]
-        assert controlled["low"] <= 0.1 + 0.02  # the interval reaches the promised risk; calibration is random too
+        assert controlled["low"] <= 0.1 + 0.02  # the interval reaches the guaranteed risk; calibration is random too
         assert controlled["low"] <= controlled["value"] <= controlled["high"]
 
 
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_planner_and_leaves_random_state_alone(make
 
 
 def test_where_the_prompt_tells_nothing_the_planner_claims_nothing(make_dataset):
-    """Conditioning shuffled over prompts: about as many steps as one curve for all, and the promise still holds."""
+    """Conditioning shuffled over prompts: about as many steps as one curve for all, and the guarantee still holds."""
     data = make_dataset(100, 100, 100, seed=4)
     order = np.random.default_rng(0).permutation(300)
     blind = replace(data, tokens=data.tokens[order], pooled=data.pooled[order])
