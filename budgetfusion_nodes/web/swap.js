@@ -198,7 +198,7 @@ export function misfit(planned, taker, makesSigmas, select = null) {
   for (const what of ["sampler_name", "scheduler"]) {
     const holder = [taker, select].find((node) => node && what in node.values && !node.linked.includes(what));
     const now = holder?.values[what];
-    if (now !== undefined && now !== planned[what]) return { why: "steps_other", values: { what, now, was: planned[what] } };
+    if (now !== undefined && now !== planned[what]) return { why: "steps_set_otherwise", values: { what, now, was: planned[what] } };
   }
   return null;
 }

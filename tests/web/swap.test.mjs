@@ -98,7 +98,7 @@ test("steps or sigmas that go to a node which is set otherwise are told", () => 
   assert.equal(misfit(planned, known("BetaSamplingScheduler", { alpha: 0.6, beta: 0.6 }), true).why, "steps_own_sigmas");
   assert.equal(misfit({ ...planned, scheduler: "beta" }, known("BetaSamplingScheduler", { alpha: 0.6, beta: 0.6 }), true, null), null);
   const other = misfit({ ...planned, scheduler: "karras" }, basic, true);
-  assert.deepEqual(other, { why: "steps_other", values: { what: "scheduler", now: "simple", was: "karras" } });
+  assert.deepEqual(other, { why: "steps_set_otherwise", values: { what: "scheduler", now: "simple", was: "karras" } });
   assert.equal(misfit(planned, known("KSampler", { sampler_name: "heun", scheduler: "simple" }), false).values.now, "heun");
   assert.equal(misfit(planned, known("KSampler", { sampler_name: "heun", scheduler: "simple" }, ["sampler_name"]), false), null);
   assert.equal(misfit(planned, known("SamplerCustom", { cfg: 3 }), false, select).values.now, "res_multistep");
