@@ -1,4 +1,4 @@
-"""`python -m budgetfusion_nodes calibrate` as an artist runs it: in one genuine server or two, from a copy of the pack."""
+"""`python -m budgetfusion_nodes calibrate` run from a copy of the pack: in one genuine server, or two."""
 
 from __future__ import annotations
 
