@@ -67,29 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed | release-check"
     )
 
-    demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
-    demo.add_argument(
-        "--prompt", action="append", type=_prompt, metavar="TEXT", help="your own prompt (may be given several times)"
-    )
-    demo.add_argument(
-        "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
-    )
-    demo.add_argument(
-        "--model",
-        choices=("eps", "flow"),
-        default="eps",
-        help="Tiny Scenes (dpmpp_2m / karras) or Tiny Scenes Flow (split files, euler / simple) (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--quality", type=_quality, default=0.90, help="the quality slider, 0.50 to 0.99 (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--seed", type=_seed, default=1, help="seed of the first prompt, +1 for each next (default: %(default)s)"
-    )
-    demo.add_argument("--out", type=Path, default=ROOT / "demo_out", help="where to write (default: demo_out)")
-    _add_server_options(demo)
-    demo.set_defaults(command=_demo)
-
+    _add_demo(commands)
     test = commands.add_parser("test", help="run every test, against each pinned ComfyUI")
     test.add_argument(
         "--only", action="append", choices=checks.PARTS, help="run only this part (may be given several times)"
@@ -131,6 +109,31 @@ def _parser() -> argparse.ArgumentParser:
     checked = commands.add_parser("release-check", help="say what stands in the way of a release to the registry")
     checked.set_defaults(command=lambda _: release.run(ROOT))
     return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="render prompts in a genuine ComfyUI and write demo_out/")
+    demo.add_argument(
+        "--prompt", action="append", type=_prompt, metavar="TEXT", help="your own prompt (may be given several times)"
+    )
+    demo.add_argument(
+        "--held-out", type=_count, metavar="N", help="render N prompts that no training and no calibration has seen"
+    )
+    demo.add_argument(
+        "--model",
+        choices=("eps", "flow"),
+        default="eps",
+        help="Tiny Scenes (dpmpp_2m / karras) or Tiny Scenes Flow (split files, euler / simple) (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--quality", type=_quality, default=0.90, help="the quality slider, 0.50 to 0.99 (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--seed", type=_seed, default=1, help="seed of the first prompt, +1 for each next (default: %(default)s)"
+    )
+    demo.add_argument("--out", type=Path, default=ROOT / "demo_out", help="where to write (default: demo_out)")
+    _add_server_options(demo)
+    demo.set_defaults(command=_demo)
 
 
 def _add_server_options(parser: argparse.ArgumentParser, *, port: bool = True) -> None:

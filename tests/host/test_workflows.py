@@ -18,21 +18,11 @@ import torch
 
 from research.in_process_host import PACK_ROOT, HostValidationError
 from research.shipped_models import FLOW, MODELS
-from research.templates.workflows import (
-    BLUEPRINT,
-    BLUEPRINTS,
-    BOUNDARY_IN,
-    BOUNDARY_OUT,
-    EXTRAS,
-    FOLDER,
-    MATCHED,
-    NOTE,
-    PROMPTS,
-    blueprint_nodes,
-    graphs,
-    to_api,
-    to_blueprint,
-)
+from research.templates.blueprint import BLUEPRINT, BOUNDARY_IN, BOUNDARY_OUT, blueprint_nodes, to_blueprint
+from research.templates.examples import graphs
+from research.templates.page import MATCHED, NOTE, to_api
+from research.templates.parts import PROMPTS
+from research.templates.workflows import BLUEPRINTS, EXTRAS, FOLDER
 from tests.fixtures.said import codes
 
 NAMES = sorted(graph.name for graph in graphs())

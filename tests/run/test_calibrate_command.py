@@ -1,4 +1,4 @@
-"""`python -m budgetfusion_nodes calibrate` as an artist runs it: one genuine server or two, a copied pack."""
+"""`python -m budgetfusion_nodes calibrate` run from a copy of the pack: in one genuine server, or two."""
 
 from __future__ import annotations
 
