@@ -124,10 +124,10 @@ def recaller(
 ) -> Callable[[Tensor, Tensor | None], Recall] | None:
     """(tokens, pooled) of a prompt -> what memory makes of its prediction; None where nothing is remembered for this
     planner and render. notes: gets why nothing could be looked up."""
-    path = store_path()
-    if not path.is_file():
-        return None
     try:
+        path = store_path()
+        if not path.is_file():
+            return None
         from ..calibration.memory_reader import Wanted
         from ..calibration.records import Encoded
         from ..predictor.memory_space import signature

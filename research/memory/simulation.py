@@ -15,6 +15,8 @@ from .judging import Tally, decide, needed
 from .world import GRID, NEW, Kind, Studio, World, kinds, quality_of
 
 COUNTS = all_counts(GRID)
+BIAS = 0.6
+"""Of another style, in spreads of what renders need."""
 OWN_SEEDS = 20
 """Renders of a prompt that tell what nine in ten of its renders need."""
 
@@ -35,7 +37,15 @@ def simulate(
 
 
 def simulate_drift(
-    size: int, after: int, worlds: int, tests: int, q: float, risk: float, share: float, tell: Callable[[str], None]
+    size: int,
+    after: int,
+    worlds: int,
+    tests: int,
+    q: float,
+    risk: float,
+    share: float,
+    tell: Callable[[str], None],
+    bias: float = BIAS,
 ) -> dict[str, Tally]:
     """`size` renders in one style and `after` more in another, which needs more than the planner knows."""
     found = {kind.name: Tally() for kind in kinds()}
@@ -43,7 +53,7 @@ def simulate_drift(
         studio = Studio(World(7_000_000 + 1000 * size + index, share))
         studio.work(size)
         studio.world.centre = np.full(len(studio.world.centre), 1.0)
-        studio.world.bias = 0.6
+        studio.world.bias = bias
         begun = replace(studio, prompts=[], which=[], levels=[])
         begun.work(after)
         studio.which += [n + len(studio.prompts) for n in begun.which]

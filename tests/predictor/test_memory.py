@@ -72,9 +72,10 @@ def test_the_nearest_come_first_and_of_equals_the_latest() -> None:
 
 
 def test_chance_of_many_violations_is_the_binomial_one() -> None:
-    scipy_stats = pytest.importorskip("scipy.stats")
-    assert at_least(12, 60, 0.1) == pytest.approx(scipy_stats.binom.sf(11, 60, 0.1))
     assert at_least(0, 5, 0.1) == pytest.approx(1.0)
+    assert at_least(1, 20, 0.1) == pytest.approx(1.0 - 0.9**20)
+    assert at_least(4, 4, 0.3) == pytest.approx(0.3**4)
+    assert at_least(2, 3, 0.5) == pytest.approx(0.5)
 
 
 def test_thresholds_of_seeds_with_curves_of_their_own() -> None:
@@ -107,15 +108,18 @@ def test_a_prompt_met_before_moves_its_curve_toward_what_was_measured(studio: St
     assert memory.own is not None
     prediction = studio.world.prediction()
     recurring = [n for n in range(len(studio.prompts)) if studio.which.count(n) >= 3]
+    off: list[list[float]] = []
     for number in recurring[:10]:
         recalled = memory.recall(prediction, studio.prompts[number].astype(np.float16), 0.1)
         assert recalled.own >= 3
         own = [np.log(studio.levels[j] + OFFSET) for j, n in enumerate(studio.which) if n == number]
         measured = np.mean(own, axis=0)
         before, after = (np.log(p.normalised[:, 0, 1] + OFFSET) for p in (prediction, recalled.prediction))
-        assert np.abs(after - measured)[:-1].mean() < np.abs(before - measured)[:-1].mean()
+        off.append([np.abs(curve - measured)[:-1].mean() for curve in (before, after)])
         assert (np.diff(recalled.prediction.normalised, axis=-1) >= 0).all()
         assert recalled.points
+    before, after = np.mean(off, axis=0)
+    assert after < 0.7 * before
 
 
 def test_the_very_same_render_gets_its_own_curve_and_another_seed_does_not(studio: Studio, memory: Memory) -> None:
@@ -183,7 +187,7 @@ def test_space_of_one_prompt_knows_it_and_no_other() -> None:
 
 
 def test_the_promise_holds_and_memory_saves_on_a_simulated_studio() -> None:
-    found = simulate(300, 3, 80, 0.9, 0.1, 0.5, lambda _: None)
+    found = simulate(300, 2, 80, 0.9, 0.1, 0.5, lambda _: None)
     for tally in found.values():
         broken = np.mean(np.array(tally.steps) < np.array(tally.needed))
         assert broken <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / len(tally.steps)) + 0.01
@@ -192,11 +196,12 @@ def test_the_promise_holds_and_memory_saves_on_a_simulated_studio() -> None:
 
 
 def test_after_a_change_of_style_the_plans_follow() -> None:
-    found = simulate_drift(200, 120, 2, 60, 0.9, 0.1, 0.5, lambda _: None)
+    found = simulate_drift(200, 120, 2, 60, 0.9, 0.1, 0.5, lambda _: None, bias=1.2)
     for tally in found.values():
         needed = np.array(tally.needed)
-        assert np.mean(np.array(tally.without) < needed) > 0.15
-        assert np.mean(np.array(tally.steps) < needed) < 0.17
+        without, with_memory = (np.mean(np.array(steps) < needed) for steps in (tally.without, tally.steps))
+        assert without > 0.15
+        assert with_memory < 0.7 * without
 
 
 def test_a_planner_that_keeps_its_word_keeps_its_thresholds() -> None:
