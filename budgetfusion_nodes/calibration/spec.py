@@ -39,6 +39,8 @@ AMOUNTS: dict[str, Amount] = {
 THOROUGHNESS = tuple(AMOUNTS)
 CRUDEST = DEFAULT_GRID[0]
 """The least count of a model that is no distilled one."""
+LEVEL_PROMPTS = 56
+"""Of a sampler that does not settle, at least: 28 find no count in one case of five, these in one of thirty."""
 EVERY_COUNT = -1.0
 """A tolerance within which no count is as good as the target, so that none is left out."""
 
@@ -107,7 +109,9 @@ class Spec:
     @property
     def amount(self) -> Amount:
         amount = AMOUNTS[self.thoroughness]
-        return replace(amount, tolerance=EVERY_COUNT, may_stop=False) if self.levels_only else amount
+        if not self.levels_only:
+            return amount
+        return replace(amount, prompts=max(amount.prompts, LEVEL_PROMPTS), tolerance=EVERY_COUNT, may_stop=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
