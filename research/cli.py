@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from . import host_symbols, transfer
 from .corpus import commands as corpus_commands
+from .sweeps import caption_commands, noisy_commands
 from .sweeps import commands as sweep_commands
-from .sweeps import noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
     noisy_commands.add_parser(groups)
+    caption_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)

@@ -188,12 +188,12 @@ def test_quick_is_the_beginning_of_standard(tmp_path: Path) -> None:
 
 
 def test_it_stops_by_itself_when_more_prompts_move_nothing(tmp_path: Path) -> None:
-    outcome = run(tmp_path, thoroughness="thorough", prompts=300)
+    outcome = run(tmp_path, thoroughness="standard", prompts=300)
     assert outcome.stopped_early
-    assert 50 <= outcome.progress.prompts < AMOUNTS["thorough"].prompts
+    assert 50 <= outcome.progress.prompts < AMOUNTS["standard"].prompts
     assert outcome.progress.left == 0
     again = StubRenderer(TARGET)
-    assert run(tmp_path, again, "thorough", prompts=300).progress.prompts == outcome.progress.prompts
+    assert run(tmp_path, again, "standard", prompts=300).progress.prompts == outcome.progress.prompts
     assert again.asked == []
 
 
