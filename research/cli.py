@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from . import host_symbols, transfer
 from .corpus import commands as corpus_commands
-from .sweeps import caption_commands, noisy_commands
+from .sweeps import caption_commands, filling_commands, noisy_commands
 from .sweeps import commands as sweep_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep_commands.add_parser(groups)
     noisy_commands.add_parser(groups)
     caption_commands.add_parser(groups)
+    filling_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)

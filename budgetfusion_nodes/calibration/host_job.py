@@ -28,7 +28,7 @@ from ..planning.special import unsettled
 from . import prompts as prompt_sources
 from .count_job import run_count_job
 from .executors import InlineExecutor
-from .host_renderer import Graph, HostRenderer, choose_backends
+from .host_renderer import Graph, HostRenderer, Report, choose_backends
 from .job import Job, Progress
 from .planner_folder import file_name, put_planner
 from .prompts import CalibrationPrompt
@@ -136,35 +136,55 @@ class Asked:
     """`stock`, or a nested one as a Setting holds it."""
 
 
-def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
-    """Runs the job to its end. InputError, UnsupportedError, CalibrationError say what is wrong and what to do; the
-    host's own cancel passes. Whatever happens, what was measured is kept."""
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can begin: what renders, how much, and the planner's name."""
+
+    renderer: HostRenderer
+    subject: Subject
+    backends: dict[str, str]
+    spec: Spec
+    name: str
+
+    @property
+    def executor(self) -> InlineExecutor:
+        return InlineExecutor(self.renderer, self.subject, self.backends)
+
+
+def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> Prepared:
+    """Refuses what cannot be calibrated, before anything is rendered. report: see `HostRenderer`."""
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
-    teller = _Teller(node)
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
     nested = None if noisy or asked.schedule == NESTED else NestedSchedule.from_text(asked.schedule)
     spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
-    if nested is not None:  # a schedule that this model has no sigmas for is refused before anything is rendered
+    if nested is not None:
         nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
-    renderer = HostRenderer(graph, backends, metrics, teller.model_for, nested)
     setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
-    subject = Subject(setting, spec.target, facts=graph.facts())
-    executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
     name = asked.name.strip() or planner_name(setting)
-    file_name(name)  # a name that cannot be saved is refused before anything is rendered
+    file_name(name)
+    renderer = HostRenderer(graph, backends, metrics, report, nested)
+    subject = Subject(setting, spec.target, facts=graph.facts())
+    return Prepared(renderer, subject, {metric: names[metric] for metric in metrics}, spec, name)
+
+
+def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
+    """Runs the job to its end. InputError, UnsupportedError, CalibrationError say what is wrong and what to do; the
+    host's own cancel passes. Whatever happens, what was measured is kept."""
+    teller = _Teller(node)
+    ready = prepare(graph, asked, clip_vision, teller.model_for)
     folder = planner_folders()[0]
     with Store.at(store_path()) as store:
         job = Job(
             store,
-            executor,
+            ready.executor,
             asked.prompts,
-            spec,
-            name,
-            lambda planner: put_planner(folder, planner, name),
+            ready.spec,
+            ready.name,
+            lambda planner: put_planner(folder, planner, ready.name),
             teller,
         )
-        result = _of_levels(job) if noisy else _of_curves(job)
+        result = _of_levels(job) if ready.spec.levels_only else _of_curves(job)
         if store.said is not None:
             result = replace(result, text=f"{store.said.text()}\n{result.text}")
     return result

@@ -194,7 +194,7 @@ class HostRenderer:
 
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
-        tokens, pooled, _ = extract(self._conditioning(text))
+        tokens, pooled, _ = extract(self.conditioning(text))
         return Encoded.of(tokens, pooled)
 
     def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
@@ -205,7 +205,7 @@ class HostRenderer:
                 samples, evaluations = load(kept)["samples"], 0
             else:
                 samples, evaluations = self._sample(shared, text, seed, steps)
-            pictures = self._decode(samples)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
             decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
@@ -218,7 +218,7 @@ class HostRenderer:
         with _failures(careful):
             started = time.perf_counter()
             samples, evaluations = self._sample(reference.shared, text, seed, steps)
-            pictures = self._decode(samples)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
@@ -230,7 +230,7 @@ class HostRenderer:
     def _mean(values: Sequence[Tensor]) -> float:
         return float(torch.cat([value.double() for value in values]).mean())
 
-    def _conditioning(self, text: str) -> Any:
+    def conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)
         if known is None:
             known = self.graph.conditioning(text)
@@ -243,8 +243,8 @@ class HostRenderer:
     def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
         """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
         graph = self.graph
-        positive = self._conditioning(text)
-        sigmas, prefix_steps = self._sigmas(steps)
+        positive = self.conditioning(text)
+        sigmas, prefix_steps = self.sigmas(steps)
         done = render(
             self._report(steps, graph.model),
             seed,
@@ -264,7 +264,7 @@ class HostRenderer:
             raise RenderError(message("render_not_finite").text())
         return samples, done.evaluations - done.replayed
 
-    def _sigmas(self, steps: int) -> tuple[Tensor | None, int]:
+    def sigmas(self, steps: int) -> tuple[Tensor | None, int]:
         """(what to run along, steps that all counts share); None: the scheduler's own."""
         graph, schedule = self.graph, self.schedule
         if schedule is None:
@@ -272,7 +272,7 @@ class HostRenderer:
         sigmas = nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, schedule, steps)
         return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
 
-    def _decode(self, samples: Tensor) -> Tensor:
+    def decode(self, samples: Tensor) -> Tensor:
         """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""
         stop_if_cancelled()
         images = decode(self.graph.vae, {"samples": samples})

@@ -22,7 +22,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--count", type=whole(1, 10_000), default=240, help="captions (%(default)s)")
     parser.add_argument("--seed", type=int, default=13, help="of the scenes (%(default)s)")
     parser.add_argument(
-        "--not-in", type=Path, action="append", default=[], help="prompt list whose scenes are left out; may be repeated"
+        "--not-in",
+        type=Path,
+        action="append",
+        default=[],
+        help="prompt list whose scenes are left out; may be repeated",
     )
     parser.set_defaults(run=run)
 

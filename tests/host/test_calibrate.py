@@ -294,7 +294,7 @@ def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack
             tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=tiny.positive
         )
         made = renderer.HostRenderer(graph, None, (), lambda steps, model: model)
-        ((_, extra),) = made._conditioning("a text of its own")
+        ((_, extra),) = made.conditioning("a text of its own")
     assert extra["guidance"] == 3.5
     assert not torch.equal(extra["pooled_output"], tiny.positive[0][1]["pooled_output"]), "the text's own stays"
 
@@ -429,7 +429,9 @@ def test_a_model_that_nobody_can_read_is_calibrated_without_sharing(pack: Any, l
     """A wrapper of another pack may keep state from one evaluation to the next."""
     kinds = sys.modules["comfy.patcher_extension"].WrappersMP
     model = loaded.model.clone()
-    model.add_wrapper_with_key(kinds.APPLY_MODEL, "another_pack", lambda executor, *args, **more: executor(*args, **more))
+    model.add_wrapper_with_key(
+        kinds.APPLY_MODEL, "another_pack", lambda executor, *args, **more: executor(*args, **more)
+    )
     renderer = pack("calibration.host_renderer")
     with torch.inference_mode():
         graph = renderer.Graph.connected(
