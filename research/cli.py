@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import host_symbols, transfer
+from . import host_symbols, shipping, transfer
 from .corpus import commands as corpus_commands
 from .sweeps import caption_commands, filling_commands, noisy_commands
 from .sweeps import commands as sweep_commands
@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
+    shipping.add_parser(groups)
     return parser
 
 

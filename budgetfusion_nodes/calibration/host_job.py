@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -29,11 +30,13 @@ from . import prompts as prompt_sources
 from .count_job import run_count_job
 from .executors import InlineExecutor
 from .host_renderer import Graph, HostRenderer, Report, choose_backends
+from .host_search import Chosen, choose_schedule
 from .job import Job, Progress
 from .planner_folder import file_name, put_planner
 from .prompts import CalibrationPrompt
 from .records import Subject
-from .report import curve_dict, draw, draw_levels, report_dict, report_text
+from .report import curve_dict, draw, draw_levels, draw_pairs, report_dict, report_messages
+from .search_stage import SearchProgress
 from .spec import Spec
 from .store import Store
 
@@ -53,7 +56,7 @@ class Result:
     name: str
     text: str
     picture: Tensor
-    """IMAGE [1, H, W, 3]."""
+    """IMAGE [B, 480, 960, 3]: the curves, and up to ten pairs of pictures where a nested schedule was found."""
     shown: dict[str, Any]
     """For the page."""
 
@@ -99,7 +102,7 @@ class _Teller:
         reporting.add_wrapper_with_key(kinds.OUTER_SAMPLE, "budgetfusion_calibration", wrapper)
         return reporting
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress | SearchProgress) -> None:
         self._done, self._total = progress.evaluations, max(1, progress.evaluations + progress.left)
         self._progress_bar().update_absolute(self._done, self._total)
         stop_if_cancelled()
@@ -133,7 +136,7 @@ class Asked:
     name: str
     prompts: Sequence[CalibrationPrompt] = field(default_factory=tuple)
     schedule: str = STOCK
-    """`stock`, or a nested one as a Setting holds it."""
+    """`nested`: look for one; `stock`; or a nested one as a Setting holds it."""
 
 
 @dataclass(frozen=True)
@@ -152,20 +155,31 @@ class Prepared:
 
 
 def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> Prepared:
-    """Refuses what cannot be calibrated, before anything is rendered. report: see `HostRenderer`."""
+    """Along the stock schedule. Refuses what cannot be calibrated, before anything is rendered. report: see
+    `HostRenderer`."""
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
-    nested = None if noisy or asked.schedule == NESTED else NestedSchedule.from_text(asked.schedule)
-    spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
-    if nested is not None:
-        nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
-    setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
-    name = asked.name.strip() or planner_name(setting)
-    file_name(name)
-    renderer = HostRenderer(graph, backends, metrics, report, nested)
+    spec = replace(asked.spec, levels_only=noisy)
+    setting = setting_of(graph)
+    file_name(asked.name or planner_name(setting))
     subject = Subject(setting, spec.target, facts=graph.facts())
-    return Prepared(renderer, subject, {metric: names[metric] for metric in metrics}, spec, name)
+    renderer = HostRenderer(graph, backends, metrics, report)
+    return Prepared(renderer, subject, {metric: names[metric] for metric in metrics}, spec, asked.name.strip())
+
+
+def along(ready: Prepared, schedule: str) -> Prepared:
+    """The same job along a schedule as a Setting holds it. InputError where this model has no such sigmas."""
+    nested = NestedSchedule.from_text(schedule)
+    if nested is None or ready.spec.levels_only:
+        return replace(ready, name=ready.name or planner_name(ready.subject.setting))
+    old, graph = ready.renderer, ready.renderer.graph
+    spec = replace(ready.spec, prefix_steps=nested.prefix_steps)
+    nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
+    subject = replace(ready.subject, setting=replace(ready.subject.setting, schedule=nested.to_text()))
+    renderer = HostRenderer(graph, old.backends, old.metrics, old.report, nested)
+    name = ready.name or planner_name(subject.setting)
+    return replace(ready, renderer=renderer, subject=subject, spec=spec, name=name)
 
 
 def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
@@ -175,6 +189,12 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     ready = prepare(graph, asked, clip_vision, teller.model_for)
     folder = planner_folders()[0]
     with Store.at(store_path()) as store:
+        chosen = Chosen(asked.schedule)
+        if asked.schedule == NESTED:
+            chosen = choose_schedule(
+                store, ready.renderer, ready.subject, ready.backends, ready.spec, asked.prompts, teller
+            )
+        ready = along(ready, chosen.schedule)
         job = Job(
             store,
             ready.executor,
@@ -183,16 +203,21 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
             ready.name,
             lambda planner: put_planner(folder, planner, ready.name),
             teller,
+            more={} if chosen.found is None else {"search": dict(chosen.found.tables)},
         )
-        result = _of_levels(job) if ready.spec.levels_only else _of_curves(job)
+        result = _of_levels(job) if ready.spec.levels_only else _of_curves(job, chosen)
         if store.said is not None:
             result = replace(result, text=f"{store.said.text()}\n{result.text}")
     return result
 
 
-def _of_curves(job: Job) -> Result:
+def _of_curves(job: Job, chosen: Chosen) -> Result:
     outcome = job.run()
-    return Result(outcome.file, report_text(outcome), draw(outcome.standing), report_dict(outcome))
+    told = [*report_messages(outcome), *chosen.said]
+    pictures = [draw(outcome.standing), *([draw_pairs(chosen.pairs)] if chosen.pairs else [])]
+    text, shown = "\n".join(one.text() for one in told), report_dict(outcome)
+    shown["messages"] = [one.to_dict() for one in told]
+    return Result(outcome.file, text, torch.cat(pictures), shown)
 
 
 def _of_levels(job: Job) -> Result:

@@ -188,7 +188,7 @@ class HostRenderer:
         schedule: NestedSchedule | None = None,
     ) -> None:
         self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
-        self._report = report
+        self.report = report
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
 
@@ -199,7 +199,7 @@ class HostRenderer:
 
     def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
         shared = PrefixCache(SHARED_BYTES)
-        with _failures(careful):
+        with failures(careful):
             started = time.perf_counter()
             if kept is not None:
                 samples, evaluations = load(kept)["samples"], 0
@@ -215,7 +215,7 @@ class HostRenderer:
         return HostReference(found, series, samples, shared)
 
     def measure(self, reference: HostReference, text: str, seed: int, steps: int, careful: bool) -> Measurement:
-        with _failures(careful):
+        with failures(careful):
             started = time.perf_counter()
             samples, evaluations = self._sample(reference.shared, text, seed, steps)
             pictures = self.decode(samples)
@@ -242,11 +242,16 @@ class HostRenderer:
 
     def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
         """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
+        return self.sample(shared, text, seed, steps, *self.sigmas(steps))
+
+    def sample(
+        self, shared: PrefixCache, text: str, seed: int, steps: int, sigmas: Tensor | None, prefix_steps: int
+    ) -> tuple[Tensor, int]:
+        """The same along `sigmas` [steps + 1]; the first `prefix_steps` are shared with what `shared` has seen."""
         graph = self.graph
         positive = self.conditioning(text)
-        sigmas, prefix_steps = self.sigmas(steps)
         done = render(
-            self._report(steps, graph.model),
+            self.report(steps, graph.model),
             seed,
             steps,
             graph.cfg,
@@ -292,7 +297,7 @@ def _size(conditioning: Any) -> int:
     return sum(tokens.numel() * tokens.element_size() for tokens, _ in conditioning)
 
 
-class _failures:
+class failures:
     """Turns whatever a render raises into a RenderError with its reason; cancel and wrong inputs pass."""
 
     def __init__(self, careful: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -114,6 +114,8 @@ class Job:
     save: Save
     listen: Callable[[Progress], None] = lambda progress: None
     fit_options: FitOptions | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """For the planner's provenance, JSON-safe."""
     _tally: _Tally = field(default_factory=_Tally, init=False)
     _standing: Standing | None = field(default=None, init=False)
     _comparison: Comparison | None = field(default=None, init=False)
@@ -293,6 +295,7 @@ class Job:
                 "set_aside": self._aside,
                 "schedule": dict(subject.schedule),
                 "facts": dict(subject.facts),
+                **self.more,
             }
         }
 

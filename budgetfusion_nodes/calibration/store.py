@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class Store:
     def _transaction(self) -> Iterator[Connection]:
         with self._engine.begin() as connection:
             yield connection
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """For modules that keep something else in the same database."""
+        return self._transaction()
 
     # ---------------------------------------------------------------------------------------------------- writing
 
@@ -182,7 +186,7 @@ class Store:
         """Deletes a setting with all its measurements, and prompts that no other setting has. False if unknown."""
         with self._transaction() as connection:
             gone = connection.execute(delete(t.settings).where(t.settings.c.id == setting_id)).rowcount
-            used = select(t.trajectories.c.prompt_id)
+            used = select(t.trajectories.c.prompt_id).union(select(t.search_looks.c.prompt_id))
             connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(used)))
         return bool(gone)
 
@@ -221,6 +225,16 @@ class Store:
         query = select(func.count()).where(t.trajectories.c.setting_id == setting_id)
         with self._transaction() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def order(self, setting_id: int) -> tuple[tuple[int, ...], dict[int, list[int]]]:
+        """(prompts in the order in which they were begun, prompt -> its seeds)."""
+        own = t.trajectories.c
+        query = select(own.prompt_id, own.seed).where(own.setting_id == setting_id).order_by(own.id)
+        seeds: dict[int, list[int]] = {}
+        with self._transaction() as connection:
+            for row in connection.execute(query):
+                seeds.setdefault(row.prompt_id, []).append(row.seed)
+        return tuple(seeds), seeds
 
     def contents(self) -> tuple[Contents, ...]:
         """Every setting, the newest first."""

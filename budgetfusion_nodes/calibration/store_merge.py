@@ -32,6 +32,10 @@ _COPY = (
     "INSERT OR IGNORE INTO set_aside (trajectory_id, steps, reason, at) SELECT o.ours, a.steps, a.reason, a.at "
     "FROM other.set_aside a JOIN ours o ON o.theirs = a.trajectory_id "
     "WHERE o.ours NOT IN (SELECT trajectory_id FROM measurements)",
+    "INSERT OR IGNORE INTO found_schedules (setting_id, backends_id, schedule, tables, made) "
+    "SELECT s.id, b.id, f.schedule, f.tables, f.made FROM other.found_schedules f "
+    "JOIN other.settings os ON os.id = f.setting_id JOIN settings s ON s.digest = os.digest "
+    "JOIN other.backends ob ON ob.id = f.backends_id JOIN backends b ON b.names = ob.names",
 )
 
 

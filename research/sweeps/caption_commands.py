@@ -1,9 +1,10 @@
-"""`python -m research captions`: captions of fresh scenes, one a line, for Calibrate to make the shipped planners of."""
+"""`python -m research captions`: captions of fresh scenes, one a line: what the shipped planners are calibrated on."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the SHA-256 of the file."""
+    """Prints the SHA-256 of the file. Beside it lies a .json that says which scenes were drawn."""
     from budgetfusion_nodes.core.files import in_one_piece
 
     texts = fresh_captions(args.count, args.seed, args.not_in)
     content = ("\n".join(texts) + "\n").encode()
     with in_one_piece(args.out) as partial:
         partial.write_bytes(content)
+    source = {"grammar": "tiny_scenes", "seed": args.seed, "prompts": _drawn(args.count)}
+    args.out.with_suffix(".json").write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{len(texts)} captions, SHA-256 {hashlib.sha256(content).hexdigest()}\n")
     return 0
 
@@ -48,6 +51,10 @@ def fresh_captions(count: int, seed: int, not_in: list[Path]) -> list[str]:
     from .prompts import PromptList, tiny_scenes_prompts
 
     known = {prompt.key for path in not_in for prompt in PromptList.load(path).prompts}
-    drawn = tiny_scenes_prompts(seed, {"train": 0, "calibration": SPARE * count, "test": 0})
+    drawn = tiny_scenes_prompts(seed, _drawn(count))
     fresh = [prompt.text for prompt in drawn.prompts if prompt.key not in known]
     return list(dict.fromkeys(fresh))[:count]
+
+
+def _drawn(count: int) -> dict[str, int]:
+    return {"train": 0, "calibration": SPARE * count, "test": 0}

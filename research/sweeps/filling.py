@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgetfusion_nodes.calibration.host_job import Asked, Prepared, prepare
+from budgetfusion_nodes.calibration.host_job import Asked, Prepared, along, prepare
 from budgetfusion_nodes.calibration.host_renderer import Graph, HostRenderer
 from budgetfusion_nodes.calibration.job import Job
 from budgetfusion_nodes.calibration.records import Encoded, Measurement, Subject
@@ -147,7 +147,7 @@ def fill(store: Store, loaded: LoadedModel, asked: Asked, sampler_name: str, sch
     negative = nodes.CLIPTextEncode().encode(loaded.clip, "")[0]
     given: tuple[Any, ...] = (loaded.model, loaded.clip, loaded.vae, negative, sampler_name, scheduler, cfg)
     graph = Graph.connected(*given, width=64, height=64)
-    ready = prepare(graph, asked, None, lambda _steps, model: model)
+    ready = along(prepare(graph, asked, None, lambda _steps, model: model), asked.schedule)
     job = Filling(store, BatchExecutor(ready), asked.prompts, ready.spec, ready.name, lambda _planner: ("", ""))
     job.listen = lambda progress: _tell(progress.prompts, progress.wanted, progress.evaluations)
     job.measure()
