@@ -30,9 +30,11 @@ class ShippedModel:
         """cfg, sampler_name and scheduler, as the inputs of a node."""
         return {"cfg": self.cfg, "sampler_name": self.sampler_name, "scheduler": self.scheduler}
 
-    def describe(self) -> str:
-        """What every figure names: "Tiny Scenes, dpmpp_2m / karras (stock schedule), cfg 3"."""
-        return f"{self.title}, {self.sampler_name} / {self.scheduler} (stock schedule), cfg {self.cfg:g}"
+    def describe(self, prefix_steps: int = 0) -> str:
+        """What every figure names: "Tiny Scenes, dpmpp_2m / karras (stock schedule), cfg 3". prefix_steps: of a nested
+        schedule."""
+        schedule = f"nested schedule, {prefix_steps} steps for all" if prefix_steps else "stock schedule"
+        return f"{self.title}, {self.sampler_name} / {self.scheduler} ({schedule}), cfg {self.cfg:g}"
 
 
 EPS = ShippedModel(

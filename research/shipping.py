@@ -74,14 +74,13 @@ def calibration_data(store: Store, planner: Planner) -> SweepDataset:
     """The calibration prompts' trajectories of the planner's setting, and no guide prompt. ValueError where the store
     has none."""
     from budgetfusion_nodes.calibration.dataset import build_dataset
+    from budgetfusion_nodes.calibration.records import Subject
     from budgetfusion_nodes.calibration.spec import AMOUNTS
     from budgetfusion_nodes.calibration.stopping import roles
 
     own = planner.provenance["calibration"]
     amount = AMOUNTS[own["thoroughness"]]
-    (setting,) = [
-        c.setting_id for c in store.contents() if c.setting == planner.setting and c.target == planner.grid[-1]
-    ]
+    setting = store.setting_id(Subject(planner.setting, planner.grid[-1], own["facts"]))
     order, seeds = store.order(setting)
     count = sum(own["prompts"].values())
     split = roles(count, amount.alone)

@@ -19,7 +19,7 @@ def low_pass(x: Tensor) -> Tensor:
 
 
 def power_spectrum(x: Tensor) -> Tensor:
-    """[B, BANDS] log of the mean power of luminance in equal bands of frequency, 0 to half a cycle a pixel; x as above."""
+    """[B, BANDS] log of luminance's mean power in equal bands of frequency, 0 to half a cycle a pixel; x as above."""
     grey = luminance(x.float()).squeeze(1)
     power = torch.fft.rfft2(grey - grey.mean((1, 2), keepdim=True), norm="ortho").abs().square()
     rows = torch.fft.fftfreq(grey.shape[1], device=x.device)[:, None]

@@ -26,9 +26,8 @@ def _how() -> list[io.Input]:
             "thoroughness",
             options=list(THOROUGHNESS),
             default=THOROUGHNESS[0],
-            tooltip="How many prompts are rendered: quick 28, standard up to 90, thorough up to 240 with two "
-            "seeds each. Each goes on from the one before, and the last two end by themselves when more "
-            "prompts change nothing.",
+            tooltip="How many prompts are rendered: quick 28, standard up to 90, thorough 240 with two seeds each. "
+            "Each goes on from the one before; standard ends by itself when more prompts change no count.",
         ),
         io.Combo.Input(
             "prompts",
@@ -87,9 +86,9 @@ def _optional() -> list[io.Input]:
             options=[NESTED, STOCK],
             default=NESTED,
             optional=True,
-            tooltip="nested: looks for a noise level from which on the composition is settled, and plans the steps after "
-            "it, so that the quality slider refines one picture. Where there is none, and with quick, the stock schedule "
-            "is calibrated, and the report says so. stock: the scheduler's own steps, as KSampler has them.",
+            tooltip="nested: looks for a noise level from which on the composition is settled, and plans the steps "
+            "after it, so that the quality slider refines one picture. Where there is none, and with quick, the stock "
+            "schedule is calibrated, and the report says so. stock: the scheduler's own steps, as KSampler has them.",
         ),
     ]
 
