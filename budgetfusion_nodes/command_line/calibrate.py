@@ -48,8 +48,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--schedule",
-        help="nested: look for one; stock: the scheduler's own; or one that is known: 'nested 5@1.0' is 5 steps down to "
-        "sigma 1 for every count (nested)",
+        help="nested: look for one; stock: the scheduler's own; or one that is known: 'nested 5@1.0' is 5 steps down "
+        "to sigma 1 for every count (nested)",
     )
     group = parser.add_argument_group("with --checkpoint")
     group.add_argument("--sampler", default="euler", help="(%(default)s)")

@@ -1,8 +1,8 @@
 """Renders what a calibration of a small model still lacks, many trajectories at a time, into the calibration's store.
 
-On Tiny Scenes and a CPU a batch of 32 takes a fifth of the time of one picture after the other, and every picture
-differs from the one rendered alone by rounding (at most 1e-4, see host/batch.py). Calibrate itself, queued on that store
-afterwards, finds everything measured and makes the planner.
+On Tiny Scenes and a CPU a batch of 32 takes about half the time of one picture after the other, and every picture
+differs from the one rendered alone by rounding (at most 1e-4, see host/batch.py). Calibrate itself, queued on that
+store afterwards, finds everything measured and makes the planner.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class StubLooker:
             distance = 0.0
         elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
             distance = 0.5
-        short = distance > 0.0 and 20 < len(sigmas) and int((sigmas > 0.95).sum()) < self.enough
+        short = distance > 0.0 and len(sigmas) > 20 and int((sigmas > 0.95).sum()) < self.enough
         features = {"low-pass": own.normal(size=12) + (1.5 if short else 0.0) + 0.005 * rng.normal(size=12)}
         latent = text.encode() if distance == 0.0 else None
         level = own.normal() - (1.0 if short else 0.0)

@@ -465,7 +465,7 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     to: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A small search: one candidate for the commit point, two prefixes, 8 prompts that the calibration does not render."""
+    """A small search: one candidate for the commit point, two prefixes, 8 prompts beside the calibration's."""
     spec, stage, search = (pack(f"calibration.{name}") for name in ("spec", "search_stage", "schedule_search"))
     monkeypatch.setitem(spec.SEARCHES, "quick", (8, 1))
     monkeypatch.setitem(spec.AMOUNTS, "quick", spec.Amount(9, 1, 8, 0.08, 28, False))
