@@ -83,6 +83,23 @@ def test_a_quick_job_ends_with_a_planner_that_says_what_it_is(tmp_path: Path) ->
     assert first.prompts == 9, "as soon as ten percent can be promised"
 
 
+def test_the_cost_of_a_nested_job_counts_each_prefix_once(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        raise KeyboardInterrupt
+
+    with Store.at(tmp_path / "store.sqlite3") as store:
+        job = make_job(store, tmp_path, StubRenderer(TARGET), listen=stop)
+        job.spec = replace(job.spec, prefix_steps=4)
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    (cost,) = [one for one in seen[0].messages() if one.code == "calibrate_cost"]
+    counts = job.spec.grid
+    assert cost.values["evaluations"] == 28 * (counts[0] + 4 + sum(n - 4 for n in counts[1:]))
+
+
 def test_an_interrupted_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole = run(tmp_path / "whole")
