@@ -10,10 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import foreign_checkpoint, host_symbols, transfer
+from . import foreign_checkpoint, host_symbols, shipping, transfer
 from .corpus import commands as corpus_commands
+from .sweeps import caption_commands, filling_commands, noisy_commands
 from .sweeps import commands as sweep_commands
-from .sweeps import noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -25,10 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     tiny_scenes_commands.add_parser(groups)
     sweep_commands.add_parser(groups)
     noisy_commands.add_parser(groups)
+    caption_commands.add_parser(groups)
+    filling_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
     foreign_checkpoint.add_parser(groups)
+    shipping.add_parser(groups)
     return parser
 
 

@@ -63,7 +63,7 @@ def run_to_best(job: Job) -> Outcome:
         job.save,
         job.listen,
         job.fit_options,
-        {"fall": asdict(found)},
+        {**job.said, "fall": asdict(found)},
     )
     return replace(again.run(), fall=found)
 

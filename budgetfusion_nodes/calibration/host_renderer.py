@@ -169,25 +169,26 @@ class HostRenderer:
     ) -> None:
         """texts: prompts of the job, of which some are the others that a picture's own is compared with."""
         self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
-        self._report = report
+        self.report = report
+        self.texts = tuple(texts)
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
         self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
 
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
-        tokens, pooled, _ = extract(self._conditioning(text))
+        tokens, pooled, _ = extract(self.conditioning(text))
         return Encoded.of(tokens, pooled)
 
     def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
         shared = PrefixCache(SHARED_BYTES)
-        with _failures(careful):
+        with failures(careful):
             started = time.perf_counter()
             if kept is not None:
                 samples, evaluations = load(kept)["samples"], 0
             else:
                 samples, evaluations = self._sample(shared, text, seed, steps)
-            pictures = self._decode(samples)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
             frames = [s.add(one) for s, one in zip(series, pictures.split(1), strict=True)]
@@ -198,10 +199,10 @@ class HostRenderer:
         return HostReference(found, series, samples, shared)
 
     def measure(self, reference: HostReference, text: str, seed: int, steps: int, careful: bool) -> Measurement:
-        with _failures(careful):
+        with failures(careful):
             started = time.perf_counter()
             samples, evaluations = self._sample(reference.shared, text, seed, steps)
-            pictures = self._decode(samples)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
@@ -221,9 +222,9 @@ class HostRenderer:
         return {CLIP_SCORE: self._mean(found)} if found else {}
 
     def _pooled(self, text: str) -> Tensor | None:
-        return extract(self._conditioning(text))[1]
+        return extract(self.conditioning(text))[1]
 
-    def _conditioning(self, text: str) -> Any:
+    def conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)
         if known is None:
             known = self.graph.conditioning(text)
@@ -235,11 +236,16 @@ class HostRenderer:
 
     def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
         """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
+        return self.sample(shared, text, seed, steps, *self.sigmas(steps))
+
+    def sample(
+        self, shared: PrefixCache, text: str, seed: int, steps: int, sigmas: Tensor | None, prefix_steps: int
+    ) -> tuple[Tensor, int]:
+        """The same along `sigmas` [steps + 1]; the first `prefix_steps` are shared with what `shared` has seen."""
         graph = self.graph
-        positive = self._conditioning(text)
-        sigmas, prefix_steps = self._sigmas(steps)
+        positive = self.conditioning(text)
         done = render(
-            self._report(steps, graph.model),
+            self.report(steps, graph.model),
             seed,
             steps,
             graph.cfg,
@@ -257,7 +263,7 @@ class HostRenderer:
             raise RenderError(message("render_not_finite").text())
         return samples, done.evaluations - done.replayed
 
-    def _sigmas(self, steps: int) -> tuple[Tensor | None, int]:
+    def sigmas(self, steps: int) -> tuple[Tensor | None, int]:
         """(what to run along, steps that all counts share); None: the scheduler's own."""
         graph, schedule = self.graph, self.schedule
         if schedule is None:
@@ -265,7 +271,7 @@ class HostRenderer:
         sigmas = nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, schedule, steps)
         return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
 
-    def _decode(self, samples: Tensor) -> Tensor:
+    def decode(self, samples: Tensor) -> Tensor:
         """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""
         stop_if_cancelled()
         images = decode(self.graph.vae, {"samples": samples})
@@ -285,7 +291,7 @@ def _size(conditioning: Any) -> int:
     return sum(tokens.numel() * tokens.element_size() for tokens, _ in conditioning)
 
 
-class _failures:
+class failures:
     """Turns whatever a render raises into a RenderError with its reason; cancel and wrong inputs pass."""
 
     def __init__(self, careful: bool) -> None:

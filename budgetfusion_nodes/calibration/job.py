@@ -71,6 +71,8 @@ class Progress:
     """None before two renders were timed."""
     set_aside: int
     standing: Standing | None
+    computed: float = 1.0
+    """Share of `left` that is evaluated: a prefix that counts share is, once."""
 
     def messages(self) -> tuple[Message, ...]:
         """What the node says while it works."""
@@ -78,7 +80,8 @@ class Progress:
         if self.seconds_left is not None:
             found.append(message("calibrate_minutes", minutes=max(1, round(self.seconds_left / 60.0))))
         elif self.left:
-            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, evaluations=self.left))
+            evaluations = round(self.left * self.computed)
+            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, evaluations=evaluations))
         if self.set_aside:
             found.append(message("calibrate_set_aside", count=self.set_aside))
         return (*found, *(() if self.standing is None else self.standing.messages()))
@@ -367,4 +370,5 @@ class Job:
             seconds,
             self._aside,
             self._standing,
+            spec.computed_steps(spec.grid) / sum(spec.grid),
         )

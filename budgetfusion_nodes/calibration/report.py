@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from .standing import QUALITY, RISK, Standing, quality_curves
 
 SIZE = (9.6, 4.8)
 DPI = 100
+ROWS, GAP = 2, 6
+"""Of the sheet of pairs; the gap in pixels."""
 
 
 def report_messages(outcome: Outcome) -> tuple[Message, ...]:
@@ -48,11 +51,6 @@ def report_messages(outcome: Outcome) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def report_text(outcome: Outcome) -> str:
-    """The report in English."""
-    return "\n".join(one.text() for one in report_messages(outcome))
-
-
 def report_dict(outcome: Outcome) -> dict[str, Any]:
     """JSON-safe, for the page: codes, and what the panel draws."""
     return {
@@ -75,6 +73,24 @@ def draw_levels(planner: CountPlanner) -> Tensor:
     axes.axvline(planner.count, linestyle=":", linewidth=1.0, color="black", label=label)
     axes.set_ylabel(planner.metrics[0])
     return _pixels(canvas, axes)
+
+
+def draw_pairs(pairs: Sequence[tuple[bytes, bytes]]) -> Tensor:
+    """IMAGE [1, 480, 960, 3]: of each pair the stock target's picture (PNG) beside the nested one's."""
+    from PIL import Image
+
+    width, height = (round(side * DPI) for side in SIZE)
+    columns = -(-len(pairs) // ROWS)
+    cell = width // columns
+    sheet = Image.new("RGB", (width, height), "white")
+    for place, pair in enumerate(pairs):
+        left, top = place % columns * cell, place // columns * (height // ROWS)
+        for side, content in enumerate(pair):
+            picture = Image.open(io.BytesIO(content))
+            scale = min((cell // 2 - GAP) / picture.width, (height // ROWS - GAP) / picture.height)
+            shown = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+            sheet.paste(shown, (left + side * (cell // 2 - GAP // 2), top))
+    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)[None]
 
 
 def curve_dict(standing: Standing) -> dict[str, Any]:

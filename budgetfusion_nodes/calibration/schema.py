@@ -133,6 +133,34 @@ claims = Table(
     Column("owner", Text, nullable=False),  # the process that renders it: claims.py
     Column("until", Float, nullable=False),
 )
+search_looks = Table(
+    "search_looks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),  # of the stock schedule
+    Column("backends_id", ForeignKey("backends.id"), nullable=False),
+    Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), nullable=False),
+    Column("seed", Integer, nullable=False),
+    Column("run", Text, nullable=False),  # digest of the sigmas
+    Column("distances", JSON, nullable=False),  # metric -> distance to the dense picture
+    Column("l_snr", Float, nullable=False),
+    Column("features", LargeBinary, nullable=False),  # safetensors: what sets of pictures are compared by
+    Column("picture", LargeBinary, nullable=False),  # PNG of a few pixels
+    Column("latent", LargeBinary),  # of the dense run
+    Column("seconds", Float, nullable=False),
+    UniqueConstraint("setting_id", "backends_id", "prompt_id", "seed", "run"),
+)
+found_schedules = Table(
+    "found_schedules",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),  # of the stock schedule
+    Column("backends_id", ForeignKey("backends.id"), nullable=False),
+    Column("schedule", Text, nullable=False),  # as a Setting holds it; stock: there is no nested one
+    Column("tables", JSON, nullable=False),  # what was tried
+    Column("made", Float, nullable=False),
+    UniqueConstraint("setting_id", "backends_id"),
+)
 
 
 def _calibration(connection: Connection) -> None:
@@ -168,7 +196,19 @@ def _remember_what_is_there(connection: Connection) -> None:
     connection.execute(memories.insert().from_select(["trajectory_id", "at", "source"], finished))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims, _blind_test, _remember_what_is_there)
+def _search(connection: Connection) -> None:
+    """What the search for a nested schedule saw and found."""
+    for table in (search_looks, found_schedules):
+        table.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _calibration,
+    _claims,
+    _blind_test,
+    _remember_what_is_there,
+    _search,
+)
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""
 

@@ -33,10 +33,14 @@ class Amount:
 AMOUNTS: dict[str, Amount] = {
     "quick": Amount(prompts=28, seeds=1, counts=8, tolerance=0.08, alone=28, may_stop=False),
     "standard": Amount(prompts=90, seeds=1, counts=12, tolerance=0.05, alone=28, may_stop=True),
-    "thorough": Amount(prompts=240, seeds=2, counts=12, tolerance=0.03, alone=28, may_stop=True),
+    "thorough": Amount(prompts=240, seeds=2, counts=12, tolerance=0.03, alone=28, may_stop=False),
 }
-"""quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there."""
+"""quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there.
+thorough does not end early: counts for all prompts settle after some 60 prompts, what a prompt tells does not."""
 THOROUGHNESS = tuple(AMOUNTS)
+SEARCHES: dict[str, tuple[int, int]] = {"standard": (16, 2), "thorough": (32, 2)}
+"""Prompts and seeds of the search for a nested schedule. quick has none: what 8 prompts show of a commit point (at most
+2 % of the pictures may change) is chance, and more would cost as much as the calibration itself."""
 CRUDEST = DEFAULT_GRID[0]
 """The least count of a model that is no distilled one."""
 LEVEL_PROMPTS = 56

@@ -161,7 +161,7 @@ class Store:
         """Deletes a setting with all its measurements, and prompts that no other setting has. False if unknown."""
         with self.transaction() as connection:
             gone = connection.execute(delete(t.settings).where(t.settings.c.id == setting_id)).rowcount
-            used = select(t.trajectories.c.prompt_id)
+            used = select(t.trajectories.c.prompt_id).union(select(t.search_looks.c.prompt_id))
             connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(used)))
         return bool(gone)
 
@@ -200,6 +200,16 @@ class Store:
         query = select(func.count()).where(t.trajectories.c.setting_id == setting_id)
         with self.transaction() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def order(self, setting_id: int) -> tuple[tuple[int, ...], dict[int, list[int]]]:
+        """(prompts in the order in which they were begun, prompt -> its seeds)."""
+        own = t.trajectories.c
+        query = select(own.prompt_id, own.seed).where(own.setting_id == setting_id).order_by(own.id)
+        seeds: dict[int, list[int]] = {}
+        with self.transaction() as connection:
+            for row in connection.execute(query):
+                seeds.setdefault(row.prompt_id, []).append(row.seed)
+        return tuple(seeds), seeds
 
     def contents(self) -> tuple[Contents, ...]:
         """Every setting, the newest first."""

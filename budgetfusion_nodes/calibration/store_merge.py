@@ -41,6 +41,10 @@ _COPY = (
     "SELECT key, label, question, quality, chose_full, coin, full_left, facts, at FROM other.choices",
     "INSERT OR IGNORE INTO memories (trajectory_id, at, source, predictor, predicted) SELECT o.ours, m.at, m.source, "
     "m.predictor, m.predicted FROM other.memories m JOIN ours o ON o.theirs = m.trajectory_id",
+    "INSERT OR IGNORE INTO found_schedules (setting_id, backends_id, schedule, tables, made) "
+    "SELECT s.id, b.id, f.schedule, f.tables, f.made FROM other.found_schedules f "
+    "JOIN other.settings os ON os.id = f.setting_id JOIN settings s ON s.digest = os.digest "
+    "JOIN other.backends ob ON ob.id = f.backends_id JOIN backends b ON b.names = ob.names",
 )
 
 

@@ -104,12 +104,12 @@ def run_trajectory(renderer: Renderer, work: Work) -> Iterator[Event]:
     while (steps := next_count(work.grid, known, work.tolerance)) is not None:
         try:
             if reference is None:
-                reference = _twice(renderer.reference, work.text, work.seed, target, work.latent)
+                reference = twice(renderer.reference, work.text, work.seed, target, work.latent)
                 if target not in known:
                     known[target] = reference.found
                     yield Measured(reference.found, reference.to_bytes())
                     continue
-            found = _twice(renderer.measure, reference, work.text, work.seed, steps)
+            found = twice(renderer.measure, reference, work.text, work.seed, steps)
         except RenderError as error:
             yield Failed(target if reference is None else steps, str(error))
             return
@@ -118,7 +118,7 @@ def run_trajectory(renderer: Renderer, work: Work) -> Iterator[Event]:
     yield Finished()
 
 
-def _twice(call: Any, *arguments: Any) -> Any:
+def twice(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments, False)
     except RenderError as error:

@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     )
     what.add_argument("--checkpoint", metavar="FILE", help="a name in models/checkpoints")
     parser.add_argument(
-        "--thoroughness", choices=("quick", "standard", "thorough"), help="28, up to 90 or up to 240 prompts (quick)"
+        "--thoroughness", choices=("quick", "standard", "thorough"), help="28, up to 90 or 240 prompts (quick)"
     )
     parser.add_argument(
         "--prompts",
@@ -52,8 +52,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--schedule",
-        help="nested: look for one, stock: the scheduler's own, or one that is known: 'nested 5@1.0' is 5 steps down "
-        "to sigma 1 for every count (nested, or the graph's)",
+        help="nested: look for one; stock: the scheduler's own; or one that is known: 'nested 5@1.0' is 5 steps down "
+        "to sigma 1 for every count (nested)",
     )
     group = parser.add_argument_group("with --checkpoint")
     group.add_argument("--sampler", default="euler", help="(%(default)s)")

@@ -118,6 +118,7 @@ def _scale(study: Study) -> FloatArray:
 def _commit(study: Study, q: float) -> float:
     from budgetfusion_nodes.calibration.schedule_search import commit_candidates, commit_runs, find_commit
     from budgetfusion_nodes.core.curves import METRICS
+    from budgetfusion_nodes.core.errors import UnsupportedError
 
     from .nested_study import DENSE_STEPS
 
@@ -134,6 +135,8 @@ def _commit(study: Study, q: float) -> float:
 
     target = study.render(dense)
     commit, shares = find_commit(study.render, target, missed, runs)
+    if commit is None:
+        raise UnsupportedError(f"no commit point: {shares}. Keep the stock schedule for this model.")
     _say("\n| fine down to sigma, then 6 steps | below the quality | D-SIM above half its scale |\n|---|---|---|")
     for sigma in sorted(runs, reverse=True):
         other = changed(study.render(runs[sigma]), target).mean()

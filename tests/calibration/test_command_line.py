@@ -196,6 +196,9 @@ def test_a_checkpoint_and_own_prompts(tmp_path: Path) -> None:
     inputs = graph[node]["inputs"]
     assert graph["1"]["inputs"]["ckpt_name"] == "a.safetensors"
     assert (inputs["prompt_text"], inputs["thoroughness"], inputs["width"]) == ("one\ntwo", "standard", 64)
+    assert "schedule" not in inputs, "the node's own default"
+    graph, node = build("--checkpoint", "a.safetensors", "--schedule", "nested 5@1.0")
+    assert graph[node]["inputs"]["schedule"] == "nested 5@1.0"
     with pytest.raises(SystemExit) as wrong:
         parser().parse_args(["calibrate", "--checkpoint", "a", "--steps", "1"])
     assert wrong.value.code == 2
@@ -302,6 +305,8 @@ def test_another_settings_planner_is_never_written_over(folder: Path, planner: A
     third = replace(planner, setting=replace(planner.setting, cfg=7.0))
     assert put_planner(folder, third, "mine")[0] == "mine-4.safetensors"
     assert put_planner(folder, make_planner(networks=1), "mine")[0] == "mine.safetensors", "a better one replaces it"
+    nested = replace(planner, setting=replace(planner.setting, schedule="nested 5@1.0"))
+    assert [put_planner(folder, nested, "mine")[0] for _ in range(2)] == ["mine nested.safetensors"] * 2
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack
             tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=tiny.positive
         )
         made = renderer.HostRenderer(graph, None, (), lambda steps, model: model)
-        ((_, extra),) = made._conditioning("a text of its own")
+        ((_, extra),) = made.conditioning("a text of its own")
     assert extra["guidance"] == 3.5
     assert not torch.equal(extra["pooled_output"], tiny.positive[0][1]["pooled_output"]), "the text's own stays"
 
@@ -442,22 +442,53 @@ def test_a_model_that_nobody_can_read_is_calibrated_without_sharing(pack: Any, l
         assert [made._sample(shared, CAPTIONS[1], 7, n)[1] for n in (3, 2)] == [3, 2]
 
 
-def test_a_known_nested_schedule_is_calibrated_and_the_next_queue_renders_along_it(
+def test_a_known_nested_schedule_is_calibrated(
     session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
 ) -> None:
-    whole = graph(make_node, to, foreign, name="", schedule="nested 3@1.0", max_steps=9)
-    run = session.execute(whole)
+    run = session.execute(graph(make_node, to, foreign, name="", schedule="nested 2@1.0", max_steps=5))
     assert run.outputs["5"][0] == "foreign dpmpp_2m karras nested.safetensors"
     planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
-    assert planner.setting.schedule == "nested 3@1.0"
-    assert planner.grid == (2, 4, 5, 6, 7, 8, 9)
-    session.execute(graph(make_node, to, foreign, name="", schedule="stock", max_steps=9))
-    assert len(list(planners.glob("*.safetensors"))) == 2, "side by side"
+    assert planner.setting.schedule == "nested 2@1.0"
+    assert planner.grid == (2, 3, 4, 5)
     with pack("calibration.store").Store.at(store) as opened:
-        (own,) = [one for one in opened.contents() if one.schedule["kind"] == "nested"]
-    assert own.schedule["prefix_steps"] == 3
+        (own,) = opened.contents()
+    assert own.schedule["prefix_steps"] == 2
+
+
+def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
+    session: HostSession,
+    pack: Any,
+    store: Path,
+    planners: Path,
+    foreign: str,
+    make_node: Any,
+    to: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A small search: one candidate for the commit point, two prefixes, 8 prompts beside the calibration's."""
+    spec, stage, search = (pack(f"calibration.{name}") for name in ("spec", "search_stage", "schedule_search"))
+    monkeypatch.setitem(spec.SEARCHES, "quick", (8, 1))
+    monkeypatch.setitem(spec.AMOUNTS, "quick", spec.Amount(9, 1, 8, 0.08, 28, False))
+    monkeypatch.setattr(stage, "commit_candidates", lambda quantile: search.commit_candidates(quantile, (0.75,)))
+    monkeypatch.setattr(stage, "PREFIXES", (6, 7))
+    texts = [*CAPTIONS, *(f"{caption} with a small red star" for caption in CAPTIONS)]
+    whole = graph(make_node, to, foreign, name="", prompt_text="\n".join(texts), max_steps=13)
+    with interrupted_after(60), pytest.raises(HostInterrupted):
+        session.execute(whole)
+    run = session.execute(whole)
+    (shown,) = run.ui["5"]["calibration"]
+    codes = [one["code"] for one in shown["messages"]]
+    assert "calibrate_search_found" in codes, run.outputs["5"][1]
+    planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
+    nested = pack("core.schedule").NestedSchedule.from_text(planner.setting.schedule)
+    assert nested is not None and nested.prefix_steps in (6, 7)
+    tables = planner.provenance["calibration"]["search"]
+    assert tables["prompts"] == 8 and tables["prefixes"][-1]["accepted"]
+    assert run.outputs["5"][2].shape[0] == 2, "the curves, and the pairs of pictures"
+    events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
+    assert events[0]["messages"][0]["code"] == "calibrate_search"
 
     rendered = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
     (receipt,) = rendered.ui["6"]["receipt"]
     assert receipt["fallback"] is None
-    assert receipt["prefix_steps"] == 3 < receipt["steps"]
+    assert receipt["prefix_steps"] == nested.prefix_steps < receipt["steps"]
