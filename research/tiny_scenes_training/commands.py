@@ -118,9 +118,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
-    text = (
-        "render held-out captions through ComfyUI, classify them; exit status 1 if a figure is below what is asked"
-    )
+    text = "render held-out captions through ComfyUI, classify them; exit status 1 if a figure is below what is asked"
     parser = _command(commands, "evaluate", evaluate, text)
     add_host_option(parser)
     _add_threads(parser)
