@@ -6,7 +6,6 @@ from scipy.interpolate import PchipInterpolator
 
 from budgetfusion_nodes.core.curves import (
     DEFAULT_GRID,
-    METRICS,
     all_counts,
     interpolate_log_n,
     limiting_metric,
@@ -21,7 +20,6 @@ from budgetfusion_nodes.core.errors import BudgetFusionError, InputError
 
 def test_the_default_grid_is_valid_and_returned_as_it_is():
     assert validate_grid(list(DEFAULT_GRID)) == DEFAULT_GRID
-    assert METRICS == ("l_snr", "d_sim", "i_clip")
 
 
 @pytest.mark.parametrize(
