@@ -28,6 +28,8 @@ RECENT = (15, 30, 60)
 many see a small one."""
 DOUBT = 0.02
 """Chance of as many violations among them as there were, below which it does not."""
+SUSPICION = 0.2
+"""The same for prompts that memory knows something of: it takes over, even where that takes more steps."""
 FITTED = 150
 """Renders that the kernel is fitted to."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
@@ -159,7 +161,9 @@ def _group(
     with_memory = high_level(median, high, mean[kept], explained[kept, None])
     table = _table(curves, rows, with_memory, by_render)
     saves = _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, otherwise)
-    return table if saves or not _holds(curves, rows, otherwise) else None
+    broken = _broken(curves, rows, otherwise)
+    kept_promise = at_least(int(broken.sum()), len(broken), DEFAULT_RISK) > SUSPICION
+    return table if saves or not kept_promise else None
 
 
 def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray, by_render: bool = False) -> RiskTable:

@@ -29,14 +29,14 @@ def costs(path: Path, renders: int) -> str:
     """Fills a store with `renders` made-up renders at the shipped planner's setting, two of each prompt; times it."""
     planner = load_planner(WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m.safetensors")
     encoded = _fill(path, planner, renders)
-    started = time.perf_counter()
+    started = time.process_time()
     wanted = Wanted(planner, planner.setting, {})
     with reading(path) as connection:
         remembered = read_curves(connection, wanted, matching_settings(connection, wanted))
     assert remembered is not None
-    read = time.perf_counter()
+    read = time.process_time()
     memory = fit_memory(remembered, planner.risk_table)
-    fitted = time.perf_counter()
+    fitted = time.process_time()
 
     def recalled() -> object:
         place = signature(encoded.tokens, encoded.pooled)
