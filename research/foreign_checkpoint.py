@@ -115,7 +115,7 @@ def copied(model: ShippedModel, models: Path) -> ShippedModel:
         for key, folder in FOLDERS.items():
             if key in inputs:
                 (models / folder).mkdir(parents=True, exist_ok=True)
-                (source,) = (ROOT / "weights").rglob(inputs[key])
+                source = next((ROOT / "weights").rglob(inputs[key]))
                 shutil.copy(source, models / folder / f"{FOREIGN}{inputs[key]}")
                 loaders[kind][key] = f"{FOREIGN}{inputs[key]}"
     return replace(model, loaders=loaders)

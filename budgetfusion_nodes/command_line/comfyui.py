@@ -68,8 +68,8 @@ def find_comfyui(base_directory: Path | None = None) -> ComfyUI:
     raise ServerError(
         f"COMFYUI_PATH is set to {named}, and that folder holds no ComfyUI (no main.py and comfy/)."
         if named
-        else "There is no ComfyUI around this pack. Put the pack into a ComfyUI's custom_nodes, set COMFYUI_PATH to "
-        "the folder that holds main.py, or name a running server with --server."
+        else "There is no ComfyUI around this pack. Put the pack into a ComfyUI's custom_nodes, or set COMFYUI_PATH to "
+        "the folder that holds main.py. 'calibrate' also takes a running one: --server URL."
     )
 
 

@@ -28,7 +28,9 @@ def read_graph(path: Path, definitions: Callable[[], Info]) -> Graph:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"--workflow: {path} cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--workflow: {path.name} cannot be read as JSON ({error}).") from error
     if isinstance(content, dict) and "nodes" in content and "links" in content:
         content = _converted(path, content, definitions())

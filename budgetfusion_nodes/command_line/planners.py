@@ -50,15 +50,19 @@ def folder_of(args: argparse.Namespace) -> Path:
 def run_list(args: argparse.Namespace) -> int:
     from ..calibration.planner_folder import list_folder
 
-    listed = [*list_folder(folder_of(args)), *list_folder(SHIPPED)]
-    rows = [{"file": one.path.name, "error": one.error, **_summary(one.planner)} for one in listed]
+    rows = [
+        {"file": one.path.name, "shipped": folder == SHIPPED, "error": one.error, **_summary(one.planner)}
+        for folder in (folder_of(args), SHIPPED)
+        for one in list_folder(folder)
+    ]
     if args.json:
         say(json.dumps(rows, indent=1))
         return 0
     for row in rows:
         say(f"{row['file']}: {row['error'] or row['setting_in_words']}")
         if not row["error"]:
-            say(f"    {row['prompts']} prompts, {row['predictor']}, up to {row['target']} steps")
+            came = ", came with the pack" if row["shipped"] else ""
+            say(f"    {row['prompts']} prompts, {row['predictor']}, up to {row['target']} steps{came}")
     if not rows:
         say("No planner. Make one with 'calibrate'.")
     return 0
@@ -122,11 +126,15 @@ def run_show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(details: dict[str, Any]) -> str:
-    rows = [
-        f"{key:>16}  {value if not isinstance(value, dict) else json.dumps(value)}" for key, value in details.items()
-    ]
-    return "\n".join(rows)
+def _table(details: dict[str, Any], indent: int = 0) -> str:
+    """One line a value; what holds others has them below it."""
+    lines: list[str] = []
+    for key, value in details.items():
+        if isinstance(value, dict):
+            lines += [f"{' ' * indent}{key}", *([_table(value, indent + 4)] if value else [])]
+        else:
+            lines.append(f"{' ' * indent}{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return "\n".join(lines)
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from .comfyui import find_comfyui
-from .options import FAILED, add_json, add_places, say
+from .options import add_json, add_places, say
 
 if TYPE_CHECKING:
     from ..calibration.store import Store
@@ -63,11 +63,12 @@ def open_store(args: argparse.Namespace, make: bool = False) -> Store:
 def run_info(args: argparse.Namespace) -> int:
     with open_store(args) as store:
         contents = store.contents()
-        size = store.path.stat().st_size
+        journal = store.path.with_name(store.path.name + "-wal")
+        size = sum(file.stat().st_size for file in (store.path, journal) if file.is_file())
     if args.json:
         say(json.dumps({"bytes": size, "settings": [asdict(one) for one in contents]}, indent=1))
         return 0
-    say(f"{size / 1e6:.1f} MB, {len(contents)} settings")
+    say(f"{store.path}: {size / 1e6:.2g} MB, settings: {len(contents)}")
     for one in contents:
         say(f"{one.setting_id}: {one.setting.describe()}, up to {one.target} steps, {one.schedule['kind']} schedule")
         say(
@@ -115,10 +116,12 @@ def run_forget(args: argparse.Namespace) -> int:
     with open_store(args) as store:
         known = [one.setting_id for one in store.contents()]
         chosen = known if args.setting == "all" else [n for n in known if str(n) == args.setting]
+        if not chosen and args.setting != "all":
+            raise InputError(f"There is no setting {args.setting}. 'store info' shows their numbers.")
         for one in chosen:
             store.forget(one)
     say(json.dumps({"settings": chosen}) if args.json else f"{len(chosen)} settings forgotten.")
-    return 0 if chosen or args.setting == "all" else FAILED
+    return 0
 
 
 def _forget_renders(args: argparse.Namespace) -> int:

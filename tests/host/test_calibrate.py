@@ -14,7 +14,9 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
+from research.foreign_checkpoint import FOLDERS, copied
 from research.in_process_host import PACK_ROOT, HostInterrupted, HostRunError, HostSession, interrupted_after
+from research.shipped_models import MODELS
 from tests.fixtures.tiny_models import VIDEO, make_tiny
 
 FOREIGN = "foreign.safetensors"
@@ -222,6 +224,28 @@ def test_split_loaders_give_the_same_planner(
     run = session.execute(split)
     assert run.ui["5"]["calibration"][0]["prompts"] == len(CAPTIONS)
     assert measured(pack, store) == kept, "it is known as the same model"
+
+
+def test_a_foreign_model_of_three_files_is_calibrated_and_planned(
+    session: HostSession, pack: Any, store: Path, planners: Path, make_node: Any, to: Any
+) -> None:
+    """UNETLoader, CLIPLoader and VAELoader, files that nobody knows, flow matching: as today's graphs load."""
+    loaders = copied(MODELS["flow"], session.base_dir / "models").loaders
+    for folder in FOLDERS.values():
+        sys.modules["folder_paths"].filename_list_cache.pop(folder, None)
+    nodes = {str(7 + i): make_node(kind, **inputs) for i, (kind, inputs) in enumerate(loaders.items())}
+    sampling = {"sampler_name": "euler", "scheduler": "simple", "max_steps": 4}
+    whole = graph(make_node, to, "", model=to("7"), clip=to("8"), vae=to("9"), name="split", **sampling) | nodes
+    del whole["1"]
+    for key in "23":
+        whole[key]["inputs"]["clip"] = to("8")
+    shown = session.execute(whole).ui["5"]["calibration"][0]
+    assert shown["prompts"] == len(CAPTIONS)
+    render = rendering(make_node, to)
+    render["6"]["inputs"] |= {"model": to("7"), **sampling}
+    (receipt,) = session.execute({**{key: whole[key] for key in ("2", "3", "4", *nodes)}, **render}).ui["6"]["receipt"]
+    assert receipt["fallback"] is None
+    assert receipt["planner"] == "split"
 
 
 # --------------------------------------------------------------------------------------------------- other families
