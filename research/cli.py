@@ -1,4 +1,4 @@
-"""The command line of the research tools: training and judging the shipped models, sweeps and the benchmark.
+"""The command line of the research tools: training and evaluating the shipped models, studies and the benchmark.
 
 The demo, the tests, a server and the start-up cost are commands of run.py, which also sets everything up.
 """
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from . import host_symbols, transfer
+from .bench import commands as bench_commands
 from .corpus import commands as corpus_commands
-from .sweeps import commands as sweep_commands
-from .sweeps import noisy_commands
+from .sweeps import nested_commands, noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -23,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress, only results")
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
-    sweep_commands.add_parser(groups)
+    bench_commands.add_parser(groups)
+    nested_commands.add_parser(groups)
     noisy_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)

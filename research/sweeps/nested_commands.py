@@ -29,8 +29,10 @@ PREFIXES = (4, 5, 6, 8)
 TARGET_TAIL = 20
 
 
-def add_parser(commands: Any) -> None:
-    """Adds `nested`."""
+def add_parser(groups: Any) -> None:
+    """Adds `study nested`."""
+    study = groups.add_parser("study", help="studies of schedules")
+    commands = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
     text = "find a nested schedule on Tiny Scenes and compare it with the stock one; resumable"
     parser = commands.add_parser("nested", help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(run=run)
@@ -82,6 +84,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     from research.tiny_scenes_training.classifier import load_classifier
 
     from .nested_study import Study
+    from .picture_sets import PictureSets
     from .prompts import tiny_scenes_prompts
     from .rendering import Renderer, Sampling, load_model
 
@@ -95,7 +98,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     sampling = Sampling(args.sampler, args.scheduler, args.cfg)
     backends = Backends.from_values("tiny_scenes", "shipped")
     classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
-    return Study(Renderer(loaded, sampling, backends), prompts, folder, classifier, backends)
+    return Study(Renderer(loaded, sampling), PictureSets(folder, prompts), classifier, backends)
 
 
 def _start(study: Study, commit: float | None, prefix: int | None) -> NestedSchedule:
