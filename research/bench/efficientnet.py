@@ -85,5 +85,5 @@ def _conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def _norm(x: Tensor, weights: Weights, name: str) -> Tensor:
-    parts = (weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-    return F.batch_norm(x, *parts, eps=EPSILON)
+    mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+    return F.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=EPSILON)

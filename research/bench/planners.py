@@ -72,7 +72,9 @@ def make_plans(
 ) -> Plans:
     """tokens: [P, L, D]; pooled: [P, E]. Every request (quality, risk) through `Planner.plan`, as a node does it."""
     steps: dict[tuple[float, float], list[int]] = {request: [] for request in requests}
-    upper, counts, seconds = [], (), []
+    upper: list[tuple[float, ...]] = []
+    seconds: list[float] = []
+    counts: tuple[int, ...] = ()
     for prompt, pool in zip(torch.from_numpy(tokens), torch.from_numpy(pooled), strict=True):
         for quality, risk in requests:
             plan = planner.plan(
@@ -80,8 +82,8 @@ def make_plans(
             )
             steps[quality, risk].append(plan.steps)
             seconds.append(plan.seconds)
-        assert plan.decision is not None
-        upper.append(plan.decision.upper)
-        counts = plan.decision.counts
+            if plan.decision is not None and (quality, risk) == requests[0]:
+                upper.append(plan.decision.upper)
+                counts = plan.decision.counts
     found = {request: np.array(values) for request, values in steps.items()}
     return Plans(planner, np.array(upper), np.array(counts), float(np.median(seconds)), found)
