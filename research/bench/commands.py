@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HOST_STAGES = ("render", "peers", "time")
+HOST_STAGES = ("catalogue", "render", "peers", "time")
+"""The first is part of the others too."""
 STAGES = (*HOST_STAGES, "measure", "report")
 
 

@@ -48,9 +48,6 @@ class MethodSet:
     def prompts(self) -> int:
         return len(self.values.wrong)
 
-    def first(self, prompts: int) -> MethodSet:
-        return MethodSet(self.family, self.label, self.values.first(prompts), self.evaluations[:prompts], self.seconds)
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -70,7 +67,7 @@ class Reference:
         return np.concatenate([np.ones((1, prompts)), draw_weights(prompts, self.seed)])
 
     def first(self, prompts: int) -> Reference:
-        return Reference(self.truth.first(prompts), self.seed)
+        return Reference(self.truth.take(np.arange(prompts)), self.seed)
 
     def statistics(self, values: Values) -> dict[str, FloatArray]:
         """Metric -> [1 + draws]; also the L-SNR level itself."""
@@ -107,7 +104,7 @@ def compare(methods: Sequence[MethodSet], dense: MethodSet, reference: Reference
     for method in methods:
         if method.prompts not in known:
             part = reference.first(method.prompts)
-            known[method.prompts] = part, part.statistics(dense.values.first(method.prompts))
+            known[method.prompts] = part, part.statistics(dense.values.take(np.arange(method.prompts)))
         part, base = known[method.prompts]
         found = part.statistics(method.values)
         differences = {m: _interval(found[m] - base[m]) for m in METRICS}

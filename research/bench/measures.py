@@ -25,6 +25,7 @@ from budgetfusion_nodes.metrics.l_snr import l_snr
 from budgetfusion_nodes.metrics.measure import Backends, Series
 from budgetfusion_nodes.predictor.dataset import SweepDataset
 from research.options import WEIGHTS
+from research.statistics.allocation import IndexArray
 from research.sweeps.picture_sets import BATCH, PictureSets
 from research.tiny_scenes_training.classifier import SceneClassifier, load_classifier, to_tensor
 from research.tiny_scenes_training.renderer import render
@@ -58,8 +59,8 @@ class Values:
     features: FloatArray
     """[P, S, D]"""
 
-    def first(self, prompts: int) -> Values:
-        return Values(self.wrong[:prompts], self.l_snr[:prompts], self.features[:prompts])
+    def take(self, rows: IndexArray) -> Values:
+        return Values(self.wrong[rows], self.l_snr[rows], self.features[rows])
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Curves:
     """[K] rendered; the last is the target."""
     distances: FloatArray
     """[P, S, K, COLUMNS] >= 0."""
+
+    def take(self, rows: IndexArray) -> Curves:
+        return Curves(self.counts, self.distances[rows])
 
 
 def _measured(sets: PictureSets, name: str) -> Path:
