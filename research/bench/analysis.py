@@ -43,7 +43,7 @@ from .planners import Plans, find_planner, make_plans
 from .settings import BenchSetting
 
 REQUESTS = (*((q, risk) for q in QUALITIES for risk in RISKS), (LOW_QUALITY, RISK))
-FEWEST_PROMPTS = 8
+FEWEST_PROMPTS = 4
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def planners_in(folder: Path) -> Iterator[Planner]:
 
 def find_planner(folder: Path, setting: Setting, schedule: str) -> Planner | None:
     """The one that was calibrated for exactly this setting and schedule."""
+    wanted = replace(setting, schedule=schedule)
     for planner in planners_in(folder):
-        if planner.setting.schedule == schedule and not differences(planner.setting, setting):
+        if planner.setting.schedule == schedule and not differences(planner.setting, wanted):
             return planner
     return None
 
