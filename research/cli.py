@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
     bench_commands.add_parser(groups)
+    bench_commands.add_profile_parser(groups)
     nested_commands.add_parser(groups)
     noisy_commands.add_parser(groups)
     corpus_commands.add_parser(groups)

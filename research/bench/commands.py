@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
@@ -48,6 +49,26 @@ def add_parser(groups: Any) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of bootstrap and splits (%(default)s)")
     parser.add_argument("--threads", type=whole(1, 1000), default=1, help="CPU threads (%(default)s)")
+
+
+def add_profile_parser(groups: Any) -> None:
+    """Adds `gpu-profile`."""
+    text = "seconds and joules of a UNet of SD 2.1's size on a GPU, at two step counts"
+    parser = groups.add_parser("gpu-profile", help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run_profile)
+    add_host_option(parser)
+    parser.add_argument("--steps", type=whole(1, 1000), nargs=2, default=[50, 17], metavar="N", help="(%(default)s)")
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    """Prints JSON."""
+    from research.in_process_host import import_host
+
+    from .gpu_profile import sd21_profile
+
+    import_host(args.host, cpu=False)
+    sys.stdout.write(json.dumps(sd21_profile(*args.steps), indent=1) + "\n")
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:

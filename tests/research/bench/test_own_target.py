@@ -23,10 +23,10 @@ GRID = (2, 4, 6, 10, 16, 25, 50)
 SCALE = (6.0, 0.4, 0.2)
 
 
-def simulated(prompts: int, seed: int = 0, noise: float = 0.3) -> tuple[Curves, np.ndarray]:
+def simulated(prompts: int, seed: int = 0, noise: float = 0.1) -> tuple[Curves, np.ndarray]:
     """(curves that fall at a rate of the prompt's own and its seeds' noise, the rates [P])."""
     rng = np.random.default_rng(seed)
-    rate = np.exp(0.3 * rng.normal(size=prompts))
+    rate = np.exp(0.4 * rng.normal(size=prompts))
     each = rate[:, None] * np.exp(noise * rng.normal(size=(prompts, 2)))
     grid = np.array(GRID, float)
     fall = (2.0 / grid) ** each[..., None] - (2.0 / grid[-1]) ** each[..., None]  # [P, S, K]

@@ -100,9 +100,17 @@ def test_true_scenes_are_right_and_noise_is_not(measured: PictureSets) -> None:
     assert fine.features.shape == (PROMPTS, 2, 1280)
 
 
-def test_the_report_is_written_from_the_files_alone(measured: PictureSets, material, tmp_path: Path) -> None:
-    setting = {"eps_karras": SETTINGS["eps_karras"]}
-    lines = write_report(setting, {"eps_karras": measured}, material[1], tmp_path, 0)
+@pytest.fixture
+def empty(measured: PictureSets, tmp_path: Path) -> PictureSets:
+    (tmp_path / "flow").mkdir()
+    return PictureSets(tmp_path / "flow", measured.prompts)
+
+
+def test_the_report_is_written_from_the_files_alone(
+    measured: PictureSets, empty: PictureSets, material, tmp_path: Path
+) -> None:
+    both = {name: SETTINGS[name] for name in ("eps_karras", "flow")}
+    lines = write_report(both, {"eps_karras": measured, "flow": empty}, material[1], tmp_path, 0)
     page, content = (tmp_path / "benchmark.md").read_text(), json.loads((tmp_path / "bench.json").read_text())
     found = content["settings"]["eps_karras"]
     assert found["schedules"][STOCK]["planner"] is None and found["schedules"][NESTED]["planner"] == "planner"
@@ -121,16 +129,10 @@ def test_the_report_is_written_from_the_files_alone(measured: PictureSets, mater
         assert (tmp_path / "images" / "benchmark" / f"{picture}.png").stat().st_size > 1000
         assert f"images/benchmark/{picture}.png" in page
     assert "{{" not in page and "{%" not in page
+    assert "Tiny Scenes Flow, euler / simple, cfg 3: not measured." in page
 
 
-def test_a_setting_that_is_not_rendered_is_named_and_nothing_at_all_is_refused(
-    measured: PictureSets, material, tmp_path: Path
-) -> None:
-    empty = PictureSets(tmp_path / "flow", measured.prompts)
-    empty.folder.mkdir()
-    both = {name: SETTINGS[name] for name in ("eps_karras", "flow")}
-    write_report(both, {"eps_karras": measured, "flow": empty}, material[1], tmp_path, 0)
-    assert "Tiny Scenes Flow, euler / simple, cfg 3: not measured." in (tmp_path / "benchmark.md").read_text()
+def test_without_any_measured_picture_there_is_no_report(empty: PictureSets, material, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing is rendered"):
         write_report({"flow": SETTINGS["flow"]}, {"flow": empty}, material[1], tmp_path, 0)
 
