@@ -94,14 +94,14 @@ def measure_all(sets: PictureSets) -> None:
     catalogue = Catalogue.load(sets.folder)
     classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
     _measure_truth(sets, classifier)
-    for method in catalogue.methods:
-        for batch in sets.batches(sets.covered(method.key)):
-            path = _measured(sets, f"{method.key}-{batch}")
-            if not path.is_file():
-                _measure_pictures(path, sets, sets.load(method.key, batch), batch, classifier)
     backends = Backends.from_values("tiny_scenes", "shipped")
-    for family in (STOCK, NESTED):
-        _measure_distances(sets, list(catalogue.family(family).values()), backends)
+    for batch in sets.batches(len(sets.prompts.prompts)):  # so that a stopped run has the first prompts of all methods
+        for method in catalogue.methods:
+            path = _measured(sets, f"{method.key}-{batch}")
+            if sets.file(method.key, batch).is_file() and not path.is_file():
+                _measure_pictures(path, sets, sets.load(method.key, batch), batch, classifier)
+        for family in (STOCK, NESTED):
+            _measure_distances(sets, list(catalogue.family(family).values()), batch, backends)
 
 
 def _measure_pictures(path: Path, sets: PictureSets, images: Tensor, batch: int, classifier: SceneClassifier) -> None:
@@ -133,20 +133,19 @@ def _measure_truth(sets: PictureSets, classifier: SceneClassifier) -> None:
     _save(path, wrong=np.array(wrong), **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
 
-def _measure_distances(sets: PictureSets, methods: Sequence[Method], backends: Backends) -> None:
+def _measure_distances(sets: PictureSets, methods: Sequence[Method], batch: int, backends: Backends) -> None:
     """Each count of one schedule to its target; what belongs to the target's picture is computed once."""
     target = methods[-1]
-    for batch in sets.batches(sets.covered(target.key)):
-        rendered = [m for m in methods if sets.file(m.key, batch).is_file()]
-        missing = [m for m in rendered if not _distance(sets, m, target, batch).is_file()]
-        if not missing:
-            continue
-        reference = sets.load(target.key, batch)
-        stack = torch.stack([sets.load(m.key, batch) for m in missing])  # [K, B, 3, H, W]
-        rows = [_to_target(stack[:, i], reference[i : i + 1], backends) for i in range(len(reference))]
-        for method, values in zip(missing, np.stack(rows, axis=1), strict=True):
-            _save(_distance(sets, method, target, batch), distances=values)
-        log.info("measured %d counts of batch %d against %s", len(missing), batch + 1, target.name)
+    rendered = [m for m in methods if sets.file(m.key, batch).is_file()]
+    missing = [m for m in rendered if not _distance(sets, m, target, batch).is_file()]
+    if not missing or target not in rendered:
+        return
+    reference = sets.load(target.key, batch)
+    stack = torch.stack([sets.load(m.key, batch) for m in missing])  # [K, B, 3, H, W]
+    rows = [_to_target(stack[:, i], reference[i : i + 1], backends) for i in range(len(reference))]
+    for method, values in zip(missing, np.stack(rows, axis=1), strict=True):
+        _save(_distance(sets, method, target, batch), distances=values)
+    log.info("measured %d counts of batch %d against %s", len(missing), batch + 1, target.name)
 
 
 def _distance(sets: PictureSets, method: Method, target: Method, batch: int) -> Path:

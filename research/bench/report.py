@@ -71,7 +71,7 @@ def _strips(sets: PictureSets, file: Path) -> list[str]:
     nested = list(catalogue.family(NESTED).values())
     prompts = min(measured_prompts(sets, family[-1].key) for family in (methods, nested))
     truth = truth_of(load_curves(sets, methods, prompts), (1.0,) * len(METRICS))
-    at = truth.d_sim[..., max(FEW_STEPS - int(truth.held.counts[0]), 0)]  # [P, S]
+    at = truth.d_sim[..., int(np.searchsorted(truth.held.counts[:-1], FEW_STEPS))]  # [P, S]
     places = np.argsort(-at, axis=None)
     changed = [divmod(int(place), sets.seeds) for place in places]
     return draw_strips(sets, catalogue, changed, file)
@@ -99,6 +99,7 @@ def page(found: Mapping[str, Any], goals: list[Goal], missing: Mapping[str, str]
         splits=SPLITS,
         metrics=METRICS,
         images=IMAGES.as_posix(),
+        few_steps=FEW_STEPS,
     )
 
 

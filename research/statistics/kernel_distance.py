@@ -29,6 +29,8 @@ def kernel_gap(x: FloatArray, y: FloatArray, within_y: FloatArray | None = None)
 
 
 def pair_mean(gap: FloatArray, weights: FloatArray) -> FloatArray:
-    """Mean over pairs of different prompts, each prompt counted `weights` times. gap: [P, P], weights: [..., P]."""
-    total = np.einsum("...p,pq,...q->...", weights, gap, weights, optimize=True)
-    return total / (weights.sum(axis=-1) ** 2 - (weights**2).sum(axis=-1))
+    """Mean over pairs of different prompts, each prompt counted `weights` times; NaN where only one prompt counts.
+    gap: [P, P], weights: [..., P]."""
+    total = ((weights @ gap) * weights).sum(axis=-1)
+    pairs = weights.sum(axis=-1) ** 2 - (weights**2).sum(axis=-1)
+    return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)

@@ -31,5 +31,5 @@ def prompt_share(values: FloatArray) -> float:
 
 def prompt_share_interval(values: FloatArray, seed: int) -> dict[str, float]:
     """With its 95 % bootstrap interval over prompts. values: [P, S], for instance log t*."""
-    found = with_levels(variance_share(values), variance_share(values[draws(len(values), seed)]))
-    return {name: max(float(np.nan_to_num(value)), 0.0) for name, value in found.items()}
+    value, drawn = (np.nan_to_num(variance_share(v)) for v in (values, values[draws(len(values), seed)]))
+    return {name: max(found, 0.0) for name, found in with_levels(value, drawn).items()}
