@@ -1,4 +1,4 @@
-"""The pack's one command line: `python -m budgetfusion_nodes calibrate | planners | store`.
+"""The pack's one command line: `python -m budgetfusion_nodes calibrate | planners | store | blind`.
 
 Exit codes: 0 done, 1 failed with the reason on the error output, 2 wrong options, 130 ended with Ctrl-C.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .command_line import calibrate, planners, store
+from .command_line import blind, calibrate, planners, store
 from .command_line.options import FAILED, INTERRUPTED, say
 from .core.errors import BudgetFusionError
 
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="'COMMAND --help' says what each takes.",
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (calibrate, planners, store):
+    for part in (calibrate, planners, store, blind):
         part.add_parser(commands)
     return made
 

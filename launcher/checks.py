@@ -77,7 +77,9 @@ def _heading(name: str) -> None:
 
 
 def _pytest(layout: Layout, report: Path, *args: str) -> list[str]:
-    return [str(layout.python), "-m", "pytest", "-q", f"--junitxml={report}", *args]
+    # a file's tests share what it sets up; two workers fill two cores, more only repeat the set-up
+    workers = str(min(4, os.cpu_count() or 1))
+    return [str(layout.python), "-m", "pytest", "-q", "-n", workers, "--dist=loadfile", f"--junitxml={report}", *args]
 
 
 def _run_pytest(

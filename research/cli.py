@@ -10,9 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import host_symbols, transfer
+from . import foreign_checkpoint, host_symbols, transfer
 from .bench import commands as bench_commands
 from .corpus import commands as corpus_commands
+from .memory import commands as memory_commands
 from .sweeps import nested_commands, noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
@@ -25,11 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
     tiny_scenes_commands.add_parser(groups)
     bench_commands.add_parser(groups)
     bench_commands.add_profile_parser(groups)
-    nested_commands.add_parser(groups)
+    study = groups.add_parser("study", help="studies of schedules and memory")
+    studies = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
+    nested_commands.add_parser(studies)
+    memory_commands.add_parser(studies)
     noisy_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
+    foreign_checkpoint.add_parser(groups)
     return parser
 
 

@@ -7,59 +7,36 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..core.errors import InputError
 from ..core.messages import message
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
-from ..host.paths import planner_folders
+from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
+from ..host.schedule import nested_sigmas
 from ..planning.service import Request, render_setting
 from ..planning.special import unsettled
 from . import prompts as prompt_sources
-from .count_job import run_count_job
 from .executors import InlineExecutor
-from .host_renderer import Graph, HostRenderer, choose_backends
-from .job import Job, Progress
-from .planner_folder import file_name, put_planner
+from .host_renderer import Graph, HostRenderer, Report, choose_backends
+from .job import Progress
+from .leading import Asked, Result, lead
+from .planner_folder import file_name
 from .prompts import CalibrationPrompt
 from .records import Subject
-from .report import curve_dict, draw, draw_levels, report_dict, report_text
-from .spec import Spec
-from .store import Store
+from .report import curve_dict
 
-STORE = ("budgetfusion", "calibration.sqlite3")
-"""In the host's user folder."""
 EVENT = "budgetfusion.calibration"
 """What the page receives while the job runs: {"node", "messages", "prompts", "wanted", "curve"}."""
 TELL_SECONDS = 0.5
 BUILT_IN, TEXT, FILE = "built-in", "text, one a line", "file in the input folder"
 SOURCES = (BUILT_IN, TEXT, FILE)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the node gives."""
-
-    name: str
-    text: str
-    picture: Tensor
-    """IMAGE [1, H, W, 3]."""
-    shown: dict[str, Any]
-    """For the page."""
-
-
-def store_path() -> Path:
-    """The store's file in the host's user folder."""
-    folder = importlib.import_module("folder_paths").get_user_directory()
-    return Path(folder).joinpath(*STORE)
 
 
 def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, ...]:
@@ -79,7 +56,7 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
 
 
 @dataclass
-class _Teller:
+class Teller:
     """The host's progress bar, and what the page draws on the node."""
 
     node: str | None
@@ -123,55 +100,36 @@ class _Teller:
         return self._bar
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the artist set on the node."""
-
-    spec: Spec
-    name: str
-    prompts: Sequence[CalibrationPrompt] = field(default_factory=tuple)
-
-
 def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
     """Runs the job to its end. InputError, UnsupportedError, CalibrationError say what is wrong and what to do; the
     host's own cancel passes. Whatever happens, what was measured is kept."""
+    teller = Teller(node)
+    executor, asked = prepare(graph, asked, clip_vision, teller.model_for)
+    return lead(store_path(), executor, asked, planner_folders()[0], teller)
+
+
+def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> tuple[InlineExecutor, Asked]:
+    """(who renders and measures, what is asked with everything decided that the graph decides)."""
     backends, metrics = choose_backends(graph.model, clip_vision)
     names = backends.names()
-    teller = _Teller(node)
-    renderer = HostRenderer(graph, backends, metrics, teller.model_for)
-    setting = setting_of(graph)
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
-    spec = replace(asked.spec, levels_only=noisy)
+    nested = None if noisy or asked.schedule == NESTED else NestedSchedule.from_text(asked.schedule)
+    spec = replace(asked.spec, levels_only=noisy, prefix_steps=0 if nested is None else nested.prefix_steps)
+    if nested is not None:  # a schedule that this model has no sigmas for is refused before anything is rendered
+        nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
+    renderer = HostRenderer(graph, backends, metrics, report, nested)
+    setting = replace(setting_of(graph), schedule=STOCK if nested is None else nested.to_text())
     subject = Subject(setting, spec.target, facts=graph.facts())
-    executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
-    name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
+    name = asked.name.strip() or planner_name(setting)
     file_name(name)  # a name that cannot be saved is refused before anything is rendered
-    folder = planner_folders()[0]
-    with Store.at(store_path()) as store:
-        job = Job(
-            store,
-            executor,
-            asked.prompts,
-            spec,
-            name,
-            lambda planner: put_planner(folder, planner, name),
-            teller,
-        )
-        result = _of_levels(job) if noisy else _of_curves(job)
-        if store.said is not None:
-            result = replace(result, text=f"{store.said.text()}\n{result.text}")
-    return result
+    executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
+    return executor, replace(asked, spec=spec, name=name)
 
 
-def _of_curves(job: Job) -> Result:
-    outcome = job.run()
-    return Result(outcome.file, report_text(outcome), draw(outcome.standing), report_dict(outcome))
-
-
-def _of_levels(job: Job) -> Result:
-    outcome = run_count_job(job)
-    text = "\n".join(one.text() for one in outcome.messages())
-    return Result(outcome.file, text, draw_levels(outcome.planner), outcome.to_dict())
+def planner_name(setting: Setting) -> str:
+    """By default: a planner of each schedule may lie side by side."""
+    kind = "" if setting.schedule == STOCK else f" {NESTED}"
+    return f"{setting.model_name} {setting.sampler_name} {setting.scheduler}{kind}"
 
 
 def setting_of(graph: Graph) -> Setting:

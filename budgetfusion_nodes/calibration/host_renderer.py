@@ -7,12 +7,11 @@ at a time: it is measured and forgotten, and nothing of a sweep accumulates.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +21,14 @@ from torch import Tensor
 from ..core.curves import METRICS
 from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
+from ..core.schedule import NestedSchedule
 from ..host.batch import empty_latent
 from ..host.conditioning import extract
-from ..host.first_evaluation import with_first_evaluation_reused
+from ..host.digest import digest_of
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
-from ..host.sampling import check_has_count, check_latent, decode, nfe, render
+from ..host.prefix_cache import PrefixCache
+from ..host.sampling import check_has_count, check_latent, decode, render
+from ..host.schedule import nested_sigmas
 from ..metrics.measure import Backends, Series
 from .records import Encoded, Measurement
 from .trajectory import RenderError
@@ -37,6 +39,8 @@ EMPTY = 1e-4
 """A picture whose brightest and darkest values lie closer is no picture: black, or one colour."""
 CACHED_BYTES = 256 << 20
 """Of encoded prompts that are kept between choosing and rendering them."""
+SHARED_BYTES = 256 << 20
+"""Of one trajectory's evaluations that its counts share."""
 BYTES_PER_PIXEL = 4 * 4 * 100
 """Working memory of measuring a picture beside its reference, about; the host frees that much before."""
 
@@ -119,30 +123,6 @@ def extras_of(positive: Any, own: Any) -> dict[str, Any]:
     return {key: value for key, value in positive[0][1].items() if key not in own[0][1]}
 
 
-def digest_of(value: Any) -> str:
-    """16 hex digits of a nested value: tensors by their content, other objects by their type."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            digest.update(str(key).encode())
-            _feed(digest, value[key])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(digest, item)
-    else:
-        plain = value is None or isinstance(value, (str, int, float, bool))
-        digest.update((repr(value) if plain else type(value).__name__).encode())
-
-
 def choose_backends(model: Any, clip_vision: Any) -> tuple[Backends, tuple[str, ...]]:
     """(backends, metrics). The shipped encoder knows Tiny Scenes alone; elsewhere I-CLIP needs a CLIP_VISION."""
     config = type(getattr(getattr(model, "model", None), "model_config", None)).__name__
@@ -161,8 +141,8 @@ class HostReference:
     series: tuple[Series, ...]
     """One for each frame that is measured."""
     samples: Tensor
-    model: Any
-    """The MODEL that remembers this trajectory's first evaluation."""
+    shared: PrefixCache = field(default_factory=lambda: PrefixCache(SHARED_BYTES))
+    """The evaluations that all counts of this trajectory begin with."""
 
     def to_bytes(self) -> bytes:
         return save({"samples": self.samples.cpu().contiguous()})
@@ -175,8 +155,15 @@ Report = Callable[[int, Any], Any]
 class HostRenderer:
     """See `trajectory.Renderer`."""
 
-    def __init__(self, graph: Graph, backends: Backends, metrics: Sequence[str], report: Report) -> None:
-        self.graph, self.backends, self.metrics = graph, backends, tuple(metrics)
+    def __init__(
+        self,
+        graph: Graph,
+        backends: Backends,
+        metrics: Sequence[str],
+        report: Report,
+        schedule: NestedSchedule | None = None,
+    ) -> None:
+        self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
         self._report = report
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
@@ -187,30 +174,32 @@ class HostRenderer:
         return Encoded.of(tokens, pooled)
 
     def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
-        model = with_first_evaluation_reused(self.graph.model)
+        shared = PrefixCache(SHARED_BYTES)
         with _failures(careful):
             started = time.perf_counter()
-            samples = load(kept)["samples"] if kept is not None else self._sample(model, text, seed, steps)
+            if kept is not None:
+                samples, evaluations = load(kept)["samples"], 0
+            else:
+                samples, evaluations = self._sample(shared, text, seed, steps)
             pictures = self._decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
             decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
             measured = time.perf_counter()
         distances = dict.fromkeys(self.metrics, 0.0)
-        evaluations = nfe(self.graph.sampler_name, steps)
         found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
-        return HostReference(found, series, samples, model)
+        return HostReference(found, series, samples, shared)
 
     def measure(self, reference: HostReference, text: str, seed: int, steps: int, careful: bool) -> Measurement:
         with _failures(careful):
             started = time.perf_counter()
-            pictures = self._decode(self._sample(reference.model, text, seed, steps))
+            samples, evaluations = self._sample(reference.shared, text, seed, steps)
+            pictures = self._decode(samples)
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
             decibel = self._mean([frame.decibel for frame in frames])
             measured = time.perf_counter()
-        evaluations = nfe(self.graph.sampler_name, steps) - 1  # the first is the reference's
         return Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
 
     @staticmethod
@@ -227,12 +216,13 @@ class HostRenderer:
             self._bytes -= _size(self._encoded.popitem(last=False)[1])
         return known
 
-    def _sample(self, model: Any, text: str, seed: int, steps: int) -> Tensor:
-        """The latent [1, C, ...] after `steps` steps."""
+    def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
+        """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
         graph = self.graph
         positive = self._conditioning(text)
+        sigmas, prefix_steps = self._sigmas(steps)
         done = render(
-            self._report(steps, model),
+            self._report(steps, graph.model),
             seed,
             steps,
             graph.cfg,
@@ -241,11 +231,22 @@ class HostRenderer:
             positive,
             graph.negative,
             dict(graph.latent),
+            sigmas=sigmas,
+            prefix_steps=prefix_steps,
+            cache=shared,
         )
         samples = done.latent["samples"]
         if not torch.isfinite(samples).all():
             raise RenderError(message("render_not_finite").text())
-        return samples
+        return samples, done.evaluations - done.replayed
+
+    def _sigmas(self, steps: int) -> tuple[Tensor | None, int]:
+        """(what to run along, steps that all counts share); None: the scheduler's own."""
+        graph, schedule = self.graph, self.schedule
+        if schedule is None:
+            return None, 0
+        sigmas = nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, schedule, steps)
+        return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
 
     def _decode(self, samples: Tensor) -> Tensor:
         """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..predictor.dataset import SweepDataset, select, true_quality
 from ..predictor.fit import FitOptions, fit_scale
 from ..predictor.mean_curve import Comparison
 from ..predictor.planner_file import AnyPlanner
+from .claims import Claims
 from .dataset import build_dataset
 from .executors import Executor
 from .prompts import CalibrationPrompt, rendering_order
@@ -30,7 +31,7 @@ from .records import Encoded
 from .spec import Spec
 from .standing import Standing, make_standing
 from .stopping import GUIDE_STEP, LEAST_GUIDES, guide_counts, is_settled, roles
-from .store import KeptPlanner, Store
+from .store import Kept, KeptPlanner, Store
 from .trajectory import Failed, Finished, Measured, Work, next_count
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,14 @@ log = logging.getLogger(__name__)
 FIRST, EVERY = 9, 10
 """Prompts after which a planner is made: as soon as 10 % can be promised, then every ten."""
 LEAST_FAILURES, SHARE_FAILED = 3, 0.2
+LOOK_AGAIN_SECONDS = 1.0
+"""Between looks at what another process still renders, when nothing else is left."""
 GROWTH = 1.4
 """Networks are compared again when there are this many times as many prompts."""
+
+
+_Place = tuple[int, int]
+"""(prompt in the order of rendering, which of its seeds)."""
 
 
 class CalibrationError(BudgetFusionError):
@@ -130,10 +137,19 @@ class Job:
         self._setting_id = self.store.setting_id(self.executor.subject)
         self._backends_id = self.store.backends_id(self.executor.backends)
         self._order, self._ids = self._chosen()
+        self._held: list[_Place] = []
         self._open = [self.spec.amount.seeds] * len(self._order)  # trajectories of each prompt that are not done
         self._aside = self._tried = self._complete = 0
         self._forgive()
-        works = self._works()
+        with Claims(self.store) as self._claims:
+            self._render(product(range(len(self._order)), range(self.spec.amount.seeds)))
+            while self._held and not self._stopped:
+                time.sleep(LOOK_AGAIN_SECONDS)
+                held, self._held = self._held, []
+                self._render(held)
+
+    def _render(self, places: Iterable[_Place]) -> None:
+        works = self._works(places)
         first = list(islice(works, 1))  # counts what is kept already: the first word is of what is left
         self.listen(self.progress())
         for work, event in self.executor.run(chain(first, works)):
@@ -161,26 +177,41 @@ class Job:
     def _encode(self, prompt: CalibrationPrompt) -> Encoded:
         return self.executor.encode(prompt.text)
 
-    def _works(self) -> Iterator[Work]:
-        for place, prompt in enumerate(self._order):
-            for index in range(self.spec.amount.seeds):
+    def _works(self, places: Iterable[_Place]) -> Iterator[Work]:
+        """What is open. What another process renders is looked at again before each next one, and is in `_held`."""
+        for place in places:
+            held, self._held = self._held, []
+            for one in (*held, place):
                 if self._stopped:
                     return
-                work = self._work(place, prompt.text, prompt.seed(index))
+                work = self._work(*one, waited=one in held)
                 if work is not None:
                     yield work
 
-    def _work(self, place: int, text: str, seed: int) -> Work | None:
-        """What is open of one trajectory; None, and counted as done, where nothing is."""
-        spec = self.spec
-        kept = self.store.trajectory(self._setting_id, self._ids[place], seed, self._backends_id)
+    def _work(self, place: int, index: int, waited: bool) -> Work | None:
+        """What is open of one trajectory; None where another process renders it, or where nothing is, which counts as
+        done."""
+        spec, seed = self.spec, self._order[place].seed(index)
+        kept = self._kept(place, seed)
+        if not self._is_over(kept):
+            if not self._claims.take(kept.trajectory_id):
+                self._held.append((place, index))
+                return None
+            kept = self._kept(place, seed)  # another process may have measured more of it before it let it go
         self._tried += 1
-        tolerance = spec.amount.tolerance
-        if kept.set_aside is not None or next_count(spec.grid, kept.measured, tolerance) is None:
+        if self._is_over(kept):
             self._aside += kept.set_aside is not None
-            self._done(place, new=False)
+            self._done(place, new=waited)
             return None
+        text, tolerance = self._order[place].text, spec.amount.tolerance
         return Work(kept.trajectory_id, self._ids[place], text, seed, spec.grid, tolerance, kept.measured, kept.latent)
+
+    def _kept(self, place: int, seed: int) -> Kept:
+        return self.store.trajectory(self._setting_id, self._ids[place], seed, self._backends_id)
+
+    def _is_over(self, kept: Kept) -> bool:
+        spec = self.spec
+        return kept.set_aside is not None or next_count(spec.grid, kept.measured, spec.amount.tolerance) is None
 
     def _take(self, work: Work, event: Any) -> None:
         place = self._ids.index(work.prompt_id)
@@ -190,6 +221,7 @@ class Job:
             self._tally.renders += 1
             self._tally.evaluations += found.steps
             self._tally.seconds += found.render_seconds + found.measure_seconds
+            self._claims.renew(work.trajectory_id)
         elif isinstance(event, Failed):
             self.store.set_aside(work.trajectory_id, event.steps, event.reason)
             self._aside += 1
@@ -208,7 +240,7 @@ class Job:
 
     def _done(self, place: int, new: bool) -> None:
         self._open[place] -= 1
-        while self._complete < len(self._open) and self._open[self._complete] <= 0:
+        while not self._stopped and self._complete < len(self._open) and self._open[self._complete] <= 0:
             self._complete += 1
             if self._complete == FIRST or self._complete % EVERY == 0:
                 self._milestone(new)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     Connection,
     Float,
@@ -16,6 +17,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
+    select,
 )
 
 APPLICATION_ID = 0x42464331
@@ -93,8 +96,79 @@ planners = Table(
     Column("figures", JSON, nullable=False),
     Column("made", Float, nullable=False),
 )
+choices = Table(
+    "choices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),  # digest of the two pictures, label and question: judged once
+    Column("label", Text, nullable=False),
+    Column("question", Text, nullable=False),  # "better", or "nearer" to a reference
+    Column("quality", Float, nullable=False),  # of the picture with fewer steps
+    Column("chose_full", Boolean, nullable=False),
+    Column("coin", Boolean, nullable=False),  # no difference was seen, and a coin chose
+    Column("full_left", Boolean, nullable=False),
+    Column("facts", JSON, nullable=False),  # of the plan, where one was connected
+    Column("at", Float, nullable=False),
+)
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),  # float16, predictor/memory_space.py
+)
+memories = Table(
+    "memories",
+    metadata,
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
+    Column("at", Float, nullable=False),  # when it was measured
+    Column("source", Text, nullable=False),  # what measured it: records.SOURCES
+    Column("predictor", Text),  # fingerprint of the predictor that said ...
+    Column("predicted", LargeBinary),  # ... before: float32 [2, K] median and high shortfall over the scale
+)
+claims = Table(
+    "claims",
+    metadata,
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
+    Column("owner", Text, nullable=False),  # the process that renders it: claims.py
+    Column("until", Float, nullable=False),
+)
+
+
+def _calibration(connection: Connection) -> None:
+    """Version 1: everything that a calibration measures."""
+    first = (settings, prompts, trajectories, backends, measurements, set_aside, planners)
+    metadata.create_all(connection, tables=first)
+
+
+def _claims(connection: Connection) -> None:
+    """Who renders what now."""
+    claims.create(connection, checkfirst=True)
+
+
+def _blind_test(connection: Connection) -> None:
+    """Choices of the Blind Test."""
+    choices.create(connection, checkfirst=True)
+
+
+def _remember_what_is_there(connection: Connection) -> None:
+    """Finished trajectories can be looked up."""
+    from ..predictor.memory_space import signature
+    from .records import Encoded
+
+    for table in (signatures, memories):
+        table.create(connection, checkfirst=True)
+    for row in connection.execute(select(prompts.c.id, prompts.c.features)).all():
+        encoded = Encoded.from_bytes(row.features)
+        vector = signature(encoded.tokens, encoded.pooled).tobytes()
+        connection.execute(signatures.insert().values(prompt_id=row.id, vector=vector))
+    finished = select(trajectories.c.id, settings.c.created, literal("calibrate")).join_from(trajectories, settings)
+    measured = select(measurements.c.trajectory_id)
+    finished = finished.where(trajectories.c.latent.is_(None), trajectories.c.id.in_(measured))
+    connection.execute(memories.insert().from_select(["trajectory_id", "at", "source"], finished))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims, _blind_test, _remember_what_is_there)
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""
 

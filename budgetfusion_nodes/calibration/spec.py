@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..core.curves import DEFAULT_GRID, validate_grid
 from ..core.errors import InputError
+from ..core.messages import message
 
 FEW_STEPS = 12
 """A model that is rendered with at most this many (a distilled one) is measured at every count."""
@@ -35,20 +37,29 @@ AMOUNTS: dict[str, Amount] = {
 }
 """quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there."""
 THOROUGHNESS = tuple(AMOUNTS)
+CRUDEST = DEFAULT_GRID[0]
+"""The least count of a model that is no distilled one."""
 EVERY_COUNT = -1.0
 """A tolerance within which no count is as good as the target, so that none is left out."""
 
 
-def grid_for(target: int, counts: int) -> tuple[int, ...]:
-    """Step counts for a model that is rendered with `target` steps: all for a distilled one, else spread in log n.
+def grid_for(target: int, counts: int, prefix_steps: int = 0) -> tuple[int, ...]:
+    """Step counts for a model that is rendered with `target` steps: all for a distilled one, else spread in log n; with
+    a nested schedule the steps of the tail are.
 
-    Grids of fewer counts are parts of those of more, so that a thorough calibration uses what a quick one measured.
+    Grids of fewer counts are parts of those of more, so that a thorough calibration uses what a quick one measured. The
+    first count is as crude with every schedule, because its renders are the unit of quality.
     """
     if target < 2:
         raise InputError("max_steps must be 2 or more: a model of one step has nothing to plan.")
-    if target <= FEW_STEPS:
+    if prefix_steps:
+        if target <= prefix_steps + 1:
+            raise InputError(message("schedule_no_room", max=target, prefix=prefix_steps))
+        full = _nested(target, prefix_steps)
+    elif target <= FEW_STEPS:
         return validate_grid(range(1, target + 1))
-    full = _spread(target, len(DEFAULT_GRID))
+    else:
+        full = _spread(CRUDEST, target, len(DEFAULT_GRID))
     if counts >= len(full):
         return full
     # the smallest counts cost nearly nothing and say most: thin out from the middle on
@@ -56,11 +67,18 @@ def grid_for(target: int, counts: int) -> tuple[int, ...]:
     return tuple(full[i] for i in sorted(kept))
 
 
-def _spread(target: int, counts: int) -> tuple[int, ...]:
-    """`counts` whole numbers from 2 to `target`, about equally far apart in log n; 50 gives DEFAULT_GRID."""
-    if target == DEFAULT_GRID[-1]:
+def _nested(target: int, prefix_steps: int) -> tuple[int, ...]:
+    """The crudest count, and then the prefix with tails from 1 step on."""
+    tails = _spread(1, target - prefix_steps, len(DEFAULT_GRID) - 1)
+    return validate_grid([min(CRUDEST, prefix_steps), *(prefix_steps + tail for tail in tails)])
+
+
+def _spread(least: int, target: int, counts: int) -> tuple[int, ...]:
+    """At most `counts` whole numbers from `least` to `target`, about equally far apart in log n; 2 to 50 gives
+    DEFAULT_GRID."""
+    if (least, target) == (CRUDEST, DEFAULT_GRID[-1]):
         return DEFAULT_GRID
-    found = [2]
+    found = [least]
     for index in range(1, counts):
         left = counts - index
         ratio = (target / found[-1]) ** (1.0 / left)
@@ -79,6 +97,8 @@ class Spec:
     """Whether the prompts' texts are stored."""
     levels_only: bool = False
     """Of a sampler that does not settle: every count is rendered, and no curves are fitted."""
+    prefix_steps: int = 0
+    """Of a nested schedule: steps that every count but the crudest begins with."""
 
     def __post_init__(self) -> None:
         if self.thoroughness not in AMOUNTS:
@@ -91,8 +111,13 @@ class Spec:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        return grid_for(self.target, self.amount.counts)
+        return grid_for(self.target, self.amount.counts, self.prefix_steps)
 
     def most_evaluations(self, prompts: int) -> int:
         """Steps over all trajectories where none settles early; what samplers take per step comes on top."""
-        return prompts * self.amount.seeds * sum(self.grid)
+        return prompts * self.amount.seeds * self.computed_steps(self.grid)
+
+    def computed_steps(self, counts: Sequence[int]) -> int:
+        """Steps of one trajectory with these counts, those of a shared prefix counted once."""
+        sharing = sum(n > self.prefix_steps for n in counts)
+        return sum(counts) - self.prefix_steps * max(0, sharing - 1)

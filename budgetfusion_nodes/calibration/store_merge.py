@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import InputError
 from . import schema
 from .store import Store
+from .store_file import disposing, new_engine
 
 _COPY = (
     # name of the table, columns, where they come from
@@ -17,6 +18,10 @@ _COPY = (
     "SELECT digest, setting, schedule, target, facts, created FROM other.settings",
     "INSERT OR IGNORE INTO prompts (digest, features, category, text) "
     "SELECT digest, features, category, text FROM other.prompts",
+    "UPDATE prompts SET features = (SELECT features FROM other.prompts o WHERE o.digest = prompts.digest) "
+    "WHERE length(features) = 0 AND digest IN (SELECT digest FROM other.prompts)",
+    "INSERT OR IGNORE INTO signatures (prompt_id, vector) SELECT p.id, s.vector FROM other.signatures s "
+    "JOIN other.prompts o ON o.id = s.prompt_id JOIN prompts p ON p.digest = o.digest",
     "INSERT OR IGNORE INTO backends (names) SELECT names FROM other.backends",
     "CREATE TEMP TABLE same_trajectory AS SELECT o.id AS theirs, s.id AS setting_id, p.id AS prompt_id, o.seed AS seed "
     "FROM other.trajectories o JOIN other.settings os ON os.id = o.setting_id JOIN settings s ON s.digest = os.digest "
@@ -32,15 +37,22 @@ _COPY = (
     "INSERT OR IGNORE INTO set_aside (trajectory_id, steps, reason, at) SELECT o.ours, a.steps, a.reason, a.at "
     "FROM other.set_aside a JOIN ours o ON o.theirs = a.trajectory_id "
     "WHERE o.ours NOT IN (SELECT trajectory_id FROM measurements)",
+    "INSERT OR IGNORE INTO choices (key, label, question, quality, chose_full, coin, full_left, facts, at) "
+    "SELECT key, label, question, quality, chose_full, coin, full_left, facts, at FROM other.choices",
+    "INSERT OR IGNORE INTO memories (trajectory_id, at, source, predictor, predicted) SELECT o.ours, m.at, m.source, "
+    "m.predictor, m.predicted FROM other.memories m JOIN ours o ON o.theirs = m.trajectory_id",
 )
 
 
 def merge_store(store: Store, path: Path) -> int:
-    """How many measurements came in. InputError where `path` is no store of this version; it is only read."""
+    """How many measurements came in. InputError where `path` is no store of this version or an earlier one; it is only
+    read."""
     _check(path)
     with tempfile.TemporaryDirectory() as scratch:  # a copy: SQLite makes journals beside what it attaches
         copy = Path(scratch) / "other.sqlite3"
         copy.write_bytes(path.read_bytes())
+        with disposing(new_engine(copy)) as engine, engine.begin() as connection:
+            schema.migrate(connection)
         return store.attach(copy, _COPY)
 
 
@@ -57,8 +69,8 @@ def _check(path: Path) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise InputError(f"{path.name} cannot be read as a calibration store ({error}). {remedy}") from error
-    if owner != schema.APPLICATION_ID or version != len(schema.MIGRATIONS):
-        raise InputError(f"{path.name} is no calibration store of this version. {remedy}")
+    if owner != schema.APPLICATION_ID or not 1 <= version <= len(schema.MIGRATIONS):
+        raise InputError(f"{path.name} is no calibration store that this version can read. {remedy}")
     if check != "ok" or programs[0]:
         raise InputError(f"{path.name} is damaged or carries more than measurements. {remedy}")
 

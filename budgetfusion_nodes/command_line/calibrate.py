@@ -7,14 +7,18 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import InputError
 from ..core.messages import Message
+from .client import definitions, run_graph
 from .comfyui import find_comfyui, running_server
 from .graphs import around_checkpoint, read_graph, with_calibrate
 from .options import INTERRUPTED, add_json, number, say, whole
+from .page_format import Info
 
 EVENT = "budgetfusion.calibration"
 
@@ -30,7 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--workflow", type=Path, metavar="GRAPH.json", help="a graph exported for the API: its sampler is calibrated"
+        "--workflow", type=Path, metavar="GRAPH.json", help="a saved or exported graph: its sampler is calibrated"
     )
     what.add_argument("--checkpoint", metavar="FILE", help="a name in models/checkpoints")
     parser.add_argument(
@@ -46,6 +50,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--steps", type=whole(2, 1000), help="the count whose picture counts as full quality (50, or the graph's)"
     )
+    parser.add_argument(
+        "--schedule",
+        help="nested: look for one, stock: the scheduler's own, or one that is known: 'nested 5@1.0' is 5 steps down "
+        "to sigma 1 for every count (nested, or the graph's)",
+    )
     group = parser.add_argument_group("with --checkpoint")
     group.add_argument("--sampler", default="euler", help="(%(default)s)")
     group.add_argument("--scheduler", default="normal", help="(%(default)s)")
@@ -53,6 +62,12 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--width", type=whole(16, 16384), default=512, help="pixels (%(default)s)")
     group.add_argument("--height", type=whole(16, 16384), default=512, help="pixels (%(default)s)")
     group.add_argument("--negative", default="", help="negative prompt (empty)")
+    _add_where(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--server", metavar="URL", help="a running ComfyUI (one is started from the ComfyUI around the pack)"
@@ -65,16 +80,28 @@ def add_parser(commands: Any) -> None:
         metavar="OPTION",
         help="for its main.py, e.g. --comfyui-option=--lowvram; may be repeated",
     )
-    add_json(parser)
-    parser.set_defaults(run=run)
+    many = parser.add_argument_group("on many GPUs or machines (docs/many_machines.md)")
+    many.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="one ComfyUI for each GPU of a Ray cluster; without ADDRESS, of this machine",
+    )
+    many.add_argument("--workers", type=whole(1, 1000), help="how many (one a GPU)")
 
 
 def run(args: argparse.Namespace) -> int:
-    graph, node = build(args)
+    if args.ray is not None and args.server:
+        raise InputError("--ray starts a ComfyUI for each worker, and --server names one that runs. Give one of them.")
     with contextlib.ExitStack() as stack:
-        url = args.server or stack.enter_context(running_server(find_comfyui(args.base_directory), args.comfyui_option))
+        url = cache(lambda: args.server or stack.enter_context(_server(args)))  # started when it is needed
+        graph, node = build(args, lambda: asyncio.run(definitions(url())))
         try:
-            shown = asyncio.run(_run(url, graph, node, args.json))
+            if args.ray is not None:
+                stack.close()  # a graph in the page's format needed one
+                return _with_ray(args, graph, node)
+            shown = asyncio.run(_run(url(), graph, node, args.json))
         except KeyboardInterrupt:
             say("Ended. What was measured is kept; run the command again to go on.", sys.stderr)
             return INTERRUPTED
@@ -84,16 +111,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """(graph, id of its Calibrate node), with what was given on the command line in place."""
+def _server(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
+    return running_server(find_comfyui(args.base_directory), args.comfyui_option)
+
+
+def _with_ray(args: argparse.Namespace, graph: Mapping[str, Any], node: str) -> int:
+    from .ray_calibrate import calibrate, executor_of
+
+    comfyui = find_comfyui(args.base_directory)
+    with executor_of(args.ray, args.workers, graph, node, comfyui, args.comfyui_option) as executor:
+        result, throughput = calibrate(executor, comfyui, args.json)
+    details = {**result.shown, "throughput": throughput.to_dict()}
+    say(json.dumps(details, indent=1) if args.json else f"{result.text}\n{throughput.text()}")
+    return 0
+
+
+def build(args: argparse.Namespace, info: Callable[[], Info]) -> tuple[dict[str, Any], str]:
+    """(graph, id of its Calibrate node), with what was given on the command line in place. info: see `read_graph`."""
     if args.workflow is not None:
-        graph, node = with_calibrate(read_graph(args.workflow), args.steps)
+        graph, node = with_calibrate(read_graph(args.workflow, info), args.steps)
     else:
         steps = args.steps or 50
         given = (args.negative, args.sampler, args.scheduler, args.cfg, steps, args.width, args.height)
         graph, node = with_calibrate(around_checkpoint(args.checkpoint, *given))
     inputs: dict[str, Any] = graph[node]["inputs"]
     given_here = {"thoroughness": args.thoroughness, "name": args.name, "max_steps": args.steps}
+    given_here |= {"schedule": args.schedule}
     inputs |= {name: value for name, value in given_here.items() if value is not None}
     if args.prompts is not None:
         from ..calibration.prompts import from_file
@@ -105,8 +148,6 @@ def build(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 async def _run(url: str, graph: Mapping[str, Any], node: str, quiet: bool) -> dict[str, Any]:
     from tqdm import tqdm
-
-    from .client import run_graph
 
     with tqdm(total=1, unit="step", file=sys.stderr, disable=quiet, dynamic_ncols=True) as bar:
 

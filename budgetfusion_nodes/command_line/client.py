@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from .comfyui import ServerError
+from .comfyui import ServerError, ServerGone
 
 SILENCE_SECONDS = 1800.0
 """A step of a large model on a CPU takes minutes; half an hour without a word is a hang."""
@@ -19,7 +19,8 @@ Follow = Callable[[str, Mapping[str, Any]], None]
 
 
 async def run_graph(url: str, graph: Mapping[str, Any], node: str, follow: Follow) -> dict[str, Any]:
-    """What `node` showed in the end. ServerError with the host's own words where it refused or failed."""
+    """What `node` showed in the end. ServerError with the host's own words where it refused or failed, ServerGone where
+    it does not answer."""
     url, client = url.rstrip("/"), uuid.uuid4().hex
     try:
         async with (
@@ -34,7 +35,20 @@ async def run_graph(url: str, graph: Mapping[str, Any], node: str, follow: Follo
                 await _cancel(http, url, prompt)
                 raise
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise ServerError(f"No ComfyUI answers at {url} ({error}). Start it, or leave --server out.") from error
+        raise _no_answer(url, error) from error
+
+
+async def definitions(url: str) -> dict[str, Any]:
+    """Every node of a running ComfyUI, as its /object_info answers. ServerGone where none answers."""
+    try:
+        async with aiohttp.ClientSession() as http, http.get(f"{url.rstrip('/')}/object_info") as answer:
+            return await answer.json()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise _no_answer(url, error) from error
+
+
+def _no_answer(url: str, error: Exception) -> ServerGone:
+    return ServerGone(f"No ComfyUI answers at {url} ({error}). Start it, or leave --server out.")
 
 
 async def _check_node(http: aiohttp.ClientSession, url: str, kind: str) -> None:
@@ -68,7 +82,7 @@ async def _followed(socket: Any, prompt: str, node: str, follow: Follow) -> dict
         if message.type == aiohttp.WSMsgType.BINARY:
             continue
         if message.type != aiohttp.WSMsgType.TEXT:
-            raise ServerError("ComfyUI ended in the middle. What was measured is kept; run the command again.")
+            raise ServerGone("ComfyUI ended in the middle. What was measured is kept; run the command again.")
         content = json.loads(message.data)
         kind, data = str(content.get("type")), content.get("data") or {}
         if data.get("prompt_id", prompt) != prompt:

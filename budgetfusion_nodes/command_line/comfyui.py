@@ -19,14 +19,19 @@ from ..core.errors import BudgetFusionError
 
 ADDRESS = "127.0.0.1"
 START_SECONDS = 300.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 15.0
 PACK = Path(__file__).parents[2]
+GUARD = Path(__file__).with_name("guard.py")
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local server: no proxy is asked
 
 
 class ServerError(BudgetFusionError):
     """There is no ComfyUI to work with, or it did not do what was asked."""
+
+
+class ServerGone(ServerError):
+    """It did not start, or does not answer any more; another one may do the same work."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,11 @@ def running_server(comfyui: ComfyUI, more: Sequence[str] = ()) -> Iterator[str]:
     command += [] if "--cpu" in more or _has_accelerator(comfyui.python) else ["--cpu"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, *more], cwd=comfyui.folder, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            [sys.executable, "-I", str(GUARD), *command, *more],
+            cwd=comfyui.folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
         )
         try:
             url = f"http://{ADDRESS}:{port}"
@@ -91,11 +100,11 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: obje
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerError(f"ComfyUI ended at once. It said:\n{_tail(log)}")
+            raise ServerGone(f"ComfyUI ended at once. It said:\n{_tail(log)}")
         with contextlib.suppress(urllib.error.URLError, OSError), _opener.open(f"{url}/system_stats", timeout=5):
             return
         time.sleep(0.25)
-    raise ServerError(f"ComfyUI did not answer within {START_SECONDS:.0f} s. It said:\n{_tail(log)}")
+    raise ServerGone(f"ComfyUI did not answer within {START_SECONDS:.0f} s. It said:\n{_tail(log)}")
 
 
 def _tail(log: object, lines: int = 15) -> str:
@@ -104,7 +113,8 @@ def _tail(log: object, lines: int = 15) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    if process.stdin is not None:
+        process.stdin.close()  # the guard ends the server
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from .page_format import Info, to_prompt
 
 CALIBRATE = "BudgetFusion_Calibrate"
 NODE = "budgetfusion_calibrate"
@@ -19,20 +20,32 @@ ENCODERS = ("CLIPTextEncode", "TextEncode")
 Graph = dict[str, dict[str, Any]]
 
 
-def read_graph(path: Path) -> Graph:
-    """A graph in API format. InputError for anything else, the page's own format named as such."""
+def read_graph(path: Path, definitions: Callable[[], Info]) -> Graph:
+    """A graph in API format, from a file in that format or in the page's own. InputError for anything else.
+
+    definitions: what the host's /object_info answers; asked for a file in the page's format only, where values of
+    widgets lie without names.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--workflow: {path.name} cannot be read as JSON ({error}).") from error
     if isinstance(content, dict) and "nodes" in content and "links" in content:
-        raise InputError(
-            f"--workflow: {path.name} is in the page's format. Save it with Workflow > Export (API) and give that file."
-        )
+        content = _converted(path, content, definitions())
     nodes = content.values() if isinstance(content, dict) else ()
     if not nodes or not all(isinstance(n, dict) and isinstance(n.get("inputs"), dict) for n in nodes):
         raise InputError(f"--workflow: {path.name} is no ComfyUI graph. Save one with Workflow > Export (API).")
     return content
+
+
+def _converted(path: Path, page: Mapping[str, Any], info: Info) -> Graph:
+    try:
+        return to_prompt(page, info)
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
+        raise InputError(
+            f"--workflow: {path.name} is in the page's format and cannot be read ({type(error).__name__}: {error}). "
+            "Open it in ComfyUI, save it with Workflow > Export (API), and give that file."
+        ) from error
 
 
 def around_checkpoint(

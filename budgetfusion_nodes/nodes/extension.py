@@ -6,12 +6,23 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host.paths import register_folders
 from .adaptive_ksampler import AdaptiveKSampler
+from .blind_test import BlindTest
 from .budget_planner import BudgetPlanner
 from .calibrate import Calibrate
+from .learn import Learn
 from .metric_probe import PerceptualMetricProbe
+from .routes import register_routes
 from .step_sweep import StepSweep
 
-NODES: list[type[io.ComfyNode]] = [BudgetPlanner, AdaptiveKSampler, StepSweep, PerceptualMetricProbe, Calibrate]
+NODES: list[type[io.ComfyNode]] = [
+    BudgetPlanner,
+    AdaptiveKSampler,
+    StepSweep,
+    PerceptualMetricProbe,
+    Calibrate,
+    BlindTest,
+    Learn,
+]
 
 
 class BudgetFusionExtension(ComfyExtension):
@@ -22,8 +33,9 @@ class BudgetFusionExtension(ComfyExtension):
 
 
 def prepare_host() -> None:
-    """Model folders and the Tiny Scenes architecture, before anything can be loaded."""
+    """Model folders, the Tiny Scenes architecture and the page's routes, before anything can be loaded."""
     from ..tiny_scenes.host_model import register
 
     register_folders()
     register()
+    register_routes()

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.curves import FloatArray, all_counts, interpolate_log_n, tail_max
 from ..core.errors import InputError
 from ..core.risk import calibrate, controlled_theta, critical_thetas
+from ..core.schedule import least_steps
 from .dataset import SweepDataset, select, true_quality
 from .features import (
     LEAST_SPREAD,
@@ -162,7 +163,7 @@ def compare_in_folds(
     truth = true_quality(own, scale)
     uppers = _out_of_fold(own, scale, seed, options, before_fold)
     needs = [critical_thetas(upper, truth, quality) for upper in uppers]
-    counts = np.asarray(all_counts(own.grid))
+    counts = np.maximum(all_counts(own.grid), least_steps(own.setting.schedule))
 
     def steps(which: int, rows: NDArray[np.int64]) -> FloatArray:
         theta = controlled_theta(needs[which][rows], risk)

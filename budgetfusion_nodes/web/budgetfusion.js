@@ -5,27 +5,24 @@
 import { api } from "../../scripts/api.js";
 // @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
+import { BlindTestPanel, waitingAt } from "./blind_test.js";
 import { CalibrationPanel, listenForCalibrations } from "./calibration.js";
+import { chain, executionIds, fit, isLinked, outputKey, workflowId } from "./host_nodes.js";
 import { keep, recall } from "./kept.js";
+import { Learner } from "./learn.js";
 import { count, said, setMessages, t } from "./messages.js";
 import { PlanPanel, options } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
 import { Totals, showTotals } from "./totals.js";
 
 /**
- * @typedef {{name: string, value: any, margin?: number, serialize?: boolean, callback?: (...values: any[]) => any}} Widget
- * @typedef {{name: string, link: number | null, widget?: {name: string}}} Slot
- * @typedef {{id: number | string, comfyClass?: string, title: string, size: [number, number],
- *   graph: any, widgets?: Widget[], inputs?: Slot[],
- *   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget,
- *   setSize(size: [number, number]): void, computeSize(): [number, number],
- *   getInputNode(slot: number): GraphNode | null, setDirtyCanvas(front: boolean, back: boolean): void,
- *   onExecuted?: Function, onRemoved?: Function, onConnectionsChange?: Function}} GraphNode
- * What of LiteGraph's node is used here.
- * @typedef {import("./plan_view.js").Plan} Plan
+ * @typedef {import("./host_nodes.js").GraphNode} GraphNode
+ * @typedef {import("./host_nodes.js").Widget} Widget
  */
 
 const WIDTH = 340; // pixels at which headline and receipt need no second line
+const PAIR_WIDTH = 640; // two pictures side by side
+const BLIND_TEST = "/budgetfusion/blind_test"; // nodes/routes.py
 const WIDGET_MARGIN = 10; // what the page leaves on each side of a DOM widget unless it says otherwise
 const TOAST_MS = 12000;
 
@@ -42,12 +39,15 @@ const LIVE = { quality: "quality", min_steps: "minSteps", max_steps: "maxSteps",
 const QUALITY = "BudgetFusion.DefaultQuality";
 const ON_FALLBACK = "BudgetFusion.OnFallback";
 const BAND = "BudgetFusion.ShowBand";
+const LEARN = "BudgetFusion.LearnPerHour";
 const SHIPPED_QUALITY = 0.9; // core/plan.py DEFAULT_QUALITY
 
 /** @type {Map<GraphNode, PlanPanel>} the nodes that are on a graph now */
 const panels = new Map();
 /** @type {Map<GraphNode, CalibrationPanel>} the same */
 const calibrations = new Map();
+/** @type {Map<GraphNode, BlindTestPanel>} the same */
+const blindTests = new Map();
 const totals = new Totals();
 totals.watchers.add(() => {
   for (const panel of panels.values()) if (panel.result.plans.length > 1) panel.refresh(); // a forecast knows the time now
@@ -91,6 +91,15 @@ app.registerExtension({
       attrs: { min: 0.5, max: 0.99, step: 0.01 },
       defaultValue: SHIPPED_QUALITY,
     },
+    {
+      id: LEARN,
+      category: ["BudgetFusion", "Memory", "LearnPerHour"],
+      name: "Learn from my renders: pictures an hour",
+      tooltip: "0: off. While the queue is empty, a planned picture of a nested schedule is finished to the target, measured and remembered, so that later plans know. It stops as soon as you queue something.",
+      type: "slider",
+      attrs: { min: 0, max: 60, step: 1 },
+      defaultValue: 0,
+    },
   ],
 
   async setup() {
@@ -106,6 +115,7 @@ app.registerExtension({
   /** @param {GraphNode} node */
   nodeCreated(node) {
     if (node.comfyClass === "BudgetFusion_Calibrate") addCalibration(node);
+    if (node.comfyClass === "BudgetFusion_BlindTest") addBlindTest(node);
     const kind = KINDS[node.comfyClass ?? ""];
     if (!kind) return;
     const quality = node.widgets?.find(({ name }) => name === "quality");
@@ -142,6 +152,7 @@ async function useLanguage() {
     language = wanted;
     for (const panel of panels.values()) panel.relabel();
     for (const panel of calibrations.values()) panel.refresh();
+    for (const panel of blindTests.values()) panel.relabel();
   } catch (error) {
     console.warn("BudgetFusion: the words of its panels could not be read from this ComfyUI.", error);
   }
@@ -163,6 +174,10 @@ function listen() {
   });
   api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
     totals.onExecuted(detail.prompt_id, detail.node, detail.output);
+  });
+  const learner = new Learner(api, () => Number(settingOf(LEARN) ?? 0));
+  api.addEventListener("execution_success", (/** @type {CustomEvent} */ { detail }) => {
+    learner.onSuccess(detail?.prompt_id);
   });
   listenForCalibrations(api, calibrations, executionIds);
 }
@@ -213,12 +228,34 @@ function addCalibration(node) {
   attach(node, panel);
 }
 
+/** @param {GraphNode} node */
+function addBlindTest(node) {
+  const host = { answer: answerPair, address: previewAddress, csv: api.apiURL(`${BLIND_TEST}.csv`) };
+  const panel = new BlindTestPanel(host, () => fit(node));
+  blindTests.set(node, panel);
+  attach(node, panel, PAIR_WIDTH);
+}
+
+/** @param {string} pair @param {string} choice */
+async function answerPair(pair, choice) {
+  const body = JSON.stringify({ pair, choice });
+  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+  const answer = await api.fetchApi(BLIND_TEST, sent);
+  if (!answer.ok) throw new Error(`ComfyUI answered ${answer.status}`);
+  return answer.json();
+}
+
+/** @param {import("./blind_test.js").File} file */
+function previewAddress({ filename, subfolder = "", type = "temp" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
 /**
  * Puts a panel on its node and feeds it what the node's runs give, until the node is removed.
- * @param {GraphNode} node @param {PlanPanel | CalibrationPanel} panel
+ * @param {GraphNode} node @param {PlanPanel | CalibrationPanel | BlindTestPanel} panel @param {number} [width] at least
  * @returns {(() => void)[]} what is called when it is removed; takes more
  */
-function attach(node, panel) {
+function attach(node, panel, width = WIDTH) {
   /** @type {Widget} */
   const widget = node.addDOMWidget("budgetfusion", "budgetfusion_panel", panel.element, {
     serialize: false,
@@ -235,35 +272,14 @@ function attach(node, panel) {
     chain(node, "onRemoved", () => {
       panels.delete(node);
       calibrations.delete(node);
+      blindTests.delete(node);
       announced.delete(node);
       panel.destroy();
       for (const restore of undo.reverse()) restore(); // the last that was chained comes off first
     }),
   ];
-  node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
+  node.setSize([Math.max(node.size[0], width), node.size[1]]);
   return undo;
-}
-
-/**
- * Calls `after` whenever this object's own `name` is called; returns what takes it off again.
- * @param {any} owner one node or widget, never a prototype
- * @param {string} name @param {(...values: any[]) => void} after
- */
-function chain(owner, name, after) {
-  const had = Object.hasOwn(owner, name);
-  const before = owner[name];
-  /** @this {any} @param {any[]} values */
-  function chained(...values) {
-    const result = before?.apply(this, values);
-    after(...values);
-    return result;
-  }
-  owner[name] = chained;
-  return () => {
-    if (owner[name] !== chained) return; // another extension chained after us and still calls us
-    if (had) owner[name] = before;
-    else delete owner[name];
-  };
 }
 
 /**
@@ -281,24 +297,13 @@ function controlsOf(node) {
   return now;
 }
 
-/** @param {GraphNode} node @param {string} name */
-function isLinked(node, name) {
-  return (node.inputs ?? []).some((slot) => (slot.widget?.name ?? slot.name) === name && slot.link != null);
-}
-
-/** Grows the node where its panel needs more room. @param {GraphNode} node */
-function fit(node) {
-  const needed = node.computeSize()[1];
-  if (node.size[1] < needed) node.setSize([node.size[0], needed]);
-  node.setDirtyCanvas(true, true);
-}
-
 // ------------------------------------------------------------------------------------------------------ results
 
 /** @param {GraphNode} node @param {any} output the node's `ui` dict */
 function show(node, output) {
   const calibration = output?.calibration?.at(-1);
   if (calibration) calibrations.get(node)?.show(calibration, "done");
+  blindTests.get(node)?.show(waitingAt(`${workflowId()} ${outputKey(node)}`), output?.blind_test ?? []);
   const panel = panels.get(node);
   if (!panel || !output) return;
   const sent = (output.budget_plan ?? []).map(readPlan).filter(Boolean);
@@ -318,7 +323,7 @@ function connectedPlans(node) {
 /** The results that the page keeps, after a workflow was loaded, switched to or taken from the queue. */
 function restoreAll() {
   const kept = recall(localStorage, workflowId());
-  for (const node of [...panels.keys(), ...calibrations.keys()]) {
+  for (const node of [...panels.keys(), ...calibrations.keys(), ...blindTests.keys()]) {
     const key = outputKey(node);
     show(node, app.nodeOutputs?.[key] ?? kept(key, node.comfyClass ?? ""));
   }
@@ -329,36 +334,9 @@ function keepResult(node, output) {
   if (output) keep(localStorage, workflowId(), outputKey(node), node.comfyClass ?? "", output, Date.now());
 }
 
-/** @returns {string | undefined} */
-function workflowId() {
-  return rootGraph()?.id;
-}
-
-/** The workflow's outermost graph. */
-function rootGraph() {
-  return app.rootGraph ?? app.graph;
-}
-
 /** @param {GraphNode} node */
 function isProbe(node) {
   return KINDS[node.comfyClass ?? ""] === "probe";
-}
-
-/** The page's name for a node's output: inside a subgraph the graph's id goes first. @param {GraphNode} node */
-function outputKey(node) {
-  const inside = node.graph && node.graph !== rootGraph();
-  return inside ? `${node.graph.id}:${node.id}` : String(node.id);
-}
-
-/**
- * The host's names for a node: those of the subgraph nodes around it go first, and a subgraph may be used twice.
- * @param {GraphNode} node
- * @returns {string[]}
- */
-function executionIds(node, graph = rootGraph(), before = "") {
-  if (node.graph === graph) return [`${before}${node.id}`];
-  const outer = (graph?.nodes ?? []).filter((/** @type {any} */ other) => other.subgraph);
-  return outer.flatMap((/** @type {any} */ other) => executionIds(node, other.subgraph, `${before}${other.id}:`));
 }
 
 /** @type {WeakMap<GraphNode, string>} the reason that was last announced, so that a long queue says it once */

@@ -5,13 +5,14 @@
  * nothing.
  */
 
+import { axes, curve, marks } from "./chart.js";
+import { chartLayout } from "./chart_layout.js";
+import { attribute, element, say, svg } from "./dom.js";
 import { said, t } from "./messages.js";
-import { attribute, axes, curve, element, marks, say, svg } from "./plan_panel.js";
-import { chartLayout } from "./plan_view.js";
 
 /**
  * @typedef {import("./messages.js").Message} Message
- * @typedef {import("./plan_view.js").ChartModel} ChartModel
+ * @typedef {import("./chart_layout.js").ChartModel} ChartModel
  * @typedef {{counts: number[], quality_low: number[], quality_median: number[], quality_high: number[],
  *   steps: number}} Curve
  * `steps`: mean planned steps at the nodes' default quality and risk.

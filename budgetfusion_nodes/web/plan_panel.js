@@ -4,11 +4,12 @@
  * The host imports each .js file of this folder as an extension, so importing this one does nothing.
  */
 
+import { axes, curve, marks, outside } from "./chart.js";
+import { chartLayout, nearestCount } from "./chart_layout.js";
+import { attribute, element, say, svg } from "./dom.js";
 import { said, t } from "./messages.js";
-import {
-  METRICS, VIEWS, chartLayout, forecast, nearestCount, outlook, planCurves, probePoints, probeTable, readout,
-  receiptRows,
-} from "./plan_view.js";
+import { legend, measuredWith, numbers, receiptList, titleLines } from "./plan_parts.js";
+import { VIEWS, forecast, outlook, planCurves, probePoints, readout, rememberedPoints } from "./plan_view.js";
 
 /**
  * @typedef {import("./plan_view.js").Plan} Plan
@@ -16,14 +17,13 @@ import {
  * @typedef {import("./plan_view.js").Probe} Probe
  * @typedef {import("./plan_view.js").Controls} Controls
  * @typedef {import("./plan_view.js").View} View
- * @typedef {import("./plan_view.js").ChartModel} ChartModel
- * @typedef {import("./plan_view.js").ChartLayout} ChartLayout
+ * @typedef {import("./chart_layout.js").ChartModel} ChartModel
+ * @typedef {import("./chart_layout.js").ChartLayout} ChartLayout
  *
  * @typedef {{plans: Plan[], receipts: Receipt[], probe: Probe | null}} Result
  * Several plans (and receipts) where a list of prompts was queued.
  */
 
-const SVG = "http://www.w3.org/2000/svg";
 const CHART_HEIGHT = 150;
 const PADDING = 16; // pixels: the panel's own, and the two gaps
 
@@ -309,7 +309,7 @@ export class PlanPanel {
     return {
       view: this.view,
       curve: counted ? this.curve() : null,
-      points: probe ? probePoints(probe, this.view) : [],
+      points: probe ? probePoints(probe, this.view) : rememberedPoints(plan, this.view),
       counted,
       chosen: now ? now.steps : null,
       floor: planned ? now.floor : null,
@@ -363,176 +363,9 @@ export class PlanPanel {
     const { probe } = this.result;
     const receipt = this.result.receipts[this.index] ?? null;
     this.fill(this.tail, [this.shown, this.index, this.view, options.band], () => [
-      ...(plan?.decision || probe ? [legend(plan, probe, this.view)] : []),
+      ...(plan?.decision || probe ? [legend(plan, probe, this.view, options.band)] : []),
       ...(receipt ? [receiptList(receipt, plan)] : []),
       ...(probe ? [numbers(probe), ...probe.notes.map((note) => element("p", "bf-note", said(note))), measuredWith(probe)] : []),
     ]);
   }
-}
-
-/** Forecast of a list, badge and headline. @param {import("./plan_view.js").Outlook} now @param {string[]} whole */
-function titleLines(now, whole) {
-  const title = element("div", "bf-title");
-  if (now.badge) title.append(element("span", "bf-badge", `\u26A0 ${now.badge}`));
-  title.append(element("strong", "bf-headline", now.headline));
-  return [...whole.map((text) => element("div", "bf-forecast", text)), title];
-}
-
-/** @param {ChartLayout} layout @param {ChartModel} model */
-export function axes(layout, model) {
-  const { x0, x1, y0, y1 } = layout;
-  const label = t(model.counted ? "axis_steps" : "axis_image");
-  return [
-    ...layout.yTicks.flatMap((tick) => [
-      svg("line", { class: "bf-grid", x1: x0, x2: x1, y1: tick.at, y2: tick.at }),
-      svg("text", { class: "bf-tick", x: x0 - 4, y: tick.at + 4, "text-anchor": "end" }, tick.label),
-    ]),
-    ...layout.xTicks.map((tick) =>
-      svg("text", { class: "bf-tick", x: tick.at, y: y0 + 13, "text-anchor": "middle" }, tick.label),
-    ),
-    svg("line", { class: "bf-axis", x1: x0, x2: x1, y1: y0, y2: y0 }),
-    svg("line", { class: "bf-axis", x1: x0, x2: x0, y1: y0, y2: y1 }),
-    svg("text", { class: "bf-tick", x: (x0 + x1) / 2, y: y0 + 26, "text-anchor": "middle" }, label),
-  ];
-}
-
-/** What the limits exclude. @param {ChartLayout} layout */
-function outside({ y0, y1, outside }) {
-  return outside.map((strip) =>
-    svg("rect", { class: "bf-outside", x: strip.x, y: y1, width: Math.max(strip.width, 0), height: y0 - y1 }),
-  );
-}
-
-/** @param {ChartLayout} layout */
-export function curve({ band, line }) {
-  const drawn = [];
-  if (band) drawn.push(svg("path", { class: "bf-band", d: band }));
-  if (line) drawn.push(svg("path", { class: "bf-line", d: line }));
-  return drawn;
-}
-
-/** @param {ChartLayout} layout @param {ChartModel} model @param {number | null} cursor */
-export function marks(layout, model, cursor) {
-  const { x0, x1, y0, y1 } = layout;
-  /** @type {SVGElement[]} */
-  const drawn = [];
-  if (layout.floorY !== null) {
-    drawn.push(svg("line", { class: "bf-floor", x1: x0, x2: x1, y1: layout.floorY, y2: layout.floorY }));
-  }
-  if (layout.wantedY !== null) {
-    const y = layout.wantedY;
-    drawn.push(svg("path", { class: "bf-wanted", d: `M${x1 + 1} ${y}l7 -4v8z` }));
-  }
-  if (layout.commitX !== null) {
-    const line = svg("line", { class: "bf-commit", x1: layout.commitX, x2: layout.commitX, y1: y0, y2: y1 });
-    const title = svg("title", {}, t("commit_mark", { prefix: model.commit ?? 0 }));
-    line.append(title);
-    drawn.push(line);
-  }
-  if (layout.chosen) {
-    const { x, y } = layout.chosen;
-    drawn.push(svg("line", { class: "bf-chosen", x1: x, x2: x, y1: y0, y2: y1 }));
-    if (y !== null) drawn.push(svg("circle", { class: "bf-chosen-dot", cx: x, cy: y, r: 5 }));
-    const left = x > (x0 + x1) / 2;
-    const low = y === null || y < (y0 + y1) / 2; // where the dot is not
-    const place = { x: x + (left ? -6 : 6), y: low ? y0 - 6 : y1 + 12, "text-anchor": left ? "end" : "start" };
-    drawn.push(svg("text", { class: "bf-chosen-label", ...place }, String(model.chosen)));
-  }
-  for (const { x, y } of layout.points) drawn.push(svg("circle", { class: "bf-point", cx: x, cy: y, r: 3.5 }));
-  if (cursor !== null) {
-    const x = layout.x(cursor);
-    drawn.push(svg("line", { class: "bf-cursor", x1: x, x2: x, y1: y0, y2: y1 }));
-  }
-  return drawn;
-}
-
-/** @param {Plan | null} plan @param {Probe | null} probe @param {View} view */
-function legend(plan, probe, view) {
-  const box = element("div", "bf-legend");
-  const planned = plan?.decision && plan.fallback === null;
-  /** @param {string} mark @param {string} text */
-  const add = (mark, text) => {
-    const item = element("span", "bf-key");
-    item.append(element("i", `bf-mark ${mark}`), text);
-    box.append(item);
-  };
-  if (plan?.decision) add("bf-mark-line", t(view === "quality" ? "legend_predicted" : "legend_distance"));
-  if (plan?.decision && view === "quality" && options.band) add("bf-mark-band", t("legend_band"));
-  if (planned && view === "quality") {
-    add("bf-mark-floor", t("legend_floor"));
-    add("bf-mark-wanted", t("legend_wanted"));
-  }
-  if (planned && plan?.prefix_steps) add("bf-mark-commit", t("commit_mark", { prefix: plan.prefix_steps }));
-  if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
-  if (probe) add("bf-mark-point", t("legend_measured"));
-  return box;
-}
-
-/** @param {Receipt} receipt @param {Plan | null} plan */
-function receiptList(receipt, plan) {
-  const list = element("dl", "bf-receipt");
-  list.setAttribute("aria-label", t("receipt"));
-  for (const [label, text] of receiptRows(receipt, plan)) list.append(element("dt", "", label), element("dd", "", text));
-  return list;
-}
-
-/** @param {Probe} probe */
-function numbers(probe) {
-  const { head, rows } = probeTable(probe);
-  const frame = element("div", "bf-numbers");
-  frame.tabIndex = 0; // scrolls by keyboard
-  frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", t("distances", { reference: said(probe.reference) }));
-  const table = element("table", "");
-  const top = element("tr", "");
-  top.append(...head.map((text) => element("th", "", text)));
-  table.append(top);
-  for (const row of rows) {
-    const line = element("tr", "");
-    line.append(...row.map((text) => element("td", "", text)));
-    table.append(line);
-  }
-  frame.append(table);
-  return frame;
-}
-
-/** @param {Probe} probe */
-function measuredWith(probe) {
-  const used = METRICS.map((metric) => `${metric}: ${probe.backends[metric] ?? t("unknown")}`).join(", ");
-  const told = [t("distances", { reference: said(probe.reference) }), t("measured_with", { backends: used })];
-  return element("p", "bf-detail", told.join(" "));
-}
-
-/** Sets an attribute that differs: equal ones set again would be laid out again. @param {Element} place @param {string} name @param {string} value */
-export function attribute(place, name, value) {
-  if (place.getAttribute(name) !== value) place.setAttribute(name, value);
-}
-
-/** Sets a text that differs: equal text set again would be read out again. @param {Element} place @param {string} text */
-export function say(place, text) {
-  if (place.textContent !== text) place.textContent = text;
-}
-
-/**
- * @template {keyof HTMLElementTagNameMap} T
- * @param {T} tag @param {string} className @param {string} [text]
- * @returns {HTMLElementTagNameMap[T]}
- */
-export function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-/**
- * @template {keyof SVGElementTagNameMap} T
- * @param {T} tag @param {Record<string, string | number>} attributes @param {string} [text]
- * @returns {SVGElementTagNameMap[T]}
- */
-export function svg(tag, attributes, text) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
-  if (text !== undefined) made.textContent = text;
-  return made;
 }

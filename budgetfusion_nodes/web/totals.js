@@ -5,7 +5,8 @@
  */
 
 import { t } from "./messages.js";
-import { COMMON_COUNTS, difference, duration, fewer, wattHours } from "./plan_view.js";
+import { difference, duration, fewer, wattHours } from "./numbers.js";
+import { COMMON_COUNTS } from "./plan_view.js";
 
 /**
  * @typedef {import("./plan_view.js").Receipt} Receipt

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .page_format import Info, to_prompt
+from budgetfusion_nodes.command_line.page_format import Info, to_prompt
 
 PACKAGE = "comfyui-workflow-templates-json"
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")

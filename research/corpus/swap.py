@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from budgetfusion_nodes.command_line.page_format import Info, widget_values
+
 from .graph import chosen, first_input, is_link, nearest, upstream
 from .package import SAMPLERS, Prompt
-from .page_format import Info, widget_values
 
 ADAPTIVE, PLANNER = "BudgetFusion_AdaptiveKSampler", "BudgetFusion_BudgetPlanner"
 SCHEDULER = "BasicScheduler"

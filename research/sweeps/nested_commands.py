@@ -29,10 +29,8 @@ PREFIXES = (4, 5, 6, 8)
 TARGET_TAIL = 20
 
 
-def add_parser(groups: Any) -> None:
-    """Adds `study nested`."""
-    study = groups.add_parser("study", help="studies of schedules")
-    commands = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
+def add_parser(commands: Any) -> None:
+    """Adds `nested`."""
     text = "find a nested schedule on Tiny Scenes and compare it with the stock one; resumable"
     parser = commands.add_parser("nested", help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(run=run)

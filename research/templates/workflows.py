@@ -14,7 +14,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ EXTRAS = (
     "nodes_mask.py",
     "nodes_model_advanced.py",
     "nodes_preview_any.py",
+    "nodes_primitive.py",
     "nodes_sd3.py",
     "nodes_toolkit.py",
 )
@@ -65,6 +66,7 @@ ROOM = {
     "BudgetFusion_AdaptiveKSampler": 500,
     "BudgetFusion_PerceptualMetricProbe": 680,
     "BudgetFusion_Calibrate": 480,
+    "BudgetFusion_BlindTest": 480,
     "CLIPTextEncode": 110,
     "SaveImage": 300,
     "PreviewImage": 300,
@@ -83,6 +85,8 @@ class Node:
     column: int
     title: str = ""
     width: int = 300
+    after: str = "fixed"
+    """What the page does to a seed after each queue."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def graphs() -> tuple[Graph, ...]:
         _swap_in_checkpoint(),
         _flux_through_sigmas(),
         _calibrate_your_model(),
+        _blind_test(),
     )
 
 
@@ -233,8 +238,8 @@ def _text(number: int, text: str, title: str, clip: list[Any] | None = None) -> 
     return Node(number, "CLIPTextEncode", {"text": text, "clip": clip or link(1, 1)}, 1, title, 380)
 
 
-def _empty(size: int) -> Node:
-    return Node(4, "EmptyLatentImage", {"width": size, "height": size, "batch_size": 1}, 0)
+def _empty(size: int, pictures: int = 1) -> Node:
+    return Node(4, "EmptyLatentImage", {"width": size, "height": size, "batch_size": pictures}, 0)
 
 
 def _model_and_prompts(prompt: str = PROMPT) -> tuple[Node, ...]:
@@ -279,7 +284,7 @@ def _adaptive(column: int, number: int = 6, title: str = "", **more: Any) -> Nod
     return Node(number, "BudgetFusion_AdaptiveKSampler", inputs, column, title, 400)
 
 
-def _ksampler(column: int, number: int, steps: Any, title: str = "", seed: int = SEED, **more: Any) -> Node:
+def _ksampler(column: int, number: int, steps: Any, title: str = "", seed: Any = SEED, **more: Any) -> Node:
     inputs = {
         "model": link(1),
         "seed": seed,
@@ -554,6 +559,30 @@ def _calibrate_your_model() -> Graph:
     )
 
 
+def _blind_test() -> Graph:
+    inputs = {"planned": link(8), "full": link(10), "plan": link(5), "quality": 0.9, "label": ""}
+    return Graph(
+        "blind_test",
+        "Can you see which picture took all 50 steps? Press **Run**: **Blind Test** shows pairs of the same seed, "
+        "unlabelled. Press **1** or **2** for the better picture, or the space bar where you see no difference.\n\n"
+        "Queue as often as you like; the seed changes by itself. Then move **quality** on Budget Planner and go on: "
+        "after twenty choices at two or more values the node says at which quality your eyes stop telling.",
+        (
+            _loader(),
+            _empty(64, pictures=4),
+            Node(30, "PrimitiveInt", {"value": HELLO_SEED}, 0, "Seed", after="randomize"),
+            _text(2, PROMPT, "Prompt"),
+            _text(3, NEGATIVE, "Negative prompt"),
+            _planner(2),
+            _adaptive(3, plan=link(5), seed=link(30)),
+            _ksampler(4, 7, 50, "KSampler, all 50 steps", link(30)),
+            Node(8, "VAEDecode", {"samples": link(6), "vae": link(1, 2)}, 4, width=200),
+            Node(10, "VAEDecode", {"samples": link(7), "vae": link(1, 2)}, 4, width=200),
+            Node(12, "BudgetFusion_BlindTest", inputs, 5, width=640),
+        ),
+    )
+
+
 # --------------------------------------------------------------------------------------------------- the blueprint
 
 BOUNDARY_IN, BOUNDARY_OUT = -10, -20
@@ -702,10 +731,7 @@ def _type_name(kind: Any) -> str:
 
 def _titled(graph: Graph, info: Mapping[str, Any]) -> Graph:
     """Titles as the page shows them, where the graph names none."""
-    nodes = tuple(
-        Node(n.id, n.type, n.inputs, n.column, n.title or info[n.type]["display_name"] or n.type, n.width)
-        for n in graph.nodes
-    )
+    nodes = tuple(replace(n, title=n.title or info[n.type]["display_name"] or n.type) for n in graph.nodes)
     return Graph(graph.name, graph.note, nodes)
 
 
@@ -787,7 +813,7 @@ def _widget_values(node: Node, declared: Sequence[tuple[str, Any, Mapping[str, A
         value = node.inputs.get(name, options.get("default"))
         values.append(options.get("default") if isinstance(value, list) else value)  # a linked widget keeps its own
         if options.get("control_after_generate"):
-            values.append("fixed")
+            values.append(node.after)
     return values
 
 

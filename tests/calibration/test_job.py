@@ -7,7 +7,9 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from budgetfusion_nodes.calibration.executors import InlineExecutor
 from budgetfusion_nodes.calibration.job import CalibrationError, Job, Outcome, Progress
+from budgetfusion_nodes.calibration.records import Subject
 from budgetfusion_nodes.calibration.spec import AMOUNTS, Spec
 from budgetfusion_nodes.calibration.standing import make_standing
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.predictor.fit import FitOptions
 from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
-from tests.calibration.stub import StubRenderer, stub_executor, stub_prompts
+from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_executor, stub_prompts
 
 TARGET = 30
 FAST = FitOptions(networks=1, epochs=15, patience=4)
@@ -175,6 +179,54 @@ def test_two_jobs_at_once_give_one_result(tmp_path: Path) -> None:
     last = StubRenderer(TARGET)
     same_data(run(shared, last), whole)
     assert last.asked == []
+
+
+def test_two_jobs_share_the_work(tmp_path: Path) -> None:
+    """Each renders a part; none renders what the other does, and both end with the planner of the whole."""
+    (tmp_path / "shared").mkdir()
+    renderers = [StubRenderer(TARGET, seconds=0.003) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda renderer: run(tmp_path / "shared", renderer), renderers))
+    asked = [one[:3] for renderer in renderers for one in renderer.asked]
+    assert len(asked) == len(set(asked)), "a count is rendered once"
+    assert all(renderer.asked for renderer in renderers)
+    alone = StubRenderer(TARGET)
+    (tmp_path / "alone").mkdir()
+    whole = run(tmp_path / "alone", alone)
+    assert sorted(asked) == sorted(one[:3] for one in alone.asked)
+    for outcome in outcomes:
+        same_data(outcome, whole)
+    assert planner_content(tmp_path / "shared") == planner_content(tmp_path / "alone")
+
+
+def test_events_of_many_works_may_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from several machines, the job stops at the very prompt at which it stops alone."""
+    monkeypatch.setattr(Job, "_is_settled", lambda job: job._complete >= 30)
+
+    class Mixed(InlineExecutor):
+        def run(self, works: Any) -> Any:
+            works, running = iter(works), []
+            while True:
+                running += [super(Mixed, self).run([work]) for work in islice(works, 7 - len(running))]
+                if not running:
+                    return
+                for one in list(running)[::-1]:  # the youngest first
+                    event = next(one, None)
+                    if event is None:
+                        running.remove(one)
+                    else:
+                        yield event
+
+    outcomes = []
+    for name, kind in (("alone", InlineExecutor), ("mixed", Mixed)):
+        (tmp_path / name).mkdir()
+        executor = kind(StubRenderer(TARGET), Subject(SETTING, TARGET), BACKENDS)
+        with Store.at(tmp_path / name / "store.sqlite3") as store:
+            job = make_job(store, tmp_path / name, StubRenderer(TARGET), "standard")
+            job.executor = executor
+            outcomes.append(job.run())
+    same_data(*outcomes)
+    assert [outcome.progress.prompts for outcome in outcomes] == [30, 30]
 
 
 def test_quick_is_the_beginning_of_standard(tmp_path: Path) -> None:

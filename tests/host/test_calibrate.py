@@ -381,3 +381,83 @@ def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: A
     assert read("list.txt") == ["first", "second"]
     assert read("list.json") == ["a", "b"]
     assert read("output") == ["a picture of a fox"], "the positive prompt, not the negative one"
+
+
+# -------------------------------------------------------------------------------------------------- nested schedules
+
+
+@pytest.mark.parametrize("sampler_name", ["dpmpp_2m", "heun"])
+def test_every_count_of_a_nested_trajectory_is_a_run_from_scratch_and_the_prefix_is_paid_once(
+    session: HostSession, pack: Any, loaded: Any, sampler_name: str
+) -> None:
+    del session
+    nested = pack("core.schedule").NestedSchedule(3, 1.0)
+    calls: list[float] = []
+    kinds = sys.modules["comfy.patcher_extension"].WrappersMP
+
+    def count(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(float(args[1][0]))
+        return executor(*args, **kwargs)
+
+    model = loaded.model.clone()
+    model.add_wrapper_with_key(kinds.APPLY_MODEL, "budgetfusion_count", count)
+    renderer = pack("calibration.host_renderer")
+    backends, metrics = pack("metrics.measure").Backends.from_values("tiny_scenes", "shipped"), ("l_snr", "d_sim")
+    negative = loaded.encode("")
+    with torch.inference_mode():
+        graph = renderer.Graph.connected(
+            model, loaded.clip, loaded.vae, negative, sampler_name, "karras", 3.0, width=64, height=64
+        )
+        made = renderer.HostRenderer(graph, backends, metrics, lambda steps, given: given, nested)
+        told = [made.reference(CAPTIONS[1], 7, 9, None, False)]
+        counts = (2, 4, 5, 7)
+        found = [told[0].found, *(made.measure(told[0], CAPTIONS[1], 7, n, False) for n in counts)]
+        spent = len(calls)
+        nfe = pack("host.sampling").nfe
+        shared = 3 * (2 if sampler_name == "heun" else 1) + 1
+        expected = [nfe(sampler_name, n) for n in (9, *counts)]
+        assert [one.evaluations for one in found] == expected[:2] + [whole - shared for whole in expected[2:]]
+        assert spent == sum(one.evaluations for one in found)
+        for n in (9, *counts):
+            assert torch.equal(
+                made._sample(told[0].shared, CAPTIONS[1], 7, n)[0],
+                made._sample(pack("host.prefix_cache").PrefixCache(), CAPTIONS[1], 7, n)[0],
+            )
+
+
+def test_a_model_that_nobody_can_read_is_calibrated_without_sharing(pack: Any, loaded: Any) -> None:
+    """A wrapper of another pack may keep state from one evaluation to the next."""
+    kinds = sys.modules["comfy.patcher_extension"].WrappersMP
+    model = loaded.model.clone()
+    model.add_wrapper_with_key(
+        kinds.APPLY_MODEL, "another_pack", lambda executor, *args, **more: executor(*args, **more)
+    )
+    renderer = pack("calibration.host_renderer")
+    with torch.inference_mode():
+        graph = renderer.Graph.connected(
+            model, loaded.clip, loaded.vae, loaded.encode(""), "euler", "karras", 3.0, width=64, height=64
+        )
+        made = renderer.HostRenderer(graph, None, (), lambda steps, given: given)
+        shared = pack("host.prefix_cache").PrefixCache()
+        assert [made._sample(shared, CAPTIONS[1], 7, n)[1] for n in (3, 2)] == [3, 2]
+
+
+def test_a_known_nested_schedule_is_calibrated_and_the_next_queue_renders_along_it(
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+) -> None:
+    whole = graph(make_node, to, foreign, name="", schedule="nested 3@1.0", max_steps=9)
+    run = session.execute(whole)
+    assert run.outputs["5"][0] == "foreign dpmpp_2m karras nested.safetensors"
+    planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
+    assert planner.setting.schedule == "nested 3@1.0"
+    assert planner.grid == (2, 4, 5, 6, 7, 8, 9)
+    session.execute(graph(make_node, to, foreign, name="", schedule="stock", max_steps=9))
+    assert len(list(planners.glob("*.safetensors"))) == 2, "side by side"
+    with pack("calibration.store").Store.at(store) as opened:
+        (own,) = [one for one in opened.contents() if one.schedule["kind"] == "nested"]
+    assert own.schedule["prefix_steps"] == 3
+
+    rendered = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
+    (receipt,) = rendered.ui["6"]["receipt"]
+    assert receipt["fallback"] is None
+    assert receipt["prefix_steps"] == 3 < receipt["steps"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from budgetfusion_nodes.command_line.page_format import to_prompt
 from research.corpus.families import FAMILIES, UNKNOWN, family_of
 from research.corpus.package import SAMPLERS, read_page, sampling_prompts, template_files
-from research.corpus.page_format import to_prompt
 from research.corpus.swap import ADAPTIVE, PLANNER, swap
 from research.corpus.table import PAGE, page_for
 from research.corpus.uses import uses_of

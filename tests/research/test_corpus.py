@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from budgetfusion_nodes.command_line.page_format import to_prompt
 from research.corpus.families import UNKNOWN, family_of, format_of
-from research.corpus.page_format import to_prompt
 from research.corpus.swap import swap
 from research.corpus.uses import uses_of
 

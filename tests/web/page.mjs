@@ -10,7 +10,9 @@ import { readFileSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { decideSteps } from "../../budgetfusion_nodes/web/plan_view.js";
+import { decideSteps } from "../../budgetfusion_nodes/web/plan_decision.js";
+import { testBlind } from "./page_blind.mjs";
+import { testNested } from "./page_nested.mjs";
 import { ROOT, SLOW, Session, makeTestBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
 
 const SHOTS = process.env.BUDGETFUSION_SHOTS;
@@ -53,7 +55,7 @@ test("the page lists every template with a picture, the blueprint and the transl
 
 test("every help page and its pictures are served", { skip }, async () => {
   const pages = readdirSync(join(ROOT, "budgetfusion_nodes/web/docs")).filter((file) => file.endsWith(".md"));
-  assert.equal(pages.length, 5);
+  assert.equal(pages.length, 6);
   for (const file of pages) {
     const base = `${host.address}/extensions/budgetfusion/docs/`;
     const text = await (await page.request.get(`${base}${file}`)).text();
@@ -144,6 +146,8 @@ test("with a planner: curve, count and receipt of the executed run", { skip }, a
   assert.deepEqual(await session.overflow(), [], "text is cut off");
   await session.shot(SHOTS, "3_result");
 });
+
+testNested(() => session);
 
 test("dragging the slider moves line and count at once, without queueing", { skip }, async () => {
   const panel = page.locator(PANEL);
@@ -301,6 +305,8 @@ test("a list of prompts: a chart for each, the forecast for all, and the running
   await session.toggleTotals();
   await totals.waitFor({ state: "detached" });
 });
+
+testBlind(() => session);
 
 test("settings: quality of new nodes, the band, and a queue that stops at a fallback", { skip }, async () => {
   await session.setting("BudgetFusion.DefaultQuality", 0.75);

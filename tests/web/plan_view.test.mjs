@@ -4,9 +4,13 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { said, setMessages } from "../../budgetfusion_nodes/web/messages.js";
-import * as pv from "../../budgetfusion_nodes/web/plan_view.js";
+import * as layout from "../../budgetfusion_nodes/web/chart_layout.js";
+import * as numbers from "../../budgetfusion_nodes/web/numbers.js";
+import * as decision from "../../budgetfusion_nodes/web/plan_decision.js";
+import * as view from "../../budgetfusion_nodes/web/plan_view.js";
 import { speakEnglish, wordsOf } from "./english.mjs";
 
+const pv = { ...layout, ...numbers, ...decision, ...view };
 speakEnglish();
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../cases/${name}`, import.meta.url), "utf8"));
@@ -304,4 +308,22 @@ test("a plan of one count keeps it whatever quality is, within the limits", () =
   assert.equal(at(null).steps, 7);
   assert.equal(at({ minSteps: 12, maxSteps: 20 }).steps, 12);
   assert.deepEqual([at(null).badge, at(null).reason, at(null).details], [null, null, []]);
+});
+
+// ------------------------------------------------------------------------------------------ nested schedules
+
+test("the commit point is drawn at its count, left of every planned one", () => {
+  const layout = pv.chartLayout(model({ commit: 1 }), ...SIZE);
+  assert.equal(layout.commitX, layout.x(1));
+  assert.equal(layout.first, 1);
+  for (const commit of [0, null, undefined]) assert.equal(pv.chartLayout(model({ commit }), ...SIZE).commitX, null);
+});
+
+test("a nested receipt says both parts and what the draft gave", () => {
+  const receipt = { steps: 9, max_steps: 50, nfe: 9, seconds: 1, seconds_per_step: 0.2, prefix_steps: 5, replayed: 6 };
+  const rows = Object.fromEntries(pv.receiptRows(receipt, null));
+  assert.match(rows.Steps, /5 \+ 4 steps/);
+  assert.equal(rows["From the draft"], "6 of 9 model calls");
+  const stock = Object.fromEntries(pv.receiptRows({ ...receipt, prefix_steps: 0, replayed: 0 }, null));
+  assert.ok(!("From the draft" in stock) && !stock.Steps.includes("+"));
 });

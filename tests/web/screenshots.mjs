@@ -17,6 +17,7 @@ const SAMPLER = "BudgetFusion_AdaptiveKSampler";
 const PROBE = "BudgetFusion_PerceptualMetricProbe";
 const SWEEP = "BudgetFusion_StepSweep";
 const CALIBRATE = "BudgetFusion_Calibrate";
+const BLIND = "BudgetFusion_BlindTest";
 /** Input that names a model file -> the host's folder of such files. */
 const MODEL_FOLDERS = {
   ckpt_name: "checkpoints", unet_name: "diffusion_models", clip_name1: "text_encoders", clip_name2: "text_encoders",
@@ -60,6 +61,16 @@ const HELP_PICTURES = {
   async calibrate_your_model(session) {
     await run(session); // nothing is rendered anew after the thumbnail's run
     await picture(session, [CALIBRATE], "calibrate");
+  },
+  async blind_test(session) {
+    await run(session); // taken from the cache but for the pairs
+    await session.page.locator('.bf-panel[data-kind="blind"]').focus();
+    for (const key of ["1", "2"]) {
+      await session.page.locator('.bf-panel[data-ready="true"]').waitFor();
+      await session.page.keyboard.press(key);
+      await session.page.waitForTimeout(1000);
+    }
+    await picture(session, [BLIND], "blind_test");
   },
 };
 

@@ -5,7 +5,8 @@ import { test } from "node:test";
 
 import { keep, recall } from "../../budgetfusion_nodes/web/kept.js";
 import { setMessages, t } from "../../budgetfusion_nodes/web/messages.js";
-import { forecast, outlook, readPlan, wattHours } from "../../budgetfusion_nodes/web/plan_view.js";
+import { wattHours } from "../../budgetfusion_nodes/web/numbers.js";
+import { forecast, outlook, readPlan } from "../../budgetfusion_nodes/web/plan_view.js";
 import { Totals, added, emptySum, totalRows } from "../../budgetfusion_nodes/web/totals.js";
 import { speakEnglish, wordsOf } from "./english.mjs";
 
