@@ -166,16 +166,18 @@ def analyse(setting: BenchSetting, sets: PictureSets, planners: Path, seed: int)
         "methods": rows,
         "dense": dense.name,
         "least_stock": least_passing(rows, STOCK),
+        "least_steady": least_passing(rows, STOCK, steady=True),
         "least_nested": least_passing(rows, NESTED),
         "at_equal_evaluations": _at_equal_evaluations(methods, reference),
     }
 
 
 def _method_sets(material: Material) -> Iterator[MethodSet]:
-    """Every rendered method, on as many of the prompts as it was rendered for."""
+    """Every rendered count of both schedules, and peers on as many of the prompts as they were rendered for."""
     for method in material.catalogue.methods:
         prompts = min(measured_prompts(material.sets, method.key), material.prompts)
-        if prompts >= FEWEST_PROMPTS:
+        least = material.prompts if method.family in (STOCK, NESTED) else FEWEST_PROMPTS
+        if prompts >= least:
             yield material.method_set(method, prompts)
 
 

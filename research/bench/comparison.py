@@ -135,7 +135,10 @@ def _interval(values: FloatArray) -> dict[str, float]:
     return with_levels(values[0], values[1:])
 
 
-def least_passing(rows: Sequence[Mapping[str, Any]], family: str) -> float | None:
-    """Evaluations of the cheapest method of a family that is worse than the dense set by no metric."""
-    passing = [row["evaluations"] for row in rows if row["family"] == family and not row["worse"]]
-    return min(passing, default=None)
+def least_passing(rows: Sequence[Mapping[str, Any]], family: str, *, steady: bool = False) -> float | None:
+    """Evaluations of the cheapest method of a family that is worse than the dense set by no metric; steady: as are all
+    dearer ones of the family."""
+    own = sorted((row for row in rows if row["family"] == family), key=lambda row: row["evaluations"])
+    failing = [i for i, row in enumerate(own) if row["worse"]]
+    passing = own[failing[-1] + 1 :] if steady and failing else [row for row in own if not row["worse"]]
+    return passing[0]["evaluations"] if passing else None

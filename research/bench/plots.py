@@ -53,6 +53,7 @@ def _draw_metric(axis: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> 
     dense = [r[metric] for r in rows if r["family"] == STOCK][-1]
     axis.axhspan(dense["low"], dense["high"], color="grey", alpha=0.15)
     axis.set(xscale="log", xlabel="mean evaluations", title=NAMES[metric])
+    axis.minorticks_off()
     axis.set_xticks([4, 6, 8, 10, 15, 20, 30, 50], labels=["4", "6", "8", "10", "15", "20", "30", "50"])
 
 

@@ -58,6 +58,8 @@ def test_the_least_passing_count():
     ]
     assert least_passing(rows, "stock") == 8.0
     assert least_passing(rows[:1], "stock") is None
+    later = [*rows, {"family": "stock", "evaluations": 9.0, "worse": ["l_snr"]}]
+    assert least_passing(later, "stock") == 8.0 and least_passing(later, "stock", steady=True) == 10.0
 
 
 def test_each_prompt_gets_its_own_count_rounded_up_to_a_rendered_one():
