@@ -1,9 +1,9 @@
 """Finds the nested schedule of a model: commit point, and the shortest prefix whose target is as good as a dense run.
 
 Knows no host: `render` turns sigmas into pictures of the same prompts and seeds, metrics turn pictures into numbers.
-Only the commit point and the tail, which cannot change what a picture is judged by, are found by nearness to a longer
-run. The prefix can, so its target is judged by metrics without a reference alone: a cheap target that looks like itself
-is no saving.
+Only the commit point and the tail, which cannot change what a picture is measured by, are found by nearness to a longer
+run. The prefix can, so its target is compared by metrics without a reference alone: a cheap target that looks like
+itself is no saving.
 """
 
 from __future__ import annotations

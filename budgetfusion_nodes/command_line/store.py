@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from .comfyui import find_comfyui
-from .options import add_json, add_places, say
+from .options import FAILED, add_json, add_places, say
 
 if TYPE_CHECKING:
     from ..calibration.store import Store

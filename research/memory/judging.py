@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetfusion_nodes.core.curves import FloatArray, least_sufficient_steps
+from budgetfusion_nodes.core.curves import FloatArray, tail_min
 from budgetfusion_nodes.core.plan import Decision
 from budgetfusion_nodes.core.risk import RiskTable
 from budgetfusion_nodes.predictor.memory import Recalled
@@ -80,7 +80,8 @@ def decide(prediction: Prediction, table: RiskTable, recalled: Recalled | None, 
 
 def needed(counts: Sequence[int], quality: FloatArray, q: float) -> int:
     """t* of one render. quality: [C]."""
-    return least_sufficient_steps(counts, quality, q)
+    enough = tail_min(quality) >= q
+    return int(counts[int(enough.argmax())] if enough.any() else counts[-1])
 
 
 def row(name: str, tally: Tally) -> str:

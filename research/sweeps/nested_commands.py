@@ -82,6 +82,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     from research.tiny_scenes_training.classifier import load_classifier
 
     from .nested_study import Study
+    from .picture_sets import PictureSets
     from .prompts import tiny_scenes_prompts
     from .rendering import Renderer, Sampling, load_model
 
@@ -95,7 +96,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     sampling = Sampling(args.sampler, args.scheduler, args.cfg)
     backends = Backends.from_values("tiny_scenes", "shipped")
     classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
-    return Study(Renderer(loaded, sampling, backends), prompts, folder, classifier, backends)
+    return Study(Renderer(loaded, sampling), PictureSets(folder, prompts), classifier, backends)
 
 
 def _start(study: Study, commit: float | None, prefix: int | None) -> NestedSchedule:
