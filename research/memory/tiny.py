@@ -77,7 +77,7 @@ def judge(grid: tuple[int, ...], parts: Sequence[Renders], q: float, risk: float
     found = {"recurring": Tally(), "rephrased": Tally(), "new": Tally()}
     for held in range(FOLDS):
         fitted = _fit(grid, scene, wording, level, place, np.flatnonzero(own_fold != held))
-        for row in np.flatnonzero(own_fold == held):
+        for row in np.flatnonzero(own_fold == held).tolist():
             same = scene == scene[row]
             allowed = {
                 "recurring": same & (wording == wording[row]),
@@ -109,7 +109,7 @@ def _fit(
 ) -> _Fitted:
     curves = np.quantile(level[rows], QUANTILES, axis=0).T  # [K, 3]
     curves = np.maximum.accumulate(curves[::-1], axis=0)[::-1] + 1e-4 * np.arange(len(grid))[::-1, None]
-    prediction = Prediction(grid, ("worst",), (1.0,), curves[:, None], 0.0)
+    prediction = Prediction(grid, ("worst",), (1.0,), np.asarray(curves[:, None], np.float64), 0.0)
     counts = all_counts(grid)
     upper = interpolate_log_n(grid, curves[:, 2], counts)
     quality = np.clip(1.0 - interpolate_log_n(grid, level[rows], counts), 0.0, 1.0)
