@@ -140,5 +140,6 @@ def prompt_rows(store: Store) -> list[PromptRow]:
 def _drop(connection: Connection, condition: object) -> int:
     """Deletes trajectories, and prompts that none is left of."""
     gone = connection.execute(delete(t.trajectories).where(condition)).rowcount  # type: ignore[arg-type]
-    connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(select(t.trajectories.c.prompt_id))))
+    used = select(t.trajectories.c.prompt_id).union(select(t.search_looks.c.prompt_id))
+    connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(used)))
     return int(gone)
