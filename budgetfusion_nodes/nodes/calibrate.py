@@ -26,9 +26,8 @@ def _how() -> list[io.Input]:
             "thoroughness",
             options=list(THOROUGHNESS),
             default=THOROUGHNESS[0],
-            tooltip="How many prompts are rendered: quick 28 (56 for a sampler that does not settle), standard up to 90, "
-            "thorough 240 with two seeds each. "
-            "Each goes on from the one before; standard ends by itself when more prompts change no count.",
+            tooltip="How many prompts are rendered: quick 28 (56 for a sampler that does not settle), standard up "
+            "to 90, thorough 240 with two seeds each. Each goes on from the one before; standard ends by itself when more prompts change no count.",
         ),
         io.Combo.Input(
             "prompts",
