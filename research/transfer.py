@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
     if len(options.model) != 2:
         raise InputError("--model: give it twice, each time with the folder of a setting and its planner.")
-    one, two = (_load(*paths, options.seed) for paths in options.model)
+    one, two = (_load(data, planner, options.seed) for data, planner in options.model)
     given = (options.quality, options.risk, options.seed)
     found = [transfer(target, other, *given, splits=options.splits) for target, other in ((one, two), (two, one))]
     report = "\n".join([HEADER, *(section(figures) for figures in found), _made_with(one, two)])

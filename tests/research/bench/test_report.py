@@ -88,8 +88,8 @@ def test_distances_are_those_of_one_picture_at_a_time(measured: PictureSets) -> 
     catalogue = Catalogue.load(measured.folder)
     methods = catalogue.family(STOCK)
     curves = load_curves(measured, list(methods.values()), PROMPTS)
-    pair = (measured.picture(methods[n].key, 3, 1)[None] for n in (6, 50))
-    found = measure(*pair, Backends.from_values("tiny_scenes", "shipped"))
+    few, target = (measured.picture(methods[n].key, 3, 1)[None] for n in (6, 50))
+    found = measure(few, target, Backends.from_values("tiny_scenes", "shipped"))
     expected = [float(found[metric]) for metric in METRICS]
     np.testing.assert_allclose(curves.distances[3, 1, 1, : -len(HELD_OUT)], expected, atol=1e-4)
 
