@@ -27,7 +27,8 @@ def _how() -> list[io.Input]:
             options=list(THOROUGHNESS),
             default=THOROUGHNESS[0],
             tooltip="How many prompts are rendered: quick 28 (56 for a sampler that does not settle), standard up "
-            "to 90, thorough 240 with two seeds each. Each goes on from the one before; standard ends by itself when more prompts change no count.",
+            "to 90, thorough 240 with two seeds each. Each goes on from the one before; standard ends by itself when "
+            "more prompts change no count.",
         ),
         io.Combo.Input(
             "prompts",

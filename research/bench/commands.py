@@ -34,7 +34,14 @@ def add_parser(groups: Any) -> None:
     parser.add_argument("--pictures", type=Path, default=run_folder() / "pictures", help="picture sets (%(default)s)")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="separated by commas (%(default)s)")
     parser.add_argument("--stages", default=",".join(STAGES), help="separated by commas (%(default)s)")
-    parser.add_argument("--prompts", type=whole(4, 10_000), default=PROMPTS, help="the first N (%(default)s)")
+    parser.add_argument(
+        "--prompts",
+        action="append",
+        type=_prompts,
+        default=[],
+        metavar="[SETTING=]N",
+        help=f"the first N, of one setting or of all ({PROMPTS})",
+    )
     parser.add_argument(
         "--peer-prompts", type=whole(2, 10_000), default=PEER_PROMPTS, help="of them for the peers (%(default)s)"
     )
@@ -58,6 +65,12 @@ def add_profile_parser(groups: Any) -> None:
     parser.set_defaults(run=run_profile)
     add_host_option(parser)
     parser.add_argument("--steps", type=whole(1, 1000), nargs=2, default=[50, 17], metavar="N", help="(%(default)s)")
+
+
+def _prompts(text: str) -> tuple[str, int]:
+    """(setting, or empty for all of them; number of prompts)."""
+    name, _, count = text.rpartition("=")
+    return name, whole(4, 10_000)(count)
 
 
 def run_profile(args: argparse.Namespace) -> int:
@@ -101,11 +114,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _sets(args: argparse.Namespace, chosen: Mapping[str, BenchSetting]) -> dict[str, PictureSets]:
     from research.sweeps.picture_sets import PictureSets
+    from research.sweeps.prompts import PromptList
 
     from .catalogue import open_prompts
 
-    prompts = open_prompts(args.pictures, args.prompts)
-    return {name: PictureSets(args.pictures / name, prompts) for name in chosen}
+    wanted = dict(args.prompts)
+    counts = {name: wanted.get(name, wanted.get("", PROMPTS)) for name in chosen}
+    found = open_prompts(args.pictures, max(counts.values()))
+    return {
+        name: PictureSets(args.pictures / name, PromptList(found.prompts[:count], found.source))
+        for name, count in counts.items()
+    }
 
 
 def _render(
@@ -125,7 +144,9 @@ def _render(
             if "render" in stages:
                 studio.prepare(list(schedule_runs(studio, nested).values()))
             if "peers" in stages:
-                unusable = render_peers(studio, setting, nested, min(args.peer_prompts, args.prompts))
+                unusable = render_peers(
+                    studio, setting, nested, min(args.peer_prompts, len(sets[name].prompts.prompts))
+                )
             if "time" in stages:
                 time_methods(studio, nested)
             make_catalogue(studio, setting, nested, unusable)
