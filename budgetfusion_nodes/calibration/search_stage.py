@@ -278,8 +278,14 @@ def said(found: Found) -> tuple[Message, ...]:
         cells = ", ".join(
             f"{name} {v:+.3f} ({low:+.3f} to {high:+.3f})" for name, (v, low, high) in row["worsening"].items()
         )
-        code = "calibrate_search_taken" if row["accepted"] else "calibrate_search_refused"
-        rows.append(message(code, prefix=row["prefix"], measures=cells))
+        accepted = row["accepted"]
+        rows.append(
+            message(
+                "calibrate_search_taken" if accepted else "calibrate_search_refused",
+                prefix=row["prefix"],
+                measures=cells,
+            )
+        )
     return (_verdict(found), *rows)
 
 

@@ -127,11 +127,8 @@ class AdaptiveKSampler(io.ComfyNode):
             lambda: render_facts(negative, latent_image),
             only_seed(seed, latent_image),
         )
-        decided = (
-            plan_render(model, positive, request, latent_image)
-            if plan is None
-            else obey(plan, model, positive, request, latent_image)
-        )
+        rest = (model, positive, request, latent_image)
+        decided = plan_render(*rest) if plan is None else obey(plan, *rest)
         done = render(
             model,
             seed,
