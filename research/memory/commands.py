@@ -81,6 +81,7 @@ def _real(args: argparse.Namespace) -> dict[str, Tally]:
     from budgetfusion_nodes.core.schedule import NestedSchedule
     from budgetfusion_nodes.metrics.measure import Backends
     from research.sweeps.nested_study import Study
+    from research.sweeps.picture_sets import PictureSets
     from research.sweeps.prompts import PromptList
     from research.sweeps.rendering import Renderer, Sampling, load_model
     from research.tiny_scenes_training.classifier import load_classifier
@@ -95,13 +96,13 @@ def _real(args: argparse.Namespace) -> dict[str, Tally]:
     with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-", ignore_cleanup_errors=True) as base:
         loaded = load_model(args.host.resolve(), Path(base), checkpoint.resolve(), "cpu", fp32=True)
         backends = Backends.from_values("tiny_scenes", "shipped")
-        renderer = Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0), backends)
+        renderer = Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0))
         parts: list[Renders] = []
         scale, grid = None, ()
         for wording, (listed, folder) in enumerate((args.pictures, args.rephrased)):
             prompts = PromptList.load(listed)
             prompts = replace(prompts, prompts=prompts.prompts[: args.prompts])
-            study = Study(renderer, prompts, folder, classifier, backends)
+            study = Study(renderer, PictureSets(folder, prompts), classifier, backends)
             ending = replace(schedule, tail_end=study.tail_end)
             scale = scale_of(study) if scale is None else scale
             grid, part = measured(study, ending, scale, wording, range(len(prompts.prompts)))
