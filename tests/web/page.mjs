@@ -277,6 +277,8 @@ test("the Probe draws the plan it was given, whatever lies between", { skip }, a
   assert.equal(sent, (await session.executedPlan("BudgetFusion_BudgetPlanner")).steps);
 });
 
+testBlind(() => session);
+
 test("a list of prompts: a chart for each, the forecast for all, and the running total", { skip }, async () => {
   await session.show("prompt_list");
   await session.queue();
@@ -305,8 +307,6 @@ test("a list of prompts: a chart for each, the forecast for all, and the running
   await session.toggleTotals();
   await totals.waitFor({ state: "detached" });
 });
-
-testBlind(() => session);
 
 test("settings: quality of new nodes, the band, and a queue that stops at a fallback", { skip }, async () => {
   await session.setting("BudgetFusion.DefaultQuality", 0.75);
