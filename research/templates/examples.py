@@ -270,6 +270,7 @@ def _calibrate_your_model() -> Graph:
         **SETTING,
         "max_steps": most,
         "thoroughness": "quick",
+        "schedule": "nested",
         "prompts": "built-in",
         "prompt_text": "",
         "name": "",
