@@ -88,7 +88,7 @@ def test_every_input_and_output_has_a_tooltip_and_its_place_in_the_locales(sessi
         name: entry["tooltip"] for name, entry in kept["inputs"].items()
     }
     assert all(entry["name"] == name for name, entry in kept["inputs"].items())
-    assert [(entry["name"], entry["tooltip"]) for entry in kept["outputs"].values()] == list(
+    assert [(entry["name"], entry["tooltip"]) for entry in kept.get("outputs", {}).values()] == list(
         zip(info["output_name"], info["output_tooltips"], strict=True)
     )
-    assert list(kept["outputs"]) == [str(i) for i in range(len(info["output"]))]
+    assert list(kept.get("outputs", {})) == [str(i) for i in range(len(info["output"]))]
