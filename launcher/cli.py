@@ -79,15 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_server_options(serve)
     serve.set_defaults(command=_serve)
 
-    bench = commands.add_parser("bench", help="measure the planner against its rivals and write docs/benchmark.md")
-    bench.add_argument("--full", action="store_true", help="as long as it takes; goes on where a stopped run ended")
-    bench.add_argument(
-        "--sweep", type=Path, metavar="FOLDER", help="use a finished sweep instead of making a small one"
+    bench = commands.add_parser(
+        "bench", help="compare schedules, plans and peers on held-out prompts: docs/benchmark.md"
     )
+    bench.add_argument(
+        "--settings", metavar="NAMES", help="only these, separated by commas: eps_karras, eps_normal, flow"
+    )
+    bench.add_argument(
+        "--stages", metavar="NAMES", help="only these, separated by commas: render, peers, time, measure, report"
+    )
+    bench.add_argument("--prompts", type=_count, metavar="N", help="the first N held-out prompts (default: all 300)")
+    bench.add_argument("--peer-prompts", type=_count, metavar="N", help="of them for the peers (default: 96)")
+    bench.add_argument("--pictures", type=Path, metavar="FOLDER", help="picture sets (default: .run/pictures)")
     bench.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
-    bench.add_argument("--parts", metavar="NAMES", help="only these parts, separated by commas")
-    bench.add_argument("--again", metavar="NAMES", help="parts to compute again although they are finished")
-    bench.add_argument("--peer-prompts", type=_count, metavar="N", help="prompts rendered with every peer")
     _add_host_version(bench)
     bench.set_defaults(command=_bench)
 
@@ -244,12 +248,18 @@ def _demo(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     layout = Layout.from_environment()
     host = chosen_host(layout, options.host_version)
-    set_up(layout, [host], [packages.HOST])
-    command = [str(layout.python), "-m", "research", "study", "bench"]
-    command += ["--host", str(host.path), "--out", str(options.out.absolute())]
-    if options.full:
-        command.append("--full")
-    for name in ("sweep", "parts", "again", "peer_prompts"):
+    set_up(layout, [host], [packages.HOST, packages.BENCH])
+    command = [
+        str(layout.python),
+        "-m",
+        "research",
+        "bench",
+        "--host",
+        str(host.path),
+        "--out",
+        str(options.out.absolute()),
+    ]
+    for name in ("settings", "stages", "prompts", "peer_prompts", "pictures"):
         value = getattr(options, name)
         if value is not None:
             command += ["--" + name.replace("_", "-"), str(value.absolute() if isinstance(value, Path) else value)]

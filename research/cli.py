@@ -1,4 +1,4 @@
-"""The command line of the research tools: training and judging the shipped models, sweeps and the benchmark.
+"""The command line of the research tools: training and evaluating the shipped models, studies and the benchmark.
 
 The demo, the tests, a server and the start-up cost are commands of run.py, which also sets everything up.
 """
@@ -10,10 +10,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import foreign_checkpoint, host_symbols, transfer
+from . import foreign_checkpoint, host_symbols, shipping, transfer
+from .bench import commands as bench_commands
 from .corpus import commands as corpus_commands
-from .sweeps import commands as sweep_commands
-from .sweeps import noisy_commands
+from .memory import commands as memory_commands
+from .sweeps import caption_commands, filling_commands, nested_commands, noisy_commands
 from .tiny_scenes_training import commands as tiny_scenes_commands
 
 
@@ -23,12 +24,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress, only results")
     groups = parser.add_subparsers(required=True, metavar="GROUP")
     tiny_scenes_commands.add_parser(groups)
-    sweep_commands.add_parser(groups)
+    bench_commands.add_parser(groups)
+    bench_commands.add_profile_parser(groups)
+    study = groups.add_parser("study", help="studies of schedules and memory")
+    studies = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
+    nested_commands.add_parser(studies)
+    memory_commands.add_parser(studies)
     noisy_commands.add_parser(groups)
+    caption_commands.add_parser(groups)
+    filling_commands.add_parser(groups)
     corpus_commands.add_parser(groups)
     host_symbols.add_parser(groups)
     transfer.add_parser(groups)
     foreign_checkpoint.add_parser(groups)
+    shipping.add_parser(groups)
     return parser
 
 

@@ -11,8 +11,6 @@ ROOT = Path(__file__).resolve().parents[1]
 """The folder of the pack."""
 WEIGHTS = ROOT / "weights"
 PREFERRED_HOST = "0.30.0"
-DTYPES = ("fp32", "bf16")
-"""Precisions that a study can ask for; bf16 on the CPU alone."""
 DEVICES = ("cpu", "gpu")
 
 

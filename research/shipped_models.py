@@ -18,7 +18,9 @@ class ShippedModel:
     checkpoint: str
     """File name in weights/checkpoints, which the host lists for Load Checkpoint and Load Diffusion Model."""
     planner: str
-    """File name in weights/planners."""
+    """File name in weights/planners: of the stock schedule."""
+    nested_planner: str
+    """Of a nested one; empty where the model has no commit point."""
     sampler_name: str
     scheduler: str
     cfg: float
@@ -30,15 +32,18 @@ class ShippedModel:
         """cfg, sampler_name and scheduler, as the inputs of a node."""
         return {"cfg": self.cfg, "sampler_name": self.sampler_name, "scheduler": self.scheduler}
 
-    def describe(self) -> str:
-        """What every figure names: "Tiny Scenes, dpmpp_2m / karras (stock schedule), cfg 3"."""
-        return f"{self.title}, {self.sampler_name} / {self.scheduler} (stock schedule), cfg {self.cfg:g}"
+    def describe(self, prefix_steps: int = 0) -> str:
+        """What every figure names: "Tiny Scenes, dpmpp_2m / karras (stock schedule), cfg 3". prefix_steps: of a nested
+        schedule."""
+        schedule = f"nested schedule, {prefix_steps} steps for all" if prefix_steps else "stock schedule"
+        return f"{self.title}, {self.sampler_name} / {self.scheduler} ({schedule}), cfg {self.cfg:g}"
 
 
 EPS = ShippedModel(
     title="Tiny Scenes",
     checkpoint="tiny_scenes.safetensors",
     planner="tiny_scenes_dpmpp_2m.safetensors",
+    nested_planner="tiny_scenes_dpmpp_2m_nested.safetensors",
     sampler_name="dpmpp_2m",
     scheduler="karras",
     cfg=3.0,
@@ -48,6 +53,7 @@ FLOW = ShippedModel(
     title="Tiny Scenes Flow",
     checkpoint="tiny_scenes_flow.safetensors",
     planner="tiny_scenes_flow_euler.safetensors",
+    nested_planner="",
     sampler_name="euler",
     scheduler="simple",
     cfg=3.0,

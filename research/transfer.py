@@ -32,7 +32,7 @@ All figures are of the stock schedule.
 
 def add_parser(groups: Any) -> None:
     """Adds the command to the subparsers of the command line."""
-    text = "judge each of two planners on the other's model, beside few-shot calibration"
+    text = "try each of two planners on the other's model, beside few-shot calibration"
     parser = groups.add_parser("transfer", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument(
         "--model",
@@ -40,8 +40,8 @@ def add_parser(groups: Any) -> None:
         nargs=2,
         action="append",
         required=True,
-        metavar=("DATA", "PLANNER"),
-        help="sweep data and the planner that was fitted to them; give it twice",
+        metavar=("PICTURES", "PLANNER"),
+        help="folder of a benchmark setting with measured stock pictures, and its planner; give it twice",
     )
     parser.add_argument("--quality", type=number(0.5, 0.99), default=0.9, help="the slider (%(default)s)")
     parser.add_argument("--risk", type=number(0.02, 0.3), default=0.1, help="chance of falling short (%(default)s)")
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from .statistics.transfer import transfer
 
     if len(options.model) != 2:
-        raise InputError("--model: give it twice, each time with sweep data and their planner.")
-    one, two = (_load(*paths) for paths in options.model)
+        raise InputError("--model: give it twice, each time with the folder of a setting and its planner.")
+    one, two = (_load(data, planner, options.seed) for data, planner in options.model)
     given = (options.quality, options.risk, options.seed)
     found = [transfer(target, other, *given, splits=options.splits) for target, other in ((one, two), (two, one))]
     report = "\n".join([HEADER, *(section(figures) for figures in found), _made_with(one, two)])
@@ -71,27 +71,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(data: Path, planner: Path) -> Side:
-    from budgetfusion_nodes.predictor.dataset import SweepDataset
+def _load(folder: Path, file: Path, seed: int) -> Side:
+    """Half of the measured prompts are there to calibrate on, the others are the test."""
+    from budgetfusion_nodes.core.errors import InputError
+    from budgetfusion_nodes.core.setting import differences
     from budgetfusion_nodes.predictor.planner_file import load_planner
 
-    from .bench.evidence import check_belongs
+    from .bench.catalogue import STOCK, Catalogue, open_prompts
+    from .bench.measures import as_dataset, load_curves, measured_prompts
     from .statistics.transfer import Side
+    from .sweeps.picture_sets import PictureSets
 
-    side = Side(SweepDataset.load(data), load_planner(planner))
-    check_belongs(side.dataset, side.planner)
-    return side
+    sets, catalogue = PictureSets(folder, open_prompts(folder.parent)), Catalogue.load(folder)
+    methods = list(catalogue.family(STOCK).values())
+    curves = load_curves(sets, methods, measured_prompts(sets, methods[-1].key))
+    planner = load_planner(file)
+    if differences(planner.setting, catalogue.setting):
+        raise InputError(
+            f"--model: {file.name} is for {planner.setting.describe()}, {folder.name} holds other pictures."
+        )
+    return Side(as_dataset(sets, curves, catalogue, seed), planner)
 
 
 def _made_with(*sides: Side) -> str:
     """Which renders the figures are of."""
-    made = [
-        f"{side.planner.setting.model_name or side.planner.name}: {story.get('trajectories', '?')} trajectories on "
-        f"{story.get('device', 'cpu')}, ComfyUI {story.get('host_version', '?')}, PyTorch {story.get('torch', '?')}"
-        for side in sides
-        for story in [side.dataset.provenance]
-    ]
-    return f"Sweeps: {'; '.join(made)}. Made by `python -m research transfer`.\n"
+    made = [f"{side.dataset.setting.describe()}: {side.dataset.seeds.size} pictures a count" for side in sides]
+    return f"Pictures: {'; '.join(made)}. Made by `python -m research transfer`.\n"
 
 
 def section(figures: Mapping[str, Any]) -> str:
@@ -109,8 +114,8 @@ def section(figures: Mapping[str, Any]) -> str:
         "",
     ]
     own, other = (_numbers(figures["scale"][side]) for side in ("target", "other"))
-    judged = figures["other_on_its_own_scale"]
-    at_count, controlled = (_interval(judged[name], ".1%") for name in VIOLATIONS)
+    own_scale = figures["other_on_its_own_scale"]
+    at_count, controlled = (_interval(own_scale[name], ".1%") for name in VIOLATIONS)
     lines += [
         f"In the other planner's own unit of quality its plans violate {at_count} (tolerance rule {controlled}). Scale "
         f"of quality (L-SNR in dB, D-SIM, I-CLIP): {own} here, {other} there. The other planner calls "

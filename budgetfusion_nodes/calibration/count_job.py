@@ -102,8 +102,9 @@ def decide_count(data: SweepDataset, name: str, provenance: dict[str, Any]) -> C
 def fall(data: SweepDataset) -> Message | None:
     """What to say of a sampler that settles where the level falls for real after its best count; None where not.
 
-    No target is moved for it: L-SNR alone is no proof, a smooth unfinished picture may have more of it. The artist
-    compares, and a calibration with max_steps at that count plans no further.
+    No target is moved for it: L-SNR alone is no proof, a smooth unfinished picture may have more of it (`falling` moves
+    it where the CLIP score says so). The artist compares, and a calibration with max_steps at that count plans no
+    further.
     """
     if len(data.prompts) < FEWEST_PICTURES or METRIC not in data.backends:
         return None

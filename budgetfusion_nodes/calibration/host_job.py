@@ -13,36 +13,34 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.messages import message
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..host.identity import read_identity
 from ..host.memory import stop_if_cancelled
-from ..host.paths import planner_folders
+from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
+from ..host.schedule import nested_sigmas
 from ..planning.service import Request, render_setting
 from ..planning.special import unsettled
 from . import prompts as prompt_sources
 from .executors import InlineExecutor
 from .host_renderer import Graph, HostRenderer, Report, choose_backends
+from .host_search import choose_schedule
 from .job import Progress
-from .leading import Asked, Result, lead
+from .leading import Asked, Result, Searched, lead
 from .planner_folder import file_name
 from .prompts import CalibrationPrompt
 from .records import Subject
 from .report import curve_dict
+from .search_stage import SearchProgress
+from .spec import Spec
+from .store import Store
 
-STORE = ("budgetfusion", "calibration.sqlite3")
-"""In the host's user folder."""
 EVENT = "budgetfusion.calibration"
 """What the page receives while the job runs: {"node", "messages", "prompts", "wanted", "curve"}."""
 TELL_SECONDS = 0.5
 BUILT_IN, TEXT, FILE = "built-in", "text, one a line", "file in the input folder"
 SOURCES = (BUILT_IN, TEXT, FILE)
-
-
-def store_path() -> Path:
-    """The store's file in the host's user folder."""
-    folder = importlib.import_module("folder_paths").get_user_directory()
-    return Path(folder).joinpath(*STORE)
 
 
 def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, ...]:
@@ -80,7 +78,7 @@ class Teller:
         reporting.add_wrapper_with_key(kinds.OUTER_SAMPLE, "budgetfusion_calibration", wrapper)
         return reporting
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress | SearchProgress) -> None:
         self._done, self._total = progress.evaluations, max(1, progress.evaluations + progress.left)
         self._progress_bar().update_absolute(self._done, self._total)
         stop_if_cancelled()
@@ -106,27 +104,74 @@ class Teller:
         return self._bar
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can begin: what renders, how much, and the planner's name."""
+
+    renderer: HostRenderer
+    subject: Subject
+    backends: dict[str, str]
+    spec: Spec
+    name: str
+
+    @property
+    def executor(self) -> InlineExecutor:
+        return InlineExecutor(self.renderer, self.subject, self.backends)
+
+
+def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> Prepared:
+    """Along the stock schedule. Refuses what cannot be calibrated, before anything is rendered. report: see
+    `HostRenderer`."""
+    backends, metrics = choose_backends(graph.model, clip_vision)
+    names = backends.names()
+    noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
+    spec = replace(asked.spec, levels_only=noisy)
+    setting = setting_of(graph)
+    file_name(asked.name or planner_name(setting))
+    subject = Subject(setting, spec.target, facts=graph.facts())
+    renderer = HostRenderer(graph, backends, metrics, report, texts=[prompt.text for prompt in asked.prompts])
+    return Prepared(renderer, subject, {metric: names[metric] for metric in metrics}, spec, asked.name.strip())
+
+
+def along(ready: Prepared, schedule: str) -> Prepared:
+    """The same job along a schedule as a Setting holds it. InputError where this model has no such sigmas."""
+    nested = NestedSchedule.from_text(schedule)
+    if nested is None or ready.spec.levels_only:
+        return replace(ready, name=ready.name or planner_name(ready.subject.setting))
+    old, graph = ready.renderer, ready.renderer.graph
+    spec = replace(ready.spec, prefix_steps=nested.prefix_steps)
+    nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
+    subject = replace(ready.subject, setting=replace(ready.subject.setting, schedule=nested.to_text()))
+    renderer = HostRenderer(graph, old.backends, old.metrics, old.report, nested, old.texts)
+    name = ready.name or planner_name(subject.setting)
+    return replace(ready, renderer=renderer, subject=subject, spec=spec, name=name)
+
+
 def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:
     """Runs the job to its end. InputError, UnsupportedError, CalibrationError say what is wrong and what to do; the
     host's own cancel passes. Whatever happens, what was measured is kept."""
     teller = Teller(node)
-    executor, asked = prepare(graph, asked, clip_vision, teller.model_for)
-    return lead(store_path(), executor, asked, planner_folders()[0], teller)
+    ready = prepare(graph, asked, clip_vision, teller.model_for)
+    schedule, searched = asked.schedule, Searched()
+    if schedule == NESTED:
+        schedule, searched = _search(ready, asked, teller)
+    ready = along(ready, schedule)
+    asked = replace(asked, spec=ready.spec, name=ready.name)
+    return lead(store_path(), ready.executor, asked, planner_folders()[0], teller, searched)
 
 
-def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> tuple[InlineExecutor, Asked]:
-    """(who renders and measures, what is asked with everything decided that the graph decides)."""
-    backends, metrics = choose_backends(graph.model, clip_vision)
-    names = backends.names()
-    renderer = HostRenderer(graph, backends, metrics, report)
-    setting = setting_of(graph)
-    noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
-    spec = replace(asked.spec, levels_only=noisy)
-    subject = Subject(setting, spec.target, facts=graph.facts())
-    name = asked.name.strip() or f"{setting.model_name} {setting.sampler_name} {setting.scheduler}"
-    file_name(name)  # a name that cannot be saved is refused before anything is rendered
-    executor = InlineExecutor(renderer, subject, {metric: names[metric] for metric in metrics})
-    return executor, replace(asked, spec=spec, name=name)
+def _search(ready: Prepared, asked: Asked, teller: Teller) -> tuple[str, Searched]:
+    """(the schedule as a Setting holds it, what the report says of the search)."""
+    with Store.at(store_path()) as store:
+        found = choose_schedule(store, ready.renderer, ready.subject, ready.backends, ready.spec, asked.prompts, teller)
+    tables = {} if found.found is None else {"search": dict(found.found.tables)}
+    return found.schedule, Searched(found.said, found.pairs, tables)
+
+
+def planner_name(setting: Setting) -> str:
+    """By default: a planner of each schedule may lie side by side."""
+    kind = "" if setting.schedule == STOCK else f" {NESTED}"
+    return f"{setting.model_name} {setting.sampler_name} {setting.scheduler}{kind}"
 
 
 def setting_of(graph: Graph) -> Setting:

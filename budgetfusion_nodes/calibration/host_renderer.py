@@ -7,12 +7,11 @@ at a time: it is measured and forgotten, and nothing of a sweep accumulates.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +21,18 @@ from torch import Tensor
 from ..core.curves import METRICS
 from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
+from ..core.schedule import NestedSchedule
 from ..host.batch import empty_latent
 from ..host.conditioning import extract
-from ..host.first_evaluation import with_first_evaluation_reused
+from ..host.digest import digest_of
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
-from ..host.sampling import check_has_count, check_latent, decode, nfe, render
+from ..host.prefix_cache import PrefixCache
+from ..host.sampling import check_has_count, check_latent, decode, render
+from ..host.schedule import nested_sigmas
+from ..metrics.clip_score import NAME as CLIP_SCORE
 from ..metrics.measure import Backends, Series
+from ..metrics.measure import Measurement as Measured
+from .prompt_fit import PromptFit
 from .records import Encoded, Measurement
 from .trajectory import RenderError
 
@@ -37,6 +42,8 @@ EMPTY = 1e-4
 """A picture whose brightest and darkest values lie closer is no picture: black, or one colour."""
 CACHED_BYTES = 256 << 20
 """Of encoded prompts that are kept between choosing and rendering them."""
+SHARED_BYTES = 256 << 20
+"""Of one trajectory's evaluations that its counts share."""
 BYTES_PER_PIXEL = 4 * 4 * 100
 """Working memory of measuring a picture beside its reference, about; the host frees that much before."""
 
@@ -119,30 +126,6 @@ def extras_of(positive: Any, own: Any) -> dict[str, Any]:
     return {key: value for key, value in positive[0][1].items() if key not in own[0][1]}
 
 
-def digest_of(value: Any) -> str:
-    """16 hex digits of a nested value: tensors by their content, other objects by their type."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            digest.update(str(key).encode())
-            _feed(digest, value[key])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(digest, item)
-    else:
-        plain = value is None or isinstance(value, (str, int, float, bool))
-        digest.update((repr(value) if plain else type(value).__name__).encode())
-
-
 def choose_backends(model: Any, clip_vision: Any) -> tuple[Backends, tuple[str, ...]]:
     """(backends, metrics). The shipped encoder knows Tiny Scenes alone; elsewhere I-CLIP needs a CLIP_VISION."""
     config = type(getattr(getattr(model, "model", None), "model_config", None)).__name__
@@ -161,8 +144,8 @@ class HostReference:
     series: tuple[Series, ...]
     """One for each frame that is measured."""
     samples: Tensor
-    model: Any
-    """The MODEL that remembers this trajectory's first evaluation."""
+    shared: PrefixCache = field(default_factory=lambda: PrefixCache(SHARED_BYTES))
+    """The evaluations that all counts of this trajectory begin with."""
 
     def to_bytes(self) -> bytes:
         return save({"samples": self.samples.cpu().contiguous()})
@@ -175,49 +158,73 @@ Report = Callable[[int, Any], Any]
 class HostRenderer:
     """See `trajectory.Renderer`."""
 
-    def __init__(self, graph: Graph, backends: Backends, metrics: Sequence[str], report: Report) -> None:
-        self.graph, self.backends, self.metrics = graph, backends, tuple(metrics)
-        self._report = report
+    def __init__(
+        self,
+        graph: Graph,
+        backends: Backends,
+        metrics: Sequence[str],
+        report: Report,
+        schedule: NestedSchedule | None = None,
+        texts: Sequence[str] = (),
+    ) -> None:
+        """texts: prompts of the job, of which some are the others that a picture's own is compared with."""
+        self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
+        self.report = report
+        self.texts = tuple(texts)
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
+        self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
 
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
-        tokens, pooled, _ = extract(self._conditioning(text))
+        tokens, pooled, _ = extract(self.conditioning(text))
         return Encoded.of(tokens, pooled)
 
     def reference(self, text: str, seed: int, steps: int, kept: bytes | None, careful: bool) -> HostReference:
-        model = with_first_evaluation_reused(self.graph.model)
-        with _failures(careful):
+        shared = PrefixCache(SHARED_BYTES)
+        with failures(careful):
             started = time.perf_counter()
-            samples = load(kept)["samples"] if kept is not None else self._sample(model, text, seed, steps)
-            pictures = self._decode(samples)
+            if kept is not None:
+                samples, evaluations = load(kept)["samples"], 0
+            else:
+                samples, evaluations = self._sample(shared, text, seed, steps)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
-            decibel = self._mean([s.add(one).decibel for s, one in zip(series, pictures.split(1), strict=True)])
+            frames = [s.add(one) for s, one in zip(series, pictures.split(1), strict=True)]
+            decibel = self._mean([frame.decibel for frame in frames])
+            distances = {**dict.fromkeys(self.metrics, 0.0), **self._score(text, frames)}
             measured = time.perf_counter()
-        distances = dict.fromkeys(self.metrics, 0.0)
-        evaluations = nfe(self.graph.sampler_name, steps)
         found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
-        return HostReference(found, series, samples, model)
+        return HostReference(found, series, samples, shared)
 
     def measure(self, reference: HostReference, text: str, seed: int, steps: int, careful: bool) -> Measurement:
-        with _failures(careful):
+        with failures(careful):
             started = time.perf_counter()
-            pictures = self._decode(self._sample(reference.model, text, seed, steps))
+            samples, evaluations = self._sample(reference.shared, text, seed, steps)
+            pictures = self.decode(samples)
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
+            distances |= self._score(text, frames)
             decibel = self._mean([frame.decibel for frame in frames])
             measured = time.perf_counter()
-        evaluations = nfe(self.graph.sampler_name, steps) - 1  # the first is the reference's
         return Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
 
     @staticmethod
     def _mean(values: Sequence[Tensor]) -> float:
         return float(torch.cat([value.double() for value in values]).mean())
 
-    def _conditioning(self, text: str) -> Any:
+    def _score(self, text: str, frames: Sequence[Measured]) -> dict[str, float]:
+        """{"clip_score": mean over the frames}; empty where picture and prompt cannot be compared."""
+        scores = [self._fit.score(text, frame.embeddings) for frame in frames]
+        found = [score for score in scores if score is not None]
+        return {CLIP_SCORE: self._mean(found)} if found else {}
+
+    def _pooled(self, text: str) -> Tensor | None:
+        return extract(self.conditioning(text))[1]
+
+    def conditioning(self, text: str) -> Any:
         known = self._encoded.pop(text, None)
         if known is None:
             known = self.graph.conditioning(text)
@@ -227,12 +234,18 @@ class HostRenderer:
             self._bytes -= _size(self._encoded.popitem(last=False)[1])
         return known
 
-    def _sample(self, model: Any, text: str, seed: int, steps: int) -> Tensor:
-        """The latent [1, C, ...] after `steps` steps."""
+    def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
+        """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
+        return self.sample(shared, text, seed, steps, *self.sigmas(steps))
+
+    def sample(
+        self, shared: PrefixCache, text: str, seed: int, steps: int, sigmas: Tensor | None, prefix_steps: int
+    ) -> tuple[Tensor, int]:
+        """The same along `sigmas` [steps + 1]; the first `prefix_steps` are shared with what `shared` has seen."""
         graph = self.graph
-        positive = self._conditioning(text)
+        positive = self.conditioning(text)
         done = render(
-            self._report(steps, model),
+            self.report(steps, graph.model),
             seed,
             steps,
             graph.cfg,
@@ -241,13 +254,24 @@ class HostRenderer:
             positive,
             graph.negative,
             dict(graph.latent),
+            sigmas=sigmas,
+            prefix_steps=prefix_steps,
+            cache=shared,
         )
         samples = done.latent["samples"]
         if not torch.isfinite(samples).all():
             raise RenderError(message("render_not_finite").text())
-        return samples
+        return samples, done.evaluations - done.replayed
 
-    def _decode(self, samples: Tensor) -> Tensor:
+    def sigmas(self, steps: int) -> tuple[Tensor | None, int]:
+        """(what to run along, steps that all counts share); None: the scheduler's own."""
+        graph, schedule = self.graph, self.schedule
+        if schedule is None:
+            return None, 0
+        sigmas = nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, schedule, steps)
+        return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
+
+    def decode(self, samples: Tensor) -> Tensor:
         """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""
         stop_if_cancelled()
         images = decode(self.graph.vae, {"samples": samples})
@@ -267,7 +291,7 @@ def _size(conditioning: Any) -> int:
     return sum(tokens.numel() * tokens.element_size() for tokens, _ in conditioning)
 
 
-class _failures:
+class failures:
     """Turns whatever a render raises into a RenderError with its reason; cancel and wrong inputs pass."""
 
     def __init__(self, careful: bool) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from .host_job import Teller, prepare
+from ..core.schedule import NESTED, STOCK
+from .host_job import Teller, along, prepare
 from .host_renderer import Graph
 from .leading import Asked
 from .wire import DESCRIBE, ENCODE, EVENT, TASK, Described, Json, encoded_to_json, event_to_json, work_from_json
@@ -31,7 +33,10 @@ def answer_task(task: Mapping[str, Any], graph: Graph, asked: Asked, clip_vision
 
 
 def _answers(task: Mapping[str, Any], graph: Graph, asked: Asked, clip_vision: Any) -> Iterator[Json]:
-    executor, asked = prepare(graph, asked, clip_vision, Teller(None).model_for)
+    # a search is one process's: what is led over many renders along a schedule that is known
+    schedule = STOCK if asked.schedule == NESTED else asked.schedule
+    ready = along(prepare(graph, asked, clip_vision, Teller(None).model_for), schedule)
+    executor, asked = ready.executor, replace(asked, spec=ready.spec, name=ready.name)
     if task["kind"] == DESCRIBE:
         yield Described(executor.subject, executor.backends, asked).to_json()
     elif task["kind"] == ENCODE:

@@ -1,5 +1,5 @@
-"""The calibration job: renders prompt by prompt, keeps every count, makes a planner as soon as one can be promised and
-a better one every ten prompts, and ends by itself when more prompts would not change it.
+"""The calibration job: renders prompt by prompt, keeps every count, makes a planner as soon as one can be guaranteed
+and a better one every ten prompts, and ends by itself when more prompts would not change it.
 
 It knows no host: an executor renders, the store keeps, `save` puts a planner where nodes find it, `listen` shows how
 far it is. Started again with the same inputs it goes on where it was cut off and ends with the same planner.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, product
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from ..core.curves import all_counts
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
+from ..core.no_reference import Fall
 from ..predictor.dataset import SweepDataset, select, true_quality
 from ..predictor.fit import FitOptions, fit_scale
 from ..predictor.mean_curve import Comparison
@@ -27,7 +28,7 @@ from .claims import Claims
 from .dataset import build_dataset
 from .executors import Executor
 from .prompts import CalibrationPrompt, rendering_order
-from .records import Encoded
+from .records import Encoded, Measurement
 from .spec import Spec
 from .standing import Standing, make_standing
 from .stopping import GUIDE_STEP, LEAST_GUIDES, guide_counts, is_settled, roles
@@ -37,7 +38,7 @@ from .trajectory import Failed, Finished, Measured, Work, next_count
 log = logging.getLogger(__name__)
 
 FIRST, EVERY = 9, 10
-"""Prompts after which a planner is made: as soon as 10 % can be promised, then every ten."""
+"""Prompts after which a planner is made: as soon as 10 % can be guaranteed, then every ten."""
 LEAST_FAILURES, SHARE_FAILED = 3, 0.2
 LOOK_AGAIN_SECONDS = 1.0
 """Between looks at what another process still renders, when nothing else is left."""
@@ -70,6 +71,8 @@ class Progress:
     """None before two renders were timed."""
     set_aside: int
     standing: Standing | None
+    computed: float = 1.0
+    """Share of `left` that is evaluated: a prefix that counts share is, once."""
 
     def messages(self) -> tuple[Message, ...]:
         """What the node says while it works."""
@@ -77,7 +80,8 @@ class Progress:
         if self.seconds_left is not None:
             found.append(message("calibrate_minutes", minutes=max(1, round(self.seconds_left / 60.0))))
         elif self.left:
-            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, evaluations=self.left))
+            evaluations = round(self.left * self.computed)
+            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, evaluations=evaluations))
         if self.set_aside:
             found.append(message("calibrate_set_aside", count=self.set_aside))
         return (*found, *(() if self.standing is None else self.standing.messages()))
@@ -94,6 +98,8 @@ class Outcome:
     dataset: SweepDataset
     reasons: tuple[str, ...]
     """Of the trajectories that were set aside."""
+    fall: Fall | None = None
+    """Why the target is lower than was asked for."""
 
 
 @dataclass
@@ -121,6 +127,8 @@ class Job:
     save: Save
     listen: Callable[[Progress], None] = lambda progress: None
     fit_options: FitOptions | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """More for the planner's provenance; JSON-safe."""
     _tally: _Tally = field(default_factory=_Tally, init=False)
     _standing: Standing | None = field(default=None, init=False)
     _comparison: Comparison | None = field(default=None, init=False)
@@ -272,6 +280,10 @@ class Job:
             executor.backends,
         )
 
+    def measured(self) -> dict[tuple[int, int], dict[int, Measurement]]:
+        """(prompt's row, seed) -> count -> what was measured of it, of this job's prompts."""
+        return self.store.measured(self._setting_id, self._backends_id, self._ids[: self._complete])
+
     def _is_settled(self) -> bool:
         """Whether another ten prompts moved no guaranteed count, by the guide prompts alone."""
         data = self.dataset()
@@ -320,6 +332,7 @@ class Job:
         return {
             "calibration": {
                 **figures,
+                **self.said,
                 "thoroughness": self.spec.thoroughness,
                 "tolerance": self.spec.amount.tolerance,
                 "set_aside": self._aside,
@@ -357,4 +370,5 @@ class Job:
             seconds,
             self._aside,
             self._standing,
+            spec.computed_steps(spec.grid) / sum(spec.grid),
         )

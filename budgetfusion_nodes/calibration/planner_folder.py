@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ..core.errors import InputError, PlannerFileError
 from ..core.files import in_one_piece
 from ..core.messages import message
+from ..core.schedule import NESTED, STOCK
+from ..core.setting import Setting
 from ..predictor.planner_file import AnyPlanner, load_any_planner, save_planner
 
 ENDING = ".safetensors"
@@ -31,7 +33,8 @@ def file_name(name: str) -> str:
 
 
 def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]:
-    """Saves a planner under `name`, or a numbered name where another setting's planner has it. The same planner again
+    """Saves a planner under `name`; under one that says its schedule where a planner of another schedule has it, else
+    under a numbered one where another setting's planner has it. The same planner again
     leaves the file untouched, so that nothing that depends on it runs anew. (file name, SHA-256)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,10 @@ def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]
 
 def _free_path(folder: Path, wanted: str, planner: AnyPlanner) -> Path:
     path, number = folder / wanted, 1
+    schedule, there = planner.setting.schedule, _setting(path)
+    if there is not None and there.schedule != schedule:
+        wanted = f"{wanted.removesuffix(ENDING)} {STOCK if schedule == STOCK else NESTED}{ENDING}"
+        path = folder / wanted
     while path.exists() and not _replaceable(path, planner):
         number += 1
         path = folder / f"{wanted.removesuffix(ENDING)}-{number}{ENDING}"
@@ -57,10 +64,15 @@ def _free_path(folder: Path, wanted: str, planner: AnyPlanner) -> Path:
 
 
 def _replaceable(path: Path, planner: AnyPlanner) -> bool:
+    return _setting(path) == planner.setting
+
+
+def _setting(path: Path) -> Setting | None:
+    """None where there is no planner: no file, somebody else's, or a damaged one, which is left alone."""
     try:
-        return load_any_planner(path).setting == planner.setting
+        return load_any_planner(path).setting
     except PlannerFileError:
-        return False  # somebody else's file, or a damaged one: left alone
+        return None
 
 
 def _same(one: Path, other: Path) -> bool:

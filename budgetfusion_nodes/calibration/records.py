@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..predictor.features import shorten
 
-STOCK: Mapping[str, Any] = {"kind": "stock"}
-"""The host's own sigmas for each count."""
 LARGE = 1 << 16
 """Numbers of a conditioning from which on bfloat16, which has float32's range, halves the store."""
+
+CALIBRATED, SWEPT, LEARNED, COMPARED = SOURCES = ("calibrate", "sweep", "learn", "blind test")
+"""What measured a remembered render."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class Subject:
     setting: Setting
     target: int
     """T: the count whose picture counts as full quality."""
-    schedule: Mapping[str, Any] = field(default_factory=lambda: dict(STOCK))
-    """{"kind": "stock"}, or {"kind": "nested", ...} with its numbers."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Digests of the negative prompt, of extras laid on each prompt, of the VAE."""
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The setting's: {"kind": "stock"}, or {"kind": "nested", ...} with its numbers."""
+        nested = NestedSchedule.from_text(self.setting.schedule)
+        return {"kind": STOCK} if nested is None else {"kind": NESTED, **asdict(nested)}
 
     def digest(self) -> str:
         """SHA-256 of all but the display name."""
@@ -66,7 +72,8 @@ class Encoded:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Encoded:
-        parts = load(content)
+        """Reads `to_bytes`. KeyError for the empty bytes of a prompt that was only remembered."""
+        parts = load(content) if content else {}
         return cls(parts["tokens"], parts.get("pooled"))
 
     def digest(self) -> str:
@@ -79,7 +86,8 @@ class Measurement:
 
     steps: int
     distances: Mapping[str, float]
-    """Metric -> distance to the target picture, >= 0."""
+    """Metric -> distance to the target picture, >= 0; and, where it could be told, `clip_score`: no distance, but how
+    well this picture fits its prompt (metrics/clip_score.py)."""
     l_snr: float
     """dB of the picture itself."""
     evaluations: int

@@ -1,9 +1,9 @@
 """Finds the nested schedule of a model: commit point, and the shortest prefix whose target is as good as a dense run.
 
 Knows no host: `render` turns sigmas into pictures of the same prompts and seeds, metrics turn pictures into numbers.
-Only the commit point and the tail, which cannot change what a picture is judged by, are found by nearness to a longer
-run. The prefix can, so its target is judged by metrics without a reference alone: a cheap target that looks like itself
-is no saving.
+Only the commit point and the tail, which cannot change what a picture is measured by, are found by nearness to a longer
+run. The prefix can, so its target is compared by metrics without a reference alone: a cheap target that looks like
+itself is no saving.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.curves import FloatArray
-from ..core.errors import UnsupportedError
-from ..core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from ..core.schedule import LARGEST_PREFIX, NestedSchedule, SigmaQuantile, Sigmas
 
 Pictures = Any
 """What `render` gives for N renders (P prompts, the S seeds of each one after the other); only metrics look at it."""
@@ -29,7 +28,7 @@ LEVELS = (0.025, 0.975)
 COARSE_TAIL = 6
 """Steps of the tail that finds the commit point."""
 PREFIXES = (3, 4, 5, 6, 8, 10, 13)
-SHARES = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
+SHARES = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.92)
 """Places u of a scheduler where its commit point is looked for."""
 
 
@@ -95,10 +94,11 @@ def find_commit(
     changed: Callable[[Pictures, Pictures], NDArray[np.bool_]],
     runs: Mapping[float, Sigmas],
     allowed: float = 0.02,
-) -> tuple[float, dict[float, float]]:
+) -> tuple[float | None, dict[float, float]]:
     """(the greatest sigma of `commit_runs` from which on at most `allowed` of the renders change, sigma -> share).
 
-    changed(pictures, dense): [N] whether the composition is another. UnsupportedError where no sigma holds.
+    changed(pictures, dense): [N] whether the composition is another. None where no sigma holds: such a model keeps the
+    stock schedule.
     """
     shares = {sigma: float(np.mean(changed(render(sigmas), dense))) for sigma, sigmas in runs.items()}
     settled: list[float] = []
@@ -106,13 +106,7 @@ def find_commit(
         if shares[sigma] > allowed:
             break
         settled.append(sigma)
-    if not settled:
-        least = min(shares)
-        raise UnsupportedError(
-            f"no commit point: with {COARSE_TAIL} steps after sigma {least:g}, {shares[least]:.0%} of the pictures "
-            "still changed. Keep the stock schedule for this model."
-        )
-    return settled[-1], shares
+    return (settled[-1] if settled else None), shares
 
 
 def find_prefix(
@@ -125,23 +119,26 @@ def find_prefix(
     *,
     prefixes: Sequence[int] = PREFIXES,
     target_tail: int = 40,
+    most_steps: int = LARGEST_PREFIX,
     seed: int = 0,
     stop: bool = True,
 ) -> tuple[NestedSchedule | None, tuple[Trial, ...]]:
     """(`start` with the least accepted prefix, or None; every prefix tried). Refused is refused, whatever it saves.
 
-    dense: pictures of the stock target; prompts: P, each with the same number of seeds. stop: at the first accepted.
+    dense: pictures of the stock target; prompts: P, each with the same number of seeds. A prefix's target has
+    `target_tail` steps of tail, and no more than `most_steps` in all. stop: at the first accepted.
     """
     before = {name: measure.values(dense) for name, measure in measures.items()}
     trials: list[Trial] = []
     for prefix in sorted(prefixes):
         schedule = replace(start, prefix_steps=prefix)
-        target = render(schedule.sigmas(prefix + target_tail, quantile))
+        steps = min(prefix + target_tail, most_steps)
+        target = render(schedule.sigmas(steps, quantile))
         found = {
             name: worsening(measure, measure.values(target), before[name], prompts, seed)
             for name, measure in measures.items()
         }
-        trials.append(Trial(schedule, prefix + target_tail, found))
+        trials.append(Trial(schedule, steps, found))
         if trials[-1].accepted and stop:
             break
     accepted = [trial.schedule for trial in trials if trial.accepted]

@@ -17,6 +17,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
+    select,
 )
 
 APPLICATION_ID = 0x42464331
@@ -109,12 +111,55 @@ choices = Table(
     Column("at", Float, nullable=False),
 )
 
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),  # float16, predictor/memory_space.py
+)
+memories = Table(
+    "memories",
+    metadata,
+    Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
+    Column("at", Float, nullable=False),  # when it was measured
+    Column("source", Text, nullable=False),  # what measured it: records.SOURCES
+    Column("predictor", Text),  # fingerprint of the predictor that said ...
+    Column("predicted", LargeBinary),  # ... before: float32 [2, K] median and high shortfall over the scale
+)
 claims = Table(
     "claims",
     metadata,
     Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
     Column("owner", Text, nullable=False),  # the process that renders it: claims.py
     Column("until", Float, nullable=False),
+)
+search_looks = Table(
+    "search_looks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),  # of the stock schedule
+    Column("backends_id", ForeignKey("backends.id"), nullable=False),
+    Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), nullable=False),
+    Column("seed", Integer, nullable=False),
+    Column("run", Text, nullable=False),  # digest of the sigmas
+    Column("distances", JSON, nullable=False),  # metric -> distance to the dense picture
+    Column("l_snr", Float, nullable=False),
+    Column("features", LargeBinary, nullable=False),  # safetensors: what sets of pictures are compared by
+    Column("picture", LargeBinary, nullable=False),  # PNG of a few pixels
+    Column("latent", LargeBinary),  # of the dense run
+    Column("seconds", Float, nullable=False),
+    UniqueConstraint("setting_id", "backends_id", "prompt_id", "seed", "run"),
+)
+found_schedules = Table(
+    "found_schedules",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("setting_id", ForeignKey("settings.id", ondelete="CASCADE"), nullable=False),  # of the stock schedule
+    Column("backends_id", ForeignKey("backends.id"), nullable=False),
+    Column("schedule", Text, nullable=False),  # as a Setting holds it; stock: there is no nested one
+    Column("tables", JSON, nullable=False),  # what was tried
+    Column("made", Float, nullable=False),
+    UniqueConstraint("setting_id", "backends_id"),
 )
 
 
@@ -134,7 +179,36 @@ def _blind_test(connection: Connection) -> None:
     choices.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_calibration, _claims, _blind_test)
+def _remember_what_is_there(connection: Connection) -> None:
+    """Finished trajectories can be looked up."""
+    from ..predictor.memory_space import signature
+    from .records import Encoded
+
+    for table in (signatures, memories):
+        table.create(connection, checkfirst=True)
+    for row in connection.execute(select(prompts.c.id, prompts.c.features)).all():
+        encoded = Encoded.from_bytes(row.features)
+        vector = signature(encoded.tokens, encoded.pooled).tobytes()
+        connection.execute(signatures.insert().values(prompt_id=row.id, vector=vector))
+    finished = select(trajectories.c.id, settings.c.created, literal("calibrate")).join_from(trajectories, settings)
+    measured = select(measurements.c.trajectory_id)
+    finished = finished.where(trajectories.c.latent.is_(None), trajectories.c.id.in_(measured))
+    connection.execute(memories.insert().from_select(["trajectory_id", "at", "source"], finished))
+
+
+def _search(connection: Connection) -> None:
+    """What the search for a nested schedule saw and found."""
+    for table in (search_looks, found_schedules):
+        table.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _calibration,
+    _claims,
+    _blind_test,
+    _remember_what_is_there,
+    _search,
+)
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.curves import FloatArray, all_counts, interpolate_log_n
 from ..core.messages import Message, message
+from ..core.schedule import least_steps
 from ..predictor.dataset import SweepDataset
 from ..predictor.fit import FitOptions, fit_planner, level_curves, project_prompts
 from ..predictor.mean_curve import LEAST, Comparison, compare_in_folds, fit_mean_curve
@@ -93,12 +94,13 @@ def mean_steps(planner: Planner, dataset: SweepDataset) -> dict[float, float]:
     rows = dataset.rows("calibration")
     features = project_prompts(dataset, planner.projection)
     upper = tail_max(level_curves(planner.networks, [features[i] for i in rows], planner.grid))  # [N, C]
-    counts, knots = all_counts(planner.grid), planner.risk_table.thresholds(RISK)
+    least, counts = least_steps(planner.setting.schedule), all_counts(planner.grid)
+    knots = planner.risk_table.thresholds(RISK)
     found: dict[float, float] = {}
     for q in (0.80, QUALITY, 0.95):
         enough = upper <= threshold_at(knots, q)
         enough[:, -1] = True
-        found[q] = float(sum(counts[int(row.argmax())] for row in enough) / len(enough))
+        found[q] = float(sum(max(counts[int(row.argmax())], least) for row in enough) / len(enough))
     return found
 
 

@@ -1,7 +1,7 @@
-"""When more prompts would not change the answer, without spoiling the promise.
+"""When more prompts would not change the answer, without spoiling the guarantee.
 
-Whoever looks at calibration prompts and stops when their count settles has chosen them: the promise is then not theirs
-to give. So the prompts of a long calibration are dealt in two: *guide* prompts decide when it is enough (and train the
+Whoever looks at calibration prompts and stops when their count settles has chosen them: they can guarantee nothing
+then. So the prompts of a long calibration are split in two: *guide* prompts decide when it is enough (and train the
 predictor), *calibration* prompts alone set the thresholds and are never looked at for stopping. Given where it stopped,
 they are still exchangeable with a new prompt, and split conformal holds as it stands.
 """

@@ -20,8 +20,9 @@ from sqlalchemy.dialects.sqlite import insert
 from ..core.errors import InputError
 from ..core.messages import Message
 from ..core.setting import Setting
+from ..predictor.memory_space import signature
 from . import schema as t
-from .records import Encoded, Measurement, SetAside, Subject
+from .records import CALIBRATED, Encoded, Measurement, SetAside, Subject
 from .store_file import disposing, new_engine, open_engine, outside_transactions
 
 
@@ -98,33 +99,18 @@ class Store:
 
     def setting_id(self, subject: Subject) -> int:
         """The row of this subject, made if need be."""
-        values = {
-            "digest": subject.digest(),
-            "setting": subject.setting.to_dict(),
-            "schedule": dict(subject.schedule),
-            "target": subject.target,
-            "facts": dict(subject.facts),
-            "created": time.time(),
-        }
         with self.transaction() as connection:
-            connection.execute(insert(t.settings).values(values).on_conflict_do_nothing())
-            wanted = select(t.settings.c.id).where(t.settings.c.digest == values["digest"])
-            return int(connection.execute(wanted).scalar_one())
+            return put_setting(connection, subject)
 
     def prompt_id(self, encoded: Encoded, category: str, text: str | None = None) -> int:
         """The row of this conditioning, made if need be. text: only where the artist wants it kept."""
-        values = {"digest": encoded.digest(), "features": encoded.to_bytes(), "category": category, "text": text}
         with self.transaction() as connection:
-            connection.execute(insert(t.prompts).values(values).on_conflict_do_nothing())
-            wanted = select(t.prompts.c.id).where(t.prompts.c.digest == values["digest"])
-            return int(connection.execute(wanted).scalar_one())
+            return put_prompt(connection, encoded, category, text)
 
     def backends_id(self, names: Mapping[str, str]) -> int:
         """The row of these backends: metric -> name with the digest of its weights."""
-        text = json.dumps(dict(names), sort_keys=True)
         with self.transaction() as connection:
-            connection.execute(insert(t.backends).values(names=text).on_conflict_do_nothing())
-            return int(connection.execute(select(t.backends.c.id).where(t.backends.c.names == text)).scalar_one())
+            return put_backends(connection, names)
 
     def trajectory(self, setting_id: int, prompt_id: int, seed: int, backends_id: int) -> Kept:
         """What is known of a trajectory; its row is made if need be."""
@@ -141,25 +127,17 @@ class Store:
 
     def record(self, trajectory_id: int, backends_id: int, found: Measurement, latent: bytes | None = None) -> None:
         """One count. latent: with the target's, so that a restart need not render it again."""
-        values = {
-            "trajectory_id": trajectory_id,
-            "backends_id": backends_id,
-            "steps": found.steps,
-            "distances": dict(found.distances),
-            "l_snr": found.l_snr,
-            "evaluations": found.evaluations,
-            "render_seconds": found.render_seconds,
-            "measure_seconds": found.measure_seconds,
-        }
         with self.transaction() as connection:
-            connection.execute(insert(t.measurements).values(values).on_conflict_do_nothing())
+            put_measurement(connection, trajectory_id, backends_id, found)
             if latent is not None:
                 _set_latent(connection, trajectory_id, latent)
 
     def finish(self, trajectory_id: int) -> None:
-        """The target's latent is not needed any more."""
+        """The target's latent is not needed any more, and the curve can be remembered."""
+        memory = {"trajectory_id": trajectory_id, "at": time.time(), "source": CALIBRATED}
         with self.transaction() as connection:
             _set_latent(connection, trajectory_id, None)
+            connection.execute(insert(t.memories).values(memory).on_conflict_do_nothing())
 
     def set_aside(self, trajectory_id: int, steps: int, reason: str) -> None:
         """Leaves a trajectory out, with the reason."""
@@ -183,7 +161,7 @@ class Store:
         """Deletes a setting with all its measurements, and prompts that no other setting has. False if unknown."""
         with self.transaction() as connection:
             gone = connection.execute(delete(t.settings).where(t.settings.c.id == setting_id)).rowcount
-            used = select(t.trajectories.c.prompt_id)
+            used = select(t.trajectories.c.prompt_id).union(select(t.search_looks.c.prompt_id))
             connection.execute(delete(t.prompts).where(t.prompts.c.id.not_in(used)))
         return bool(gone)
 
@@ -222,6 +200,16 @@ class Store:
         query = select(func.count()).where(t.trajectories.c.setting_id == setting_id)
         with self.transaction() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def order(self, setting_id: int) -> tuple[tuple[int, ...], dict[int, list[int]]]:
+        """(prompts in the order in which they were begun, prompt -> its seeds)."""
+        own = t.trajectories.c
+        query = select(own.prompt_id, own.seed).where(own.setting_id == setting_id).order_by(own.id)
+        seeds: dict[int, list[int]] = {}
+        with self.transaction() as connection:
+            for row in connection.execute(query):
+                seeds.setdefault(row.prompt_id, []).append(row.seed)
+        return tuple(seeds), seeds
 
     def contents(self) -> tuple[Contents, ...]:
         """Every setting, the newest first."""
@@ -263,6 +251,66 @@ class Store:
                 for table in ("same_trajectory", "ours"):
                     connection.execute(f"DROP TABLE IF EXISTS temp.{table}")
                 connection.execute("DETACH DATABASE other")
+
+
+def put_setting(connection: Connection, subject: Subject) -> int:
+    """See `Store.setting_id`."""
+    values = {
+        "digest": subject.digest(),
+        "setting": subject.setting.to_dict(),
+        "schedule": dict(subject.schedule),
+        "target": subject.target,
+        "facts": dict(subject.facts),
+        "created": time.time(),
+    }
+    connection.execute(insert(t.settings).values(values).on_conflict_do_nothing())
+    wanted = select(t.settings.c.id).where(t.settings.c.digest == values["digest"])
+    return int(connection.execute(wanted).scalar_one())
+
+
+def put_prompt(
+    connection: Connection, encoded: Encoded, category: str, text: str | None, with_features: bool = True
+) -> int:
+    """See `Store.prompt_id`. with_features: whether a planner may be fitted to it; memory needs its signature alone."""
+    values = {"digest": encoded.digest(), "features": b"", "category": category, "text": text}
+    found = insert(t.prompts).values({**values, "features": encoded.to_bytes()} if with_features else values)
+    if with_features:  # a prompt that was only remembered till now
+        lacking = func.length(t.prompts.c.features) == 0
+        changed = {
+            "features": found.excluded.features,
+            "category": found.excluded.category,
+            "text": found.excluded.text,
+        }
+        connection.execute(found.on_conflict_do_update(index_elements=["digest"], set_=changed, where=lacking))
+    else:
+        connection.execute(found.on_conflict_do_nothing())
+    wanted = select(t.prompts.c.id).where(t.prompts.c.digest == values["digest"])
+    prompt_id = int(connection.execute(wanted).scalar_one())
+    place = {"prompt_id": prompt_id, "vector": signature(encoded.tokens, encoded.pooled).tobytes()}
+    connection.execute(insert(t.signatures).values(place).on_conflict_do_nothing())
+    return prompt_id
+
+
+def put_backends(connection: Connection, names: Mapping[str, str]) -> int:
+    """See `Store.backends_id`."""
+    text = json.dumps(dict(names), sort_keys=True)
+    connection.execute(insert(t.backends).values(names=text).on_conflict_do_nothing())
+    return int(connection.execute(select(t.backends.c.id).where(t.backends.c.names == text)).scalar_one())
+
+
+def put_measurement(connection: Connection, trajectory_id: int, backends_id: int, found: Measurement) -> None:
+    """See `Store.record`."""
+    values = {
+        "trajectory_id": trajectory_id,
+        "backends_id": backends_id,
+        "steps": found.steps,
+        "distances": dict(found.distances),
+        "l_snr": found.l_snr,
+        "evaluations": found.evaluations,
+        "render_seconds": found.render_seconds,
+        "measure_seconds": found.measure_seconds,
+    }
+    connection.execute(insert(t.measurements).values(values).on_conflict_do_nothing())
 
 
 def _measured(connection: Connection, trajectory_id: int, backends_id: int) -> dict[int, Measurement]:

@@ -18,6 +18,10 @@ _COPY = (
     "SELECT digest, setting, schedule, target, facts, created FROM other.settings",
     "INSERT OR IGNORE INTO prompts (digest, features, category, text) "
     "SELECT digest, features, category, text FROM other.prompts",
+    "UPDATE prompts SET features = (SELECT features FROM other.prompts o WHERE o.digest = prompts.digest) "
+    "WHERE length(features) = 0 AND digest IN (SELECT digest FROM other.prompts)",
+    "INSERT OR IGNORE INTO signatures (prompt_id, vector) SELECT p.id, s.vector FROM other.signatures s "
+    "JOIN other.prompts o ON o.id = s.prompt_id JOIN prompts p ON p.digest = o.digest",
     "INSERT OR IGNORE INTO backends (names) SELECT names FROM other.backends",
     "CREATE TEMP TABLE same_trajectory AS SELECT o.id AS theirs, s.id AS setting_id, p.id AS prompt_id, o.seed AS seed "
     "FROM other.trajectories o JOIN other.settings os ON os.id = o.setting_id JOIN settings s ON s.digest = os.digest "
@@ -35,6 +39,12 @@ _COPY = (
     "WHERE o.ours NOT IN (SELECT trajectory_id FROM measurements)",
     "INSERT OR IGNORE INTO choices (key, label, question, quality, chose_full, coin, full_left, facts, at) "
     "SELECT key, label, question, quality, chose_full, coin, full_left, facts, at FROM other.choices",
+    "INSERT OR IGNORE INTO memories (trajectory_id, at, source, predictor, predicted) SELECT o.ours, m.at, m.source, "
+    "m.predictor, m.predicted FROM other.memories m JOIN ours o ON o.theirs = m.trajectory_id",
+    "INSERT OR IGNORE INTO found_schedules (setting_id, backends_id, schedule, tables, made) "
+    "SELECT s.id, b.id, f.schedule, f.tables, f.made FROM other.found_schedules f "
+    "JOIN other.settings os ON os.id = f.setting_id JOIN settings s ON s.digest = os.digest "
+    "JOIN other.backends ob ON ob.id = f.backends_id JOIN backends b ON b.names = ob.names",
 )
 
 

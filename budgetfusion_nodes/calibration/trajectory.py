@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.curves import FloatArray
+from ..core.curves import METRICS, FloatArray
 from .records import Encoded, Measurement
 
 log = logging.getLogger(__name__)
@@ -104,12 +104,12 @@ def run_trajectory(renderer: Renderer, work: Work) -> Iterator[Event]:
     while (steps := next_count(work.grid, known, work.tolerance)) is not None:
         try:
             if reference is None:
-                reference = _twice(renderer.reference, work.text, work.seed, target, work.latent)
+                reference = twice(renderer.reference, work.text, work.seed, target, work.latent)
                 if target not in known:
                     known[target] = reference.found
                     yield Measured(reference.found, reference.to_bytes())
                     continue
-            found = _twice(renderer.measure, reference, work.text, work.seed, steps)
+            found = twice(renderer.measure, reference, work.text, work.seed, steps)
         except RenderError as error:
             yield Failed(target if reference is None else steps, str(error))
             return
@@ -118,7 +118,7 @@ def run_trajectory(renderer: Renderer, work: Work) -> Iterator[Event]:
     yield Finished()
 
 
-def _twice(call: Any, *arguments: Any) -> Any:
+def twice(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments, False)
     except RenderError as error:
@@ -145,7 +145,7 @@ def _share(grid: Sequence[int], known: Mapping[int, Measurement], index: int) ->
     """The worst metric's distance at grid[index], over the larger of those at the two smallest counts."""
     crude = [known[n].distances for n in grid[:2] if n in known]
     here = known[grid[index]].distances
-    shares = [here[m] / largest for m in here if (largest := max(c[m] for c in crude)) > FLOOR]
+    shares = [here[m] / largest for m in METRICS if m in here and (largest := max(c[m] for c in crude)) > FLOOR]
     return max(shares, default=0.0)
 
 

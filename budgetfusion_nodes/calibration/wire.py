@@ -39,7 +39,6 @@ class Described:
         return {
             "setting": subject.setting.to_dict(),
             "target": subject.target,
-            "schedule": dict(subject.schedule),
             "facts": dict(subject.facts),
             "backends": dict(self.backends),
             "spec": asdict(asked.spec),
@@ -52,7 +51,7 @@ class Described:
         setting = Setting.from_dict(data["setting"])
         prompts = tuple(CalibrationPrompt(text, category) for text, category in data["prompts"])
         return cls(
-            Subject(setting, data["target"], data["schedule"], data["facts"]),
+            Subject(setting, data["target"], data["facts"]),
             data["backends"],
             Asked(Spec(**data["spec"]), data["name"], prompts),
         )

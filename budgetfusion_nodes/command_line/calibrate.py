@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     )
     what.add_argument("--checkpoint", metavar="FILE", help="a name in models/checkpoints")
     parser.add_argument(
-        "--thoroughness", choices=("quick", "standard", "thorough"), help="28, up to 90 or up to 240 prompts (quick)"
+        "--thoroughness", choices=("quick", "standard", "thorough"), help="28, up to 90 or 240 prompts (quick)"
     )
     parser.add_argument(
         "--prompts",
@@ -49,6 +49,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--name", help="of the planner file (from model, sampler and scheduler)")
     parser.add_argument(
         "--steps", type=whole(2, 1000), help="the count whose picture counts as full quality (50, or the graph's)"
+    )
+    parser.add_argument(
+        "--schedule",
+        help="nested: look for one; stock: the scheduler's own; or one that is known: 'nested 5@1.0' is 5 steps down "
+        "to sigma 1 for every count (nested)",
     )
     group = parser.add_argument_group("with --checkpoint")
     group.add_argument("--sampler", default="euler", help="(%(default)s)")
@@ -111,8 +116,15 @@ def _server(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
 
 
 def _with_ray(args: argparse.Namespace, graph: Mapping[str, Any], node: str) -> int:
+    from ..core.schedule import NESTED
     from .ray_calibrate import calibrate, executor_of
 
+    inputs = graph[node]["inputs"]
+    if inputs.get("schedule", NESTED) == NESTED and inputs["thoroughness"] != "quick":  # quick is stock
+        raise InputError(
+            "--ray: looking for a nested schedule is the work of one ComfyUI. Add --schedule stock, or the one that a "
+            "calibration without --ray has found, such as --schedule 'nested 5@1.0'."
+        )
     comfyui = find_comfyui(args.base_directory)
     with executor_of(args.ray, args.workers, graph, node, comfyui, args.comfyui_option) as executor:
         result, throughput = calibrate(executor, comfyui, args.json)
@@ -131,6 +143,7 @@ def build(args: argparse.Namespace, info: Callable[[], Info]) -> tuple[dict[str,
         graph, node = with_calibrate(around_checkpoint(args.checkpoint, *given))
     inputs: dict[str, Any] = graph[node]["inputs"]
     given_here = {"thoroughness": args.thoroughness, "name": args.name, "max_steps": args.steps}
+    given_here |= {"schedule": args.schedule}
     inputs |= {name: value for name, value in given_here.items() if value is not None}
     if args.prompts is not None:
         from ..calibration.prompts import from_file

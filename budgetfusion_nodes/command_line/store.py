@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from .comfyui import find_comfyui
-from .options import add_json, add_places, say
+from .options import FAILED, add_json, add_places, say
 
 if TYPE_CHECKING:
     from ..calibration.store import Store
+
+DAY = 86_400.0
 
 
 def add_parser(commands: Any) -> None:
@@ -26,8 +29,13 @@ def add_parser(commands: Any) -> None:
     export.add_argument("--with-text", action="store_true", help="with the texts, where they were kept")
     bring = _action(actions, "import", "take in what another store measured; nothing comes twice", run_import)
     bring.add_argument("file", type=Path)
-    forget = _action(actions, "forget", "delete what was measured for a setting, or for all", run_forget)
-    forget.add_argument("setting", help="a number that 'store info' shows, or 'all'")
+    _action(actions, "prompts", "every prompt that was measured, by number", run_prompts)
+    forget = _action(actions, "forget", "delete what was measured, by setting, age, model or prompt", run_forget)
+    which = forget.add_mutually_exclusive_group(required=True)
+    which.add_argument("setting", nargs="?", help="a number that 'store info' shows, or 'all'")
+    which.add_argument("--older-than", type=float, metavar="DAYS", help="what was measured before that many days")
+    which.add_argument("--model", help="its file name, or the beginning of its fingerprint")
+    which.add_argument("--prompt", help="a number that 'store prompts' shows, or its text where that was kept")
 
 
 def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -88,7 +96,23 @@ def run_import(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_prompts(args: argparse.Namespace) -> int:
+    from ..calibration.store_memory import prompt_rows
+
+    with open_store(args) as store:
+        rows = prompt_rows(store)
+    if args.json:
+        say(json.dumps({"prompts": [asdict(row) for row in rows]}, indent=1))
+        return 0
+    for row in rows:
+        last = "-" if row.last is None else time.strftime("%Y-%m-%d", time.localtime(row.last))
+        say(f"{row.prompt_id}: {row.renders} renders, last {last}, {row.text or 'its text was not kept'}")
+    return 0
+
+
 def run_forget(args: argparse.Namespace) -> int:
+    if args.setting is None:
+        return _forget_renders(args)
     with open_store(args) as store:
         known = [one.setting_id for one in store.contents()]
         chosen = known if args.setting == "all" else [n for n in known if str(n) == args.setting]
@@ -98,3 +122,17 @@ def run_forget(args: argparse.Namespace) -> int:
             store.forget(one)
     say(json.dumps({"settings": chosen}) if args.json else f"{len(chosen)} settings forgotten.")
     return 0
+
+
+def _forget_renders(args: argparse.Namespace) -> int:
+    from ..calibration import store_memory
+
+    with open_store(args) as store:
+        if args.older_than is not None:
+            gone = store_memory.forget_older(store, time.time() - args.older_than * DAY)
+        elif args.model is not None:
+            gone = store_memory.forget_model(store, args.model)
+        else:
+            gone = store_memory.forget_prompt(store, args.prompt)
+    say(json.dumps({"renders": gone}) if args.json else f"{gone} renders forgotten.")
+    return 0 if gone or args.older_than is not None else FAILED

@@ -113,9 +113,3 @@ def tail_min(values: ArrayLike) -> FloatArray:
 def tail_max(values: ArrayLike) -> FloatArray:
     """max over n' >= n along the last axis."""
     return -tail_min(-np.asarray(values, dtype=np.float64))
-
-
-def least_sufficient_steps(counts: Sequence[int], quality: ArrayLike, q: float) -> int:
-    """t*(q): the least n with Q(n') >= q for every n' >= n; the largest count if there is none."""
-    enough = tail_min(quality) >= q
-    return int(counts[int(enough.argmax())] if enough.any() else counts[-1])

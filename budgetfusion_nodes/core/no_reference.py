@@ -21,9 +21,13 @@ FloatArray = NDArray[np.float64]
 ERROR_RATE = 0.05
 """Of each decision, one-sided. "As good as" is a test for equivalence (Schuirmann 1987); "worse" is tested for every
 earlier count, so its rate is shared among them (Bonferroni)."""
-MARGIN_SHARE = 0.05
-"""Levels nearer to the best than this share of the whole range count as equal to it."""
+MARGIN_SHARE = 0.07
+"""Levels nearer to the best than this share of the whole range count as equal to it: a quarter of a decibel with
+euler_ancestral on Tiny Scenes, where two counts of one picture differ by half a decibel (docs/noisy_samplers.md)."""
 FEWEST_PICTURES = 8
+L_SNR_TOLERANCE = 1.0
+"""dB. A count whose pictures have this much less L-SNR than those of the last is not better, whatever they mean. With
+Tiny Scenes Flow the level moves by .6 dB over counts whose pictures come ever nearer (docs/calibration.md)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,44 @@ def steady_from(counts: Sequence[int], levels: ArrayLike) -> int | None:
     while first > 0 and max(_upper(d := array[:, last] - array[:, first - 1]), _upper(-d)) <= margin:
         first -= 1
     return counts[first] if first < last else None
+
+
+@dataclass(frozen=True)
+class Fall:
+    """Pictures get worse with more steps than `best`."""
+
+    best: int
+    last: int
+    """The count that was to be the target."""
+    drop: float
+    """How much lower the mean level is at `last`."""
+    pictures: int
+    counts: tuple[int, ...]
+    levels: tuple[tuple[float, float, float], ...]
+    """(mean, low, high) at each count, with its two-sided 90 % interval."""
+
+
+def find_fall(counts: Sequence[int], scores: ArrayLike, decibels: ArrayLike) -> Fall | None:
+    """Where more steps make pictures worse, by what they mean and not by L-SNR alone: a smooth unfinished picture has
+    more L-SNR than the finished one. None where they do not, where that is not certain, or where the scores tell
+    nothing because picture and text encoder share no space.
+
+    scores: [n, K] CLIP scores over those with other prompts (0 on average without a common space); decibels: [n, K]
+    L-SNR. An earlier count is better when its score is, with ERROR_RATE shared by all counts, and its L-SNR is not
+    lower by more than L_SNR_TOLERANCE. Of counts as good as the peak the last one is taken: the target moves least.
+    """
+    array, snr = np.asarray(scores, dtype=np.float64), np.asarray(decibels, dtype=np.float64)
+    if len(array) < FEWEST_PICTURES:
+        return None
+    found = decide_level(counts, array)
+    peak, last = list(counts).index(found.best), len(counts) - 1
+    if not found.falls_after_best or _upper(-array[:, peak]) >= 0.0:
+        return None
+    best = max(i for i in range(peak, last) if found.level[i] >= found.level[peak] - found.margin)
+    if -_upper(snr[:, best] - snr[:, last]) > L_SNR_TOLERANCE:
+        return None
+    drop = found.level[best] - found.level[last]
+    return Fall(counts[best], counts[-1], drop, len(array), tuple(counts), level_intervals(array))
 
 
 def level_intervals(levels: ArrayLike) -> tuple[tuple[float, float, float], ...]:

@@ -7,15 +7,18 @@ int(steps / d). So k executed steps are as dense as int(k / d) steps of a full r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from .messages import Message
 from .plan import Decision, Plan
 
 FEWEST = 4
 """A plan for a part of the schedule executes at least these: below, a curve of full renders says nothing."""
 FULL = 0.9999
 """From this denoise on KSampler runs the whole schedule."""
+LIMIT_CODES = ("max_too_low", "max_beyond", "min_beyond")
+"""What `Decision.limit_warnings` says."""
 
 
 def full_count(executed: int, denoise: float) -> int:
@@ -36,12 +39,13 @@ def executed_count(full: int, denoise: float) -> int:
 def for_denoise(plan: Plan, denoise: float) -> Plan:
     """`plan`, made for a full render, for one that starts at this denoise: every count is what really runs.
 
-    Curves keep their values; only the counts they stand at become executed ones. A fallback and a denoise of 1 stay as
-    they are. nfe is left to the caller, who knows the sampler.
+    Curves keep their values; only the counts they stand at, and those in its warnings, become executed ones. A fallback
+    and a denoise of 1 stay as they are. nfe is left to the caller, who knows the sampler.
     """
     if plan.decision is None or plan.fallback is not None or denoise > FULL or denoise <= 0.0:
         return plan
     decision = _decision(plan.decision, denoise)
+    target = decision.counts[-1]
     steps = decision.steps(plan.quality, plan.min_steps, plan.max_steps)
     kept = _kept(plan.grid, denoise)
     return replace(
@@ -56,8 +60,23 @@ def for_denoise(plan: Plan, denoise: float) -> Plan:
         shortfall_median=None
         if plan.shortfall_median is None
         else {name: tuple(values[i] for i in kept) for name, values in plan.shortfall_median.items()},
+        warnings=(*_limits(plan, decision), *_other_warnings(plan, target)),
         decision=decision,
     )
+
+
+def _limits(plan: Plan, decision: Decision) -> Iterator[Message]:
+    """What the full plan said of its limits, where it still holds, in counts that run."""
+    said = {warning.code for warning in plan.warnings}
+    limits = decision.limit_warnings(plan.quality, plan.min_steps, plan.max_steps)
+    return (warning for warning in limits if warning.code in said)
+
+
+def _other_warnings(plan: Plan, target: int) -> Iterator[Message]:
+    for warning in plan.warnings:
+        if warning.code not in LIMIT_CODES:
+            counts = {"target": target} if "target" in warning.values else {}
+            yield replace(warning, values={**warning.values, **counts})
 
 
 def _decision(full: Decision, denoise: float) -> Decision:

@@ -28,7 +28,7 @@ DEFAULT_MIN_STEPS = 2
 DEFAULT_MAX_STEPS = 20
 COUNT_CODES = ("count_steady", "count_best")
 """What a plan of one count for all prompts says of itself; here and on the page it is known by that."""
-LATER_FIELDS = ("schedule", "prefix_steps")
+LATER_FIELDS = ("schedule", "prefix_steps", "remembered")
 """Of a Plan; plans of before lack them."""
 
 
@@ -103,6 +103,19 @@ class Decision:
             return None
         return self.quality[min(steps, self.counts[-1]) - self.counts[0]]
 
+    def limit_warnings(self, q: float, min_steps: int, max_steps: int) -> tuple[Message, ...]:
+        """What to say of limits that keep the quality from being reached, or that lie beyond the target."""
+        target = self.counts[-1]
+        wanted = self.steps(q, 1, target)
+        found: list[Message] = []
+        if wanted > max_steps:
+            found.append(message("max_too_low", quality=q, steps=wanted, max=max_steps))
+        if max_steps > target:
+            found.append(message("max_beyond", max=max_steps, target=target))
+        if min_steps > target:
+            found.append(message("min_beyond", min=min_steps, target=target))
+        return tuple(found)
+
     @classmethod
     def from_curves(
         cls,
@@ -133,6 +146,26 @@ class Decision:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Decision:
         return cls(**{f.name: _frozen(_field(data, f.name, "decision")) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class RememberedUse:
+    """How much of a plan came from memory."""
+
+    own: int
+    """Remembered renders of this prompt that it was corrected by."""
+    near: int
+    """The same of other prompts."""
+    without: int
+    """Steps that would have been planned without."""
+    said: Message | None
+    points: tuple[tuple[int, float], ...] = ()
+    """(steps, quality) measured of this prompt, for the chart."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RememberedUse:
+        said = data["said"]
+        return cls(**{**data, "said": None if said is None else Message.from_dict(said)})
 
 
 @dataclass(frozen=True)
@@ -176,6 +209,8 @@ class Plan:
     distance: float | None = None
     """Distance from the prompts the planner was made with; above 1 it is unlike them."""
     decision: Decision | None = None
+    remembered: RememberedUse | None = None
+    """What memory had to say; None where it had nothing, or was not asked."""
 
     @property
     def is_count(self) -> bool:
@@ -218,6 +253,8 @@ class Plan:
         said: dict[str, Any] = {"warnings": [warning.to_dict() for warning in self.warnings]}
         if self.fallback is not None:
             said["fallback"] = self.fallback.to_dict()
+        if self.remembered is not None and self.remembered.said is not None:
+            said["remembered"] = {**asdict(self.remembered), "said": self.remembered.said.to_dict()}
         return _json_safe({**asdict(self), **said})
 
     @classmethod
@@ -229,6 +266,8 @@ class Plan:
             values["setting"] = Setting.from_dict(values["setting"])
         if values["decision"] is not None:
             values["decision"] = Decision.from_dict(values["decision"])
+        if values.get("remembered") is not None:
+            values["remembered"] = RememberedUse.from_dict(values["remembered"])
         if values["fallback"] is not None:
             values["fallback"] = Message.from_dict(values["fallback"])
         values["warnings"] = tuple(Message.from_dict(warning) for warning in values["warnings"])
@@ -253,6 +292,8 @@ class Plan:
         lines = [] if self.is_count else [word("wanted", wanted=self.quality, predicted=predicted, risk=self.risk)]
         if self.limited_by is not None:
             lines.append(word("limited_by", metric=metric_words(self.limited_by)))
+        if self.remembered is not None and self.remembered.said is not None:
+            lines.append(self.remembered.said.text())
         return [*lines, f"{word('row_planner')}: {self.planner}"] if self.planner else lines
 
 

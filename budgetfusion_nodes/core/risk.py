@@ -54,14 +54,15 @@ class RiskTable:
 def critical_thetas(upper: ArrayLike, true_quality: ArrayLike, q: float) -> FloatArray:
     """The theta from which on the planned count violates q.
 
-    upper: [N, C] predicted u at every count; true_quality: [N, S, C] measured Q, NaN rows for absent seeds. Returns
-    [N, S]: inf where even the smallest count has Q >= q from there on, NaN for absent seeds. A plan violates q exactly
-    if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
+    upper: [N, C] predicted u at every count, or [N, S, C] where each seed has its own; true_quality: [N, S, C] measured
+    Q, NaN rows for absent seeds. Returns [N, S]: inf where even the smallest count has Q >= q from there on, NaN for
+    absent seeds. A plan violates q exactly if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
     """
     tail = tail_min(true_quality)
     need = (tail >= q).argmax(axis=-1)  # index of t*; Q(T) = 1, so there is one
-    peaks = tail_max(upper)  # [N, C]
-    before = np.take_along_axis(peaks, np.maximum(need - 1, 0), axis=-1)  # [N, S]
+    peaks = tail_max(upper)
+    peaks = np.broadcast_to(peaks if peaks.ndim == tail.ndim else peaks[:, None], tail.shape)  # [N, S, C]
+    before = np.take_along_axis(peaks, np.maximum(need - 1, 0)[..., None], axis=-1)[..., 0]  # [N, S]
     critical = np.where(need == 0, np.inf, before)
     return np.where(np.isnan(tail[..., -1]), np.nan, critical)
 
@@ -98,7 +99,8 @@ def calibrate(
     alphas: Sequence[float] = ALPHAS,
     qualities: Sequence[float] = QUALITIES,
 ) -> RiskTable:
-    """upper: [N, C]; true_quality: [N, S, C]; a column for each integer count. Prompts must be new to the predictor."""
+    """upper: [N, C] or [N, S, C]; true_quality: [N, S, C]; a column for each integer count. Prompts must be new to the
+    predictor."""
     table = np.zeros((len(alphas), len(qualities)))
     for column, q in enumerate(qualities):
         critical = critical_thetas(upper, true_quality, q)

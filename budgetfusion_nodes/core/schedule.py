@@ -177,6 +177,12 @@ class NestedSchedule:
             raise InputError(message("schedule_unreadable", schedule=text)) from None
 
 
+def least_steps(schedule: str) -> int:
+    """The fewest steps that a plan along a Setting's schedule may have: with a nested one, the prefix and a step."""
+    nested = NestedSchedule.from_text(schedule)
+    return 1 if nested is None else nested.prefix_steps + 1
+
+
 def described(schedule: str) -> Message:
     """A schedule as an artist knows it; text that nobody can read as it is."""
     try:

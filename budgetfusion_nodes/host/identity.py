@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.errors import UnsupportedError
 from ..core.messages import Message, message
 from .changes import read_changes
+from .fingerprint_cache import fingerprint_of
 from .model_name import model_name
 from .model_sampling import Sampling, loaded_sampling, read_sampling
 from .patches import WeightPatches, describe, tensors_in, weight_patches
@@ -60,7 +61,8 @@ class Identity:
 
 
 def read_identity(model: Any) -> Identity:
-    """Identity of a host MODEL. Reads some 4,000 values and nothing else; never raises for the model's sake."""
+    """Identity of a host MODEL. Reads some 4,000 values once for a loaded model, then some 800 to see that they still
+    hold; never raises for the model's sake."""
     patches = weight_patches(model)
     name = model_name(model)
     try:
@@ -102,11 +104,19 @@ def model_precision(model: Any) -> str:
 
 
 def _fingerprint(model: Any, patches: WeightPatches) -> str:
-    weights = original_weights(model, original_network(model))
+    network = original_network(model)
+    weights = original_weights(model, network)
     if len(weights) < FEWEST:
         raise UnreadableWeights(type(model.model).__name__)
+    parts = (*_structure(model), loaded_sampling(model).text())
+    if patches.merged:  # its tensors may be changed without a trace
+        return _digest(parts, weights, patches)
+    return fingerprint_of(network, parts, weights, lambda: _digest(parts, weights, patches))
+
+
+def _digest(parts: Sequence[str], weights: Sequence[tuple[str, Tensor]], patches: WeightPatches) -> str:
     digest = hashlib.sha256()
-    for part in (*_structure(model), loaded_sampling(model).text()):
+    for part in parts:
         digest.update(part.encode() + b"\0")
     for part in sample((name, patches.sources.get(PREFIX + name, value)) for name, value in weights):
         digest.update(part)

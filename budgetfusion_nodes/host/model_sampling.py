@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,10 @@ NAMELESS = {"object", "Module", "ModelSampling", "ModelSamplingAdvanced", "Model
 
 SCHEDULE = "Sampling"
 """Part of the name of the host's schedule classes, and of no prediction type's."""
+
+USUAL = {"noise_scale": 1.0, "multiplier": 1000.0, "sigma_data": 1.0}
+"""Numbers of the host's sampling objects that move the image and leave the sigmas as they are, and what nearly every
+model has: the scale of the noise, what sigma is multiplied with for the network, the data's spread (EDM)."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,15 @@ class Sampling:
     sigma_max: float | None = None
     shift: float | None = None
     """As the host's flow models have it; for Flux the mu that follows from the image's size."""
+    others: tuple[tuple[str, float], ...] = ()
+    """Those of USUAL that are not as usual."""
 
     def text(self) -> str:
         """One line, three significant digits; equal for equal samplings in all host versions."""
         sigmas = " / ".join("?" if s is None else f"{s:.3g}" for s in (self.sigma_min, self.sigma_mid, self.sigma_max))
         shift = "" if self.shift is None else f", shift {self.shift:.3g}"
-        return f"{self.prediction or '?'} {self.schedule or '?'}{shift}, sigma {sigmas}"
+        others = "".join(f", {name.replace('_', ' ')} {value:.3g}" for name, value in self.others)
+        return f"{self.prediction or '?'} {self.schedule or '?'}{shift}, sigma {sigmas}{others}"
 
 
 def read_sampling(model: Any) -> Sampling:
@@ -59,7 +67,15 @@ def describe(sampling: Any) -> Sampling:
         _number(lambda: sampling.percent_to_sigma(0.5)),
         _number(lambda: sampling.sigma_max),
         _number(lambda: sampling.shift),
+        tuple(_unusual(sampling)),
     )
+
+
+def _unusual(sampling: Any) -> Iterator[tuple[str, float]]:
+    for name, usual in USUAL.items():
+        value = _number(lambda name=name: getattr(sampling, name))
+        if value is not None and value != usual:
+            yield name, value
 
 
 def _number(read: Any) -> float | None:

@@ -26,6 +26,8 @@ PLANNER_FOLDER = "budgetfusion"
 SUFFIX = ".safetensors"
 
 
+STORE = ("budgetfusion", "calibration.sqlite3")
+"""In the host's user folder."""
 ENCODER_FOLDERS = ("clip_vision", "text_encoders", PLANNER_FOLDER)
 
 
@@ -58,6 +60,12 @@ def encoder_folders() -> tuple[Path, ...]:
         return ()
     known = [name for name in ENCODER_FOLDERS if name in host.folder_names_and_paths]
     return tuple(Path(folder) for name in known for folder in host.get_folder_paths(name))
+
+
+def store_path() -> Path:
+    """The calibration store's file in the host's user folder."""
+    folder = importlib.import_module("folder_paths").get_user_directory()
+    return Path(folder).joinpath(*STORE)
 
 
 @dataclass(frozen=True)

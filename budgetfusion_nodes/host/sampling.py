@@ -16,7 +16,7 @@ from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from .conditioning import first_part
 from .energy import watt_hours
-from .prefix_cache import run_key, with_replay
+from .prefix_cache import DRAFTS, PrefixCache, run_key, with_replay
 
 # Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
@@ -189,17 +189,18 @@ def render(
     *,
     sigmas: Tensor | None = None,
     prefix_steps: int = 0,
+    cache: PrefixCache = DRAFTS,
 ) -> Render:
     """The stock KSampler's own call, once, with a clock around the sampling loop. Bit-identical to the stock node.
 
     sigmas: [steps + 1], to run in place of the scheduler's; everything else stays the host's. prefix_steps: how many
     steps other counts share; their evaluations and the next one are kept, and replayed where an earlier run with the
-    same beginning kept them.
+    same beginning kept them in `cache`.
     """
     check_latent(latent_image)
     laps: list[Lap] = []
     key = run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
-    clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps))
+    clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps), cache)
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
     if sigmas is not None:
         clocked.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, SIGMAS, _along(sigmas))

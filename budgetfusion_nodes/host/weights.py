@@ -235,6 +235,17 @@ def sample(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
             yield f"{name}{shape}{held.packing}\0".encode() + values
 
 
+def raw_bytes(weights: Iterable[tuple[str, Tensor]]) -> bytes:
+    """RUN neighbouring values of each weight as they are stored. UnreadableWeights if one cannot be read."""
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        looks: dict[tuple[torch.device, int], list[Tensor]] = {}
+        for name, value in weights:
+            data = stored(value).data
+            looks.setdefault((data.device, data.dtype.itemsize), []).extend(_look(name, data, 1))
+        joined = _to_cpu({key: torch.cat(runs) for key, runs in looks.items() if runs})
+        return b"".join(part.tobytes() for part in joined.values())
+
+
 def _look(name: str, data: Tensor, runs: int) -> list[Tensor]:
     """`runs` runs of values, evenly spread, from a place that the name decides."""
     count = data.numel()

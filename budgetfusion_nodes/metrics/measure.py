@@ -74,6 +74,8 @@ class Measurement:
     """Metric -> `[N]` >= 0, float32. l_snr: |difference| in dB; d_sim: 1 - similarity; i_clip: 1 - cosine."""
     decibel: Tensor
     """`[N]` L-SNR of the images themselves in dB; NaN where l_snr was not asked for."""
+    embeddings: Tensor | None = None
+    """`[N, D]` of the images by the i_clip encoder, on its device; None where i_clip was not asked for."""
 
 
 class Series:
@@ -114,7 +116,9 @@ class Series:
         parts = [self._measured(some.to(self.device)) for some in images.split(chunk)]
         joined = {name: torch.cat([part.distances[name] for part in parts]) for name in self.metrics}
         decibel = torch.cat([part.decibel for part in parts]).to(images.device)
-        return Measurement({name: values.to(images.device) for name, values in joined.items()}, decibel)
+        embedded = [part.embeddings for part in parts if part.embeddings is not None]
+        embeddings = torch.cat(embedded) if embedded else None
+        return Measurement({name: values.to(images.device) for name, values in joined.items()}, decibel, embeddings)
 
     def _measured(self, images: Tensor) -> Measurement:
         x = to_bchw(images).to(self._dtype)
@@ -131,7 +135,8 @@ class Series:
             if embedding is not None and self._embedding is not None:
                 found["i_clip"] = 1.0 - cosine(embedding, self._embedding).to(self.device)
         # rounding may leave a similarity just above 1
-        return Measurement({name: values.clamp_min(0.0).float() for name, values in found.items()}, decibel.float())
+        distances = {name: values.clamp_min(0.0).float() for name, values in found.items()}
+        return Measurement(distances, decibel.float(), embedding)
 
     def _embed(self, x: Tensor) -> Tensor | None:
         encoder = self.backends.i_clip

@@ -11,6 +11,7 @@ from ..core.schedule import STOCK
 from ..host.model_name import learn_name
 from ..host.sampling import check_latent, nfe, render
 from ..planning.choice import AUTO, planners_state
+from ..planning.memory import only_seed, render_facts
 from ..planning.nested import plan_sigmas
 from ..planning.receipt import make_receipt
 from ..planning.service import Request, obey, plan_render
@@ -66,6 +67,7 @@ class AdaptiveKSampler(io.ComfyNode):
                     "planner of this node.",
                 ),
                 s.schedule_input(),
+                s.memory_input(),
             ],
             hidden=s.HIDDEN,
             outputs=[
@@ -105,6 +107,7 @@ class AdaptiveKSampler(io.ComfyNode):
         planner: str = AUTO,
         plan: Any = None,
         schedule: str = AUTO,
+        memory: bool = True,
     ) -> io.NodeOutput:
         check_latent(latent_image)
         learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
@@ -120,12 +123,12 @@ class AdaptiveKSampler(io.ComfyNode):
             denoise,
             schedule,
             s.model_files(cls.hidden),
+            memory,
+            lambda: render_facts(negative, latent_image),
+            only_seed(seed, latent_image),
         )
-        decided = (
-            plan_render(model, positive, request, latent_image)
-            if plan is None
-            else obey(plan, model, positive, request, latent_image)
-        )
+        rest = (model, positive, request, latent_image)
+        decided = plan_render(*rest) if plan is None else obey(plan, *rest)
         done = render(
             model,
             seed,

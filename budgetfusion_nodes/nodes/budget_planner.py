@@ -53,6 +53,7 @@ class BudgetPlanner(io.ComfyNode):
                 ),
                 s.schedule_input(),
                 s.split_input(),
+                s.memory_input(),
             ],
             hidden=s.HIDDEN,
             outputs=[
@@ -96,11 +97,13 @@ class BudgetPlanner(io.ComfyNode):
         latent_image: Any = None,
         schedule: str = AUTO,
         split_at: int = 0,
+        memory: bool = True,
     ) -> io.NodeOutput:
         learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         files = s.model_files(cls.hidden)
+        limits = (min_steps, max_steps)
         request = Request(
-            sampler_name, scheduler, cfg, quality, min_steps, max_steps, risk, planner, schedule=schedule, files=files
+            sampler_name, scheduler, cfg, quality, *limits, risk, planner, schedule=schedule, files=files, memory=memory
         )
         plan = plan_render(model, positive, request, latent_image)
         sigmas = plan_sigmas(plan, model, request)

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.errors import BudgetFusionError
+from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..host.model_name import learn_name
 from ..host.sampling import check_has_count
 from ..planning.choice import planners_state
@@ -25,9 +26,9 @@ def _how() -> list[io.Input]:
             "thoroughness",
             options=list(THOROUGHNESS),
             default=THOROUGHNESS[0],
-            tooltip="How many prompts are rendered: quick 28, standard up to 90, thorough up to 240 with two "
-            "seeds each. Each goes on from the one before, and the last two end by themselves when more "
-            "prompts change nothing.",
+            tooltip="How many prompts are rendered: quick 28 (56 for a sampler that does not settle), standard up "
+            "to 90, thorough 240 with two seeds each. Each goes on from the one before; standard ends by itself when "
+            "more prompts change no count.",
         ),
         io.Combo.Input(
             "prompts",
@@ -81,6 +82,15 @@ def _optional() -> list[io.Input]:
             tooltip="Whether the prompts' texts are kept in the store. They are never in a planner.",
             optional=True,
         ),
+        io.Combo.Input(
+            "schedule",
+            options=[NESTED, STOCK],
+            default=NESTED,
+            optional=True,
+            tooltip="nested: looks for a noise level from which on the composition is settled, and plans the steps "
+            "after it, so that the quality slider refines one picture. Where there is none, and with quick, the stock "
+            "schedule is calibrated, and the report says so. stock: the scheduler's own steps, as KSampler has them.",
+        ),
     ]
 
 
@@ -119,11 +129,14 @@ class Calibrate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sampler_name: str | None = None) -> bool | str:
-        """Refuses a sampler without a step count before anything is rendered."""
+    def validate_inputs(cls, sampler_name: str | None = None, schedule: str | None = None) -> bool | str:
+        """Refuses a sampler without a step count before anything is rendered. schedule: a graph of the API may name a
+        nested schedule that is known already, as `nested 5@1.0`."""
         try:
             if sampler_name is not None:
                 check_has_count(sampler_name)
+            if schedule not in (None, NESTED):
+                NestedSchedule.from_text(schedule)
         except BudgetFusionError as error:
             return str(error)
         return True
@@ -154,6 +167,7 @@ class Calibrate(io.ComfyNode):
         latent_image: Any = None,
         clip_vision: Any = None,
         keep_text: bool = False,
+        schedule: str = NESTED,
     ) -> io.NodeOutput:
         # on use: the database library and the metrics would add to the start of every host
         from ..calibration.host_job import Asked, calibrate_graph, read_prompts
@@ -162,7 +176,8 @@ class Calibrate(io.ComfyNode):
         from ..calibration.spec import Spec
 
         learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
-        asked = Asked(Spec(max_steps, thoroughness, keep_text), name, read_prompts(prompts, prompt_text, prompt_text))
+        spec, texts = Spec(max_steps, thoroughness, keep_text), read_prompts(prompts, prompt_text, prompt_text)
+        asked = Asked(spec, name, texts, schedule)
         graph = Graph.connected(
             model,
             clip,

@@ -9,6 +9,7 @@ from .adaptive_ksampler import AdaptiveKSampler
 from .blind_test import BlindTest
 from .budget_planner import BudgetPlanner
 from .calibrate import Calibrate
+from .learn import Learn
 from .metric_probe import PerceptualMetricProbe
 from .routes import register_routes
 from .step_sweep import StepSweep
@@ -20,6 +21,7 @@ NODES: list[type[io.ComfyNode]] = [
     PerceptualMetricProbe,
     Calibrate,
     BlindTest,
+    Learn,
 ]
 
 

@@ -201,6 +201,18 @@ def schedule_input() -> io.Input:
     )
 
 
+def memory_input() -> io.Input:
+    return known(
+        io.Boolean.Input,
+        "memory",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip="Whether measured renders of this prompt, and of prompts like it, may correct the plan. They come from "
+        "Calibrate, from Step Sweep with the Probe, and from what was learned from your renders.",
+    )
+
+
 def planner_input() -> io.Input:
     return known(
         io.Combo.Input,

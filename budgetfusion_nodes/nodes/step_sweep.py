@@ -10,6 +10,8 @@ from comfy_api.latest import io
 from ..core.curves import DEFAULT_GRID, parse_grid
 from ..core.errors import BudgetFusionError
 from ..host.sampling import check_pictures, check_sampler, decode, sweep
+from ..planning.origin import mark, origin_of
+from ..planning.service import Request
 from ..planning.special import check_path
 from . import schema as s
 
@@ -90,4 +92,6 @@ class StepSweep(io.ComfyNode):
         check_pictures(latent_image)
         renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
         images = torch.cat([decode(vae, done.latent) for done in renders])
+        request = Request(sampler_name, scheduler, cfg)
+        mark(images, origin_of(model, positive, negative, latent_image, request, seed), counts)
         return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))

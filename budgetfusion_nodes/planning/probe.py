@@ -18,10 +18,12 @@ from ..core.plan import Plan
 from ..host.measuring import render_device
 from ..host.paths import encoder_folders
 from ..metrics.images import to_bchw
+from ..metrics.l_snr import l_snr
 from ..metrics.matching import differences, matching_backends
 from ..metrics.measure import measure
 from ..predictor.planner import Planner
 from .choice import planner_of
+from .origin import SWEPT, marked, remember
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,23 @@ def probe(
         reference=message("reference_last") if reference is None else message("reference_given"),
         notes=(*notes, *other),
     )
+    kept = _remembered(images, reference, result)
+    if kept is not None:
+        result = replace(result, notes=(*result.notes, kept))
     error = None if plan is None else prediction_error(result, plan)
     if error is None:
         return result
     return replace(result, notes=(*result.notes, message("prediction_error", error=error)))
+
+
+def _remembered(images: Tensor, reference: Tensor | None, result: Probe) -> Message | None:
+    """Keeps a sweep's curve for later plans; None where these pictures are no untouched sweep against its own end."""
+    found = marked(images)
+    if found is None or reference is not None or result.frames > 1 or result.steps != found[1]:
+        return None
+    decibel = dict(zip(result.steps, l_snr(images).tolist(), strict=True))
+    distances = {n: {m: result.distances[m][i] for m in METRICS} for i, n in enumerate(result.steps)}
+    return remember(found[0], distances, decibel, result.backends, SWEPT)
 
 
 def _references(images: Tensor, reference: Tensor | None, frames: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from ..host.conditioning import extract_all, frame_count, latent_extras, read_ex
 from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import nfe, pixel_size
 from ..predictor.count_planner import CountPlanner
+from ..predictor.planner import Planner
 from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
+from .memory import recaller
 from .nested import along
-from .special import as_executed, check_distilled, limits_for, unsettled
+from .special import as_executed, check_distilled, is_partial, limits_for, unsettled
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,12 @@ class Request:
     """auto: nested where the planner has it; nested: the same, and say so where it has not; stock."""
     files: tuple[str, ...] = ()
     """Model files that the graph names above this node, LoRAs among them."""
+    memory: bool = True
+    """Whether measured renders of before may correct the plan."""
+    facts: Callable[[], Mapping[str, str]] = dict
+    """What else moves the picture, where the node knows it: `memory.render_facts`. Called where there is a store."""
+    seed: int | None = None
+    """Of the render, where the node knows it and nothing but the seed draws its noise."""
 
     def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -173,23 +181,41 @@ def _plan(
         notes.append(message("schedule_not_calibrated", planner=planner.name))
     notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
-    plans = [
-        planner.plan(
-            prompt.tokens,
-            prompt.pooled,
-            quality=request.quality,
-            risk=request.risk,
-            min_steps=least,
-            max_steps=most,
-            setting=setting,
-            nfe_of=lambda steps: nfe(request.sampler_name, steps),
-        )
-        for prompt in prompts
-    ]
-    slowest = along(max(plans, key=lambda plan: plan.steps), setting.schedule, model, request)
-    plan, begin = as_executed(slowest, model, request, (request.min_steps, request.max_steps))
+
+    def slowest(recall: Callable[..., Any] | None) -> Plan:
+        plans = [
+            planner.plan(
+                prompt.tokens,
+                prompt.pooled,
+                quality=request.quality,
+                risk=request.risk,
+                min_steps=least,
+                max_steps=most,
+                setting=setting,
+                nfe_of=lambda steps: nfe(request.sampler_name, steps),
+                **({} if recall is None else {"recall": recall(prompt.tokens, prompt.pooled)}),
+            )
+            for prompt in prompts
+        ]
+        return along(max(plans, key=lambda plan: plan.steps), setting.schedule, model, request)
+
+    recall = _recaller(planner, setting, request, notes)
+    decided = slowest(recall)
+    if recall is not None and decided.schedule != setting.schedule:  # memory is of another schedule
+        decided = slowest(None)
+    plan, begin = as_executed(decided, model, request, (request.min_steps, request.max_steps))
     notes.extend(begin)
     return plan
+
+
+def _recaller(
+    planner: AnyPlanner, setting: Setting, request: Request, notes: list[Message]
+) -> Callable[..., Any] | None:
+    """What memory makes of each prompt's prediction; None where it has no say. A render of a part of the schedule is
+    planned by curves of full ones, which measured counts of its own do not fit."""
+    if not (request.memory and isinstance(planner, Planner)) or is_partial(request.denoise, planner.setting):
+        return None
+    return recaller(planner, setting, request, notes)
 
 
 def _choose(model: Any, request: Request, setting: Setting, notes: list[Message], reason: Message | None) -> AnyPlanner:

@@ -6,15 +6,15 @@ For samplers that draw fresh noise at each step there is no full-step picture, s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..core.messages import Message, message
-from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan, check_request
+from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan, check_request
 from ..core.setting import Setting, differences
+from .calibrated import Calibrated
 
 STEADY, BEST = "steady", "best"
 REASONS = (STEADY, BEST)
@@ -31,29 +31,17 @@ class Level:
     high: float
 
 
-@dataclass(frozen=True)
-class CountPlanner:
-    """Measured by calibration/count_job.py or read by planner_file.load_any_planner."""
+@dataclass(frozen=True, kw_only=True)
+class CountPlanner(Calibrated):
+    """Measured by calibration/count_job.py or read by planner_file.load_any_planner. The first metric decided."""
 
-    name: str
-    setting: Setting
     count: int
     """One of grid."""
-    grid: tuple[int, ...]
     levels: tuple[Level, ...]
     """At each count of grid."""
-    metrics: tuple[str, ...]
-    """What the level is measured by; the first decided."""
-    backends: Mapping[str, str]
     prompts: int
     why: str
     """One of REASONS."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def target_steps(self) -> int:
-        """The highest count that was measured."""
-        return self.grid[-1]
 
     def said(self) -> Message:
         """That this is one count for all prompts, and why this one."""
@@ -72,13 +60,14 @@ class CountPlanner:
         quality: float = DEFAULT_QUALITY,
         risk: float = DEFAULT_RISK,
         min_steps: int = DEFAULT_MIN_STEPS,
-        max_steps: int = DEFAULT_MAX_STEPS,
+        max_steps: int | None = None,
         setting: Setting | None = None,
         nfe_of: Callable[[int], int] | None = None,
     ) -> Plan:
         """As `Planner.plan`: the count within the limits, whatever prompt and quality are; no curve and no decision."""
         del tokens, pooled
         started = time.perf_counter()
+        max_steps = self.target_steps if max_steps is None else max_steps
         check_request(quality, risk, min_steps, max_steps, ANY_RISK)
         steps = min(max(self.count, min_steps), max_steps)
         return Plan(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..core.curves import METRICS, FloatArray, all_counts, interpolate_log_n, validate_grid, worst
 from ..core.errors import InputError
-from ..core.files import in_one_piece
-from ..core.setting import Setting, with_precision
+from ..core.setting import Setting
 
-FORMAT = "budgetfusion.sweep"
-VERSION = "1"
 SPLITS = ("train", "calibration", "test")
 ABSENT = -1
 ARRAYS = ("tokens", "lengths", "pooled", "seeds", "shortfall", "l_snr")
@@ -108,37 +100,6 @@ class SweepDataset:
         """Indices of the prompts of one split."""
         return np.flatnonzero(np.array(self.split) == split).astype(np.int64)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """One safetensors file, written in one piece."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
-        description = {
-            "prompts": self.prompts,
-            "split": self.split,
-            "grid": self.grid,
-            "metrics": self.metrics,
-            "setting": self.setting.to_dict(),
-            "backends": dict(self.backends),
-            "provenance": dict(self.provenance),
-        }
-        with in_one_piece(Path(path)) as partial:
-            save_file(arrays, partial, {"format": FORMAT, "version": VERSION, "sweep": json.dumps(description)})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SweepDataset:
-        """Reads `save`; InputError for anything else."""
-        file = Path(path)
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                metadata = opened.metadata() or {}
-                if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-                    raise InputError(f"{file.name} is not sweep data of version {VERSION}. Run 'study sweep' again.")
-                arrays = {name: opened.get_tensor(name) for name in ARRAYS}
-            description = json.loads(metadata["sweep"])
-            setting = with_precision(Setting.from_dict(description.pop("setting")), description["provenance"])
-            return cls(**arrays, **description, setting=setting)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file.name} cannot be read as sweep data ({error}). Run 'study sweep' again.") from error
-
 
 def true_quality(dataset: SweepDataset, scale: tuple[float, ...]) -> FloatArray:
     """Q at every integer count from the measured curves, [N, S, C]; NaN for absent seeds."""
@@ -158,67 +119,3 @@ def select(dataset: SweepDataset, rows: NDArray[np.int64]) -> SweepDataset:
     words = {name: tuple(getattr(dataset, name)[i] for i in rows) for name in ("prompts", "split")}
     kept = {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name not in (*ARRAYS, *words)}
     return SweepDataset(**arrays, **words, **kept)
-
-
-def merge_datasets(shards: Sequence[SweepDataset]) -> SweepDataset:
-    """One data set from shards of one setting: prompts are joined, seeds of a prompt in several shards too."""
-    if not shards:
-        raise InputError("sweep data: there is no shard to merge. Run 'study sweep' first.")
-    first = shards[0]
-    for shard in shards[1:]:
-        _check_same(first, shard)
-    places = _places(shards)
-    length, seeds = max(s.tokens.shape[1] for s in shards), max(len(found) for found in places.values())
-    merged = _empty(first, len(places), length, seeds)
-    split: list[str] = []
-    for row, found in enumerate(places.values()):
-        shard, index, _ = found[0]
-        split.append(shard.split[index])
-        merged["tokens"][row, : shard.tokens.shape[1]] = shard.tokens[index]
-        merged["lengths"][row] = shard.lengths[index]
-        merged["pooled"][row] = shard.pooled[index]
-        for column, (part, i, seed) in enumerate(found):
-            for name in ("seeds", "shortfall", "l_snr"):
-                merged[name][row, column] = getattr(part, name)[i, seed]
-    kept = {f.name: getattr(first, f.name) for f in fields(first) if f.name not in (*ARRAYS, "prompts", "split")}
-    return SweepDataset(prompts=tuple(places), split=tuple(split), **merged, **kept)
-
-
-def _check_same(first: SweepDataset, other: SweepDataset) -> None:
-    for name in ("grid", "metrics", "setting", "backends"):
-        if getattr(first, name) != getattr(other, name):
-            raise InputError(
-                f"sweep data: shards differ in {name} ({getattr(first, name)} and {getattr(other, name)}). "
-                "Merge only shards of one sweep."
-            )
-    if first.tokens.shape[2] != other.tokens.shape[2] or first.pooled.shape[1] != other.pooled.shape[1]:
-        raise InputError("sweep data: shards come from different text encoders. Merge only shards of one sweep.")
-
-
-def _places(shards: Sequence[SweepDataset]) -> dict[str, list[tuple[SweepDataset, int, int]]]:
-    """Prompt -> where each of its seeds lies; a seed rendered twice counts once."""
-    places: dict[str, list[tuple[SweepDataset, int, int]]] = {}
-    known: set[tuple[str, int]] = set()
-    splits: dict[str, str] = {}
-    for shard in shards:
-        for index, prompt in enumerate(shard.prompts):
-            if splits.setdefault(prompt, shard.split[index]) != shard.split[index]:
-                raise InputError(f"sweep data: prompt {prompt!r} is in two splits. Sweep again with one split list.")
-            for column in np.flatnonzero(shard.present[index]):
-                key = (prompt, int(shard.seeds[index, column]))
-                if key not in known:
-                    known.add(key)
-                    places.setdefault(prompt, []).append((shard, index, int(column)))
-    return places
-
-
-def _empty(first: SweepDataset, prompts: int, length: int, seeds: int) -> dict[str, NDArray[Any]]:
-    counts, metrics = len(first.grid), len(first.metrics)
-    return {
-        "tokens": np.zeros((prompts, length, first.tokens.shape[2]), first.tokens.dtype),
-        "lengths": np.zeros(prompts, np.int64),
-        "pooled": np.zeros((prompts, first.pooled.shape[1]), first.pooled.dtype),
-        "seeds": np.full((prompts, seeds), ABSENT, np.int64),
-        "shortfall": np.full((prompts, seeds, counts, metrics), np.nan, np.float32),
-        "l_snr": np.full((prompts, seeds, counts), np.nan, np.float32),
-    }

@@ -196,7 +196,7 @@ def fit_out_of_distribution(training: Tensor, calibration: Tensor, share: float 
 
     The covariance is shrunk, because summaries have up to 192 numbers and there may be as few as 25 prompts. The
     distance to the nearest calibration prompt, which stood here before, is large for every prompt in so many
-    dimensions: docs/benchmark_notes.md has the figures of both on busier scenes.
+    dimensions: docs/benchmark.md has the figures of both on busier scenes.
     """
     centre = training.mean(0)
     spread = training.std(0).clamp_min(LEAST_SPREAD).double()

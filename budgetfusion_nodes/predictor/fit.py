@@ -300,13 +300,6 @@ def upper_curves(planner: Planner, features: list[ConditioningFeatures]) -> Floa
     return level_curves(planner.networks, features, planner.grid)
 
 
-def median_curves(planner: Planner, features: list[ConditioningFeatures]) -> FloatArray:
-    """Median predicted quality at every integer count, [N, C]."""
-    curves = ensemble_quantiles(planner.networks, collate(features))[..., 1].double().numpy()
-    quality = np.clip(1.0 - curves.max(axis=-1), 0.0, 1.0)
-    return interpolate_log_n(planner.grid, quality, all_counts(planner.grid))
-
-
 def level_curves(
     networks: Sequence[CurvePredictor], features: list[ConditioningFeatures], grid: tuple[int, ...], level: int = 2
 ) -> FloatArray:

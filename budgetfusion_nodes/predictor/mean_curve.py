@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.curves import FloatArray, all_counts, interpolate_log_n, tail_max
 from ..core.errors import InputError
 from ..core.risk import calibrate, controlled_theta, critical_thetas
+from ..core.schedule import least_steps
 from .dataset import SweepDataset, select, true_quality
 from .features import (
     LEAST_SPREAD,
@@ -42,7 +43,7 @@ from .network import QUANTILES, CurvePredictor, PredictorSize
 from .planner import Planner
 
 LEAST = 9
-"""Prompts from which on a risk of 10 % can be promised: alpha >= 1 / (N + 1)."""
+"""Prompts from which on a risk of 10 % can be guaranteed: alpha >= 1 / (N + 1)."""
 FALL = 1e-4
 """Least fall of the curve from one grid count to the next, in units of the scale: no ties, no effect on the figures."""
 FOLDS = 5
@@ -123,7 +124,7 @@ def _whitening(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean planned steps under the same promise, by the mean curve and by the network, on prompts new to each."""
+    """Mean planned steps under the same guarantee, by the mean curve and by the network, on prompts new to each."""
 
     mean_curve: float
     network: float
@@ -162,7 +163,7 @@ def compare_in_folds(
     truth = true_quality(own, scale)
     uppers = _out_of_fold(own, scale, seed, options, before_fold)
     needs = [critical_thetas(upper, truth, quality) for upper in uppers]
-    counts = np.asarray(all_counts(own.grid))
+    counts = np.maximum(all_counts(own.grid), least_steps(own.setting.schedule))
 
     def steps(which: int, rows: NDArray[np.int64]) -> FloatArray:
         theta = controlled_theta(needs[which][rows], risk)

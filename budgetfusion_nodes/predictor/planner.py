@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
-from ..core.curves import FloatArray, limiting_metric, quality
 from ..core.messages import Message, message
 from ..core.plan import (
     DEFAULT_MIN_STEPS,
@@ -22,68 +22,40 @@ from ..core.plan import (
     threshold_at,
 )
 from ..core.risk import RiskTable
+from ..core.schedule import least_steps
 from ..core.setting import Setting, differences
+from .calibrated import Calibrated
 from .features import ConditioningFeatures, OutOfDistribution, Projection, collate
 from .network import CurvePredictor, ensemble_quantiles
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .memory import Recalled
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted curves of one prompt."""
-
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
-    scale: tuple[float, ...]
-    normalised: FloatArray
-    """[K, M, 3] low, median and high quantile of shortfall / scale."""
-    distance: float
-    """Above 1 the prompt is unlike those that the planner was made with."""
-
-    def quality(self, level: int) -> tuple[float, ...]:
-        """Q at each grid count from quantile `level` of the shortfall: 0 gives the high, 2 the low quality curve."""
-        return tuple(quality(self.normalised[..., level], np.ones(len(self.metrics))).tolist())
-
-    def shortfall_median(self) -> dict[str, tuple[float, ...]]:
-        """Metric -> median predicted distance to the full-step image, in the metric's unit."""
-        columns = zip(self.metrics, self.normalised[..., 1].T, self.scale, strict=True)
-        return {metric: tuple((column * scale).tolist()) for metric, column, scale in columns}
-
-    def high(self) -> dict[str, list[float]]:
-        """Metric -> upper quantile of shortfall / scale at each grid count."""
-        return {metric: self.normalised[:, m, 2].tolist() for m, metric in enumerate(self.metrics)}
-
-    def limiting(self) -> tuple[str, ...]:
-        """The metric that sets the upper curve at each grid count."""
-        index = limiting_metric(self.normalised[..., 2], np.ones(len(self.metrics)))
-        return tuple(self.metrics[i] for i in index.tolist())
-
-
-@dataclass(frozen=True)
-class Planner:
+@dataclass(frozen=True, kw_only=True)
+class Planner(Calibrated):
     """Fitted parts; built by fit.py or read by planner_file.load_planner."""
 
-    name: str
-    setting: Setting
-    grid: tuple[int, ...]
-    metrics: tuple[str, ...]
     scale: tuple[float, ...]
     """s_m in the metric's unit."""
-    backends: Mapping[str, str]
-    """Metric -> the backend that measured it."""
     projection: Projection
     networks: tuple[CurvePredictor, ...]
     risk_table: RiskTable
     out_of_distribution: OutOfDistribution
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def target_steps(self) -> int:
-        """T: the count whose image counts as full quality."""
-        return self.grid[-1]
 
     @property
     def risk_range(self) -> tuple[float, float]:
         return self.risk_table.alphas[0], self.risk_table.alphas[-1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what it predicts, whatever its name and thresholds are: equal for equal predictors on equal scales."""
+        digest = hashlib.sha256(repr((self.grid, self.metrics, self.scale, sorted(self.backends.items()))).encode())
+        parts = [*vars(self.projection).values(), *(p for n in self.networks for p in n.state_dict().values())]
+        for part in parts:
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def features(self, tokens: Tensor, pooled: Tensor | None) -> ConditioningFeatures:
         return self.projection(tokens, pooled)
@@ -111,18 +83,28 @@ class Planner:
         max_steps: int | None = None,
         setting: Setting | None = None,
         nfe_of: Callable[[int], int] | None = None,
+        recall: Callable[[Prediction], Recalled] | None = None,
     ) -> Plan:
-        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls.
+        """The plan for one prompt. setting: the render at hand, to warn about differences; nfe_of: steps -> calls;
+        recall: what memory makes of the prediction.
 
         Raises only InputError (a value out of range) and UnsupportedError (another text encoder).
         """
         started = time.perf_counter()
         max_steps = self.target_steps if max_steps is None else max_steps
         check_request(quality, risk, min_steps, max_steps, self.risk_range)
+        min_steps = max(min_steps, min(least_steps(self.setting.schedule), max_steps))
         prediction = self.predict(tokens, pooled)
         knots = self.risk_table.thresholds(risk)
         decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
-        steps = decision.steps(quality, min_steps, max_steps)
+        steps = without = decision.steps(quality, min_steps, max_steps)
+        recalled = None if recall is None else recall(prediction)
+        if recalled is not None:
+            prediction = recalled.prediction
+            decision = Decision.from_curves(
+                self.grid, prediction.high(), prediction.quality(1), recalled.knots(risk) or knots
+            )
+            steps = decision.steps(quality, min_steps, max_steps)
         return Plan(
             steps=steps,
             max_steps=max_steps,
@@ -136,7 +118,7 @@ class Planner:
             quality_median=prediction.quality(1),
             quality_high=prediction.quality(0),
             shortfall_median=prediction.shortfall_median(),
-            threshold=threshold_at(knots, quality),
+            threshold=threshold_at(decision.thresholds, quality),
             planner=self.name,
             setting=self.setting,
             warnings=self._warnings(decision, prediction, quality, risk, min_steps, max_steps, setting, pooled),
@@ -144,6 +126,7 @@ class Planner:
             seconds=time.perf_counter() - started,
             distance=prediction.distance,
             decision=decision,
+            remembered=None if recalled is None else recalled.told(steps, without),
         )
 
     def _warnings(
@@ -157,19 +140,19 @@ class Planner:
         setting: Setting | None,
         pooled: Tensor | None,
     ) -> tuple[Message, ...]:
-        target = self.target_steps
-        wanted = decision.steps(quality, 1, target)
-        found: list[Message] = []
-        if wanted > max_steps:
-            found.append(message("max_too_low", quality=quality, steps=wanted, max=max_steps))
-        if max_steps > target:
-            found.append(message("max_beyond", max=max_steps, target=target))
-        if min_steps > target:
-            found.append(message("min_beyond", min=min_steps, target=target))
+        found = [self._moved(said) or said for said in decision.limit_warnings(quality, min_steps, max_steps)]
         if not self.risk_table.enough_prompts(risk):
-            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=target))
+            found.append(message("too_few_prompts", n=self.risk_table.prompts, risk=risk, target=self.target_steps))
         if not prediction.distance <= 1.0:
             found.append(message("out_of_distribution", score=prediction.distance))
         if pooled is None and self.projection.pooled_mean.shape[0] > 0:
             found.append(message("no_pooled"))
         return (*found, *(differences(self.setting, setting) if setting is not None else ()))
+
+    def _moved(self, said: Message) -> Message | None:
+        """Why plans end where they do, in place of that they do: with more steps this model gets worse."""
+        fall = self.provenance.get("calibration", {}).get("fall")
+        if said.code != "max_beyond" or not isinstance(fall, Mapping):
+            return None
+        best, last, prompts = (fall.get(key, "?") for key in ("best", "last", "pictures"))
+        return message("target_moved", best=best, last=last, prompts=prompts)

@@ -9,6 +9,7 @@ import { BlindTestPanel, waitingAt } from "./blind_test.js";
 import { CalibrationPanel, listenForCalibrations } from "./calibration.js";
 import { chain, executionIds, fit, isLinked, outputKey, workflowId } from "./host_nodes.js";
 import { keep, recall } from "./kept.js";
+import { Learner } from "./learn.js";
 import { count, said, setMessages, t } from "./messages.js";
 import { PlanPanel, options } from "./plan_panel.js";
 import { readPlan, sentence } from "./plan_view.js";
@@ -38,6 +39,7 @@ const LIVE = { quality: "quality", min_steps: "minSteps", max_steps: "maxSteps",
 const QUALITY = "BudgetFusion.DefaultQuality";
 const ON_FALLBACK = "BudgetFusion.OnFallback";
 const BAND = "BudgetFusion.ShowBand";
+const LEARN = "BudgetFusion.LearnPerHour";
 const SHIPPED_QUALITY = 0.9; // core/plan.py DEFAULT_QUALITY
 
 /** @type {Map<GraphNode, PlanPanel>} the nodes that are on a graph now */
@@ -88,6 +90,15 @@ app.registerExtension({
       type: "slider",
       attrs: { min: 0.5, max: 0.99, step: 0.01 },
       defaultValue: SHIPPED_QUALITY,
+    },
+    {
+      id: LEARN,
+      category: ["BudgetFusion", "Memory", "LearnPerHour"],
+      name: "Learn from my renders: pictures an hour",
+      tooltip: "0: off. While the queue is empty, a planned picture of a nested schedule is finished to the target, measured and remembered, so that later plans know. It stops as soon as you queue something.",
+      type: "slider",
+      attrs: { min: 0, max: 60, step: 1 },
+      defaultValue: 0,
     },
   ],
 
@@ -163,6 +174,10 @@ function listen() {
   });
   api.addEventListener("executed", (/** @type {CustomEvent} */ { detail }) => {
     totals.onExecuted(detail.prompt_id, detail.node, detail.output);
+  });
+  const learner = new Learner(api, () => Number(settingOf(LEARN) ?? 0));
+  api.addEventListener("execution_success", (/** @type {CustomEvent} */ { detail }) => {
+    learner.onSuccess(detail?.prompt_id);
   });
   listenForCalibrations(api, calibrations, executionIds);
 }

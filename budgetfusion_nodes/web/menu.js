@@ -4,35 +4,80 @@
 // @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
 import { t } from "./messages.js";
-import { ADAPTIVE, PLANNED, PLANNER, SOURCES, carried, isSplit, recipe, replacement, restored } from "./swap.js";
+import { ADAPTIVE, PLANNED, PLANNER, SOURCES, carried, isSplit, misfit, recipe, replacement, restored } from "./swap.js";
 
 /**
  * @typedef {any} GraphNode LiteGraph's node
  * @typedef {import("./swap.js").Part} Part
  * @typedef {import("./swap.js").Recipe} Recipe
+ * @typedef {import("./swap.js").Refusal} Refusal
  */
 
 const GAP = 60; // pixels between a planner and the sampler below it
+const OUTPUT = 2; // LiteGraph's side of a link
+const TOAST_MS = 15000; // long enough to read two sentences
 
 app.registerExtension({
   name: "BudgetFusion.Menu",
   /** @param {GraphNode} node */
   getNodeMenuItems(node) {
     const action = actionFor(node);
-    return action ? [null, { content: t(action.label), callback: () => change(node.graph, action.run) }] : [];
+    return action ? [null, { content: t(action.label), callback: action.run }] : [];
+  },
+  /** @param {GraphNode} node */
+  nodeCreated(node) {
+    if (typeOf(node) !== PLANNER) return;
+    const before = node.onConnectionsChange;
+    node.onConnectionsChange = function (/** @type {any[]} */ ...change) {
+      before?.apply(this, change);
+      const [side, , connected, link] = change;
+      if (side === OUTPUT && connected && link && !app.configuringGraph) warn(node, link);
+    };
   },
 });
 
-/** @param {GraphNode} node @returns {{label: string, run: () => void} | null} */
+/**
+ * The entry of ours in a node's menu: plans it, goes back, or says why it cannot be planned.
+ * @param {GraphNode} node @returns {{label: string, run: () => void} | null}
+ */
 export function actionFor(node) {
   const type = typeOf(node);
+  const undoable = (/** @type {() => void} */ run) => () => change(node.graph, run);
   if (type === "KSampler" || type === ADAPTIVE) {
-    return { label: type === ADAPTIVE ? "menu_unplan" : "menu_plan", run: () => swap(node) };
+    return { label: type === ADAPTIVE ? "menu_unplan" : "menu_plan", run: undoable(() => swap(node)) };
   }
-  if (type === PLANNER) return { label: "menu_unplan", run: () => removePlanner(node) };
+  if (type === PLANNER) return { label: "menu_unplan", run: undoable(() => removePlanner(node)) };
   if (!PLANNED.includes(type) || plannerOf(node)) return null;
   const made = recipeOf(node);
-  return made ? { label: "menu_plan", run: () => addPlanner(node, made) } : null;
+  if (!made) return null;
+  if ("why" in made) return { label: "menu_why", run: () => explain(node, made) };
+  return { label: "menu_plan", run: undoable(() => addPlanner(node, made)) };
+}
+
+/** @param {GraphNode} node @param {Refusal} refusal */
+function explain(node, { why, part }) {
+  tell("info", t("menu_why"), t(why, { node: called(partsOf(node)[part]) }));
+}
+
+/** Says at once where a planner's steps or sigmas go to a node that is set otherwise. @param {GraphNode} planner @param {any} link */
+function warn(planner, link) {
+  const taker = planner.graph?.getNodeById(link.target_id);
+  const output = planner.outputs?.[link.origin_slot]?.name;
+  if (!taker || !["steps", "sigmas"].includes(output)) return;
+  const select = sourceOf(taker, "sampler");
+  const sigmas = (taker.outputs ?? []).some((/** @type {any} */ slot) => slot.type === "SIGMAS") && output === "steps";
+  const found = misfit(valuesOf(planner), knownOf(taker), sigmas, select ? knownOf(select) : null);
+  if (found) tell("warn", planner.title, t(found.why, { node: called(taker), ...found.values }));
+}
+
+/** @param {"info" | "warn"} severity @param {string} summary @param {string} detail */
+function tell(severity, summary, detail) {
+  app.extensionManager?.toast?.add({ severity, summary, detail, life: TOAST_MS });
+}
+
+/** @param {GraphNode} node */
+function called(node) {
+  return node.title || typeOf(node);
 }
 
 /** @param {GraphNode} node */
@@ -93,33 +138,73 @@ function partsOf(node) {
   return parts;
 }
 
-/** @param {GraphNode} node @returns {Recipe | null} */
+/** @param {GraphNode} node @returns {Recipe | Refusal | null} */
 function recipeOf(node) {
   const known = Object.entries(partsOf(node)).filter(([, part]) => part).map(([name, part]) => [name, knownOf(part)]);
   return recipe(Object.fromEntries(known));
 }
 
-/** @param {GraphNode} node @param {Recipe} made */
+/**
+ * One planner for a sampler, or for the whole chain that it is part of. A planner has one split, so a chain with more gets
+ * one more planner of the same setting for each: equal inputs plan equal steps.
+ * @param {GraphNode} node @param {Recipe} made
+ */
 function addPlanner(node, made) {
-  const { graph } = node;
   const first = firstOf(node);
-  const how = first === node ? made : recipeOf(first) ?? made;
+  const found = first === node ? made : recipeOf(first);
+  const [start, how] = found && !("why" in found) ? [first, found] : [node, made];
+  const members = [start, ...chainAfter(start)];
+  const all = splitsOf(members);
+  const planners = (all.length ? all : [null]).map((split, index) => {
+    const planner = placed(start, how, index);
+    if (!split) return planner;
+    setValues(planner, { split_at: split.at });
+    if (split.link) join(node.graph, sourceOfLink(node.graph, split.link), planner, "split_at");
+    for (const { target, input } of split.targets) connect(planner, "split_step", target, input);
+    return planner;
+  });
+  for (const member of members) {
+    const own = member === start ? how : recipeOf(member);
+    const theirs = partsOf(member);
+    for (const [output, part, input] of own && "gives" in own ? own.gives : []) connect(planners[0], output, theirs[part], input);
+  }
+}
+
+/** A planner above `start`, set and linked like it. @param {GraphNode} start @param {Recipe} how @param {number} index */
+function placed(start, how, index) {
+  const { graph } = start;
   const planner = create(PLANNER);
-  const start = how === made ? node : first;
   graph.add(planner);
-  planner.pos = [start.pos[0], start.pos[1] - planner.size[1] - GAP];
+  planner.pos = [start.pos[0] + index * (planner.size[0] + GAP), start.pos[1] - planner.size[1] - GAP];
   setValues(planner, how.values);
   const parts = partsOf(start);
   for (const [input, part, from] of how.takes) {
     const link = linkInto(parts[part], from);
     if (link) join(graph, sourceOfLink(graph, link), planner, input);
   }
-  for (const member of [start, ...chainAfter(start)]) {
-    const own = member === start ? how : recipeOf(member);
-    const theirs = partsOf(member);
-    for (const [output, part, input] of own?.gives ?? []) connect(planner, output, theirs[part], input);
-    if (own?.values.split_at && !Number(valuesOf(planner).split_at)) setValues(planner, { split_at: own.values.split_at });
+  return planner;
+}
+
+/**
+ * Every different step at which the members of a chain change over, and all inputs that hold it.
+ * @param {GraphNode[]} members
+ * @returns {{at: number, link: any, targets: {target: GraphNode, input: string}[]}[]}
+ */
+function splitsOf(members) {
+  /** @type {Map<string, {at: number, link: any, targets: {target: GraphNode, input: string}[]}>} */
+  const found = new Map();
+  for (const member of members) {
+    const own = recipeOf(member);
+    const parts = partsOf(member);
+    for (const { at, from, inputs } of own && "splits" in own ? own.splits : []) {
+      const link = linkInto(parts[from[0]], from[1]);
+      const key = link ? `${link.origin_id}:${link.origin_slot}` : String(at);
+      const entry = found.get(key) ?? { at, link, targets: [] };
+      entry.targets.push(...inputs.map(([part, input]) => ({ target: parts[part], input })));
+      found.set(key, entry);
+    }
   }
+  return [...found.values()];
 }
 
 /** KSamplerAdvanced nodes that go on with this one's latent and the same number of steps. @param {GraphNode} node @returns {GraphNode[]} */

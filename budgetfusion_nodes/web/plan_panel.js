@@ -9,7 +9,7 @@ import { chartLayout, nearestCount } from "./chart_layout.js";
 import { attribute, element, say, svg } from "./dom.js";
 import { said, t } from "./messages.js";
 import { legend, measuredWith, numbers, receiptList, titleLines } from "./plan_parts.js";
-import { VIEWS, forecast, outlook, planCurves, probePoints, readout } from "./plan_view.js";
+import { VIEWS, forecast, outlook, planCurves, probePoints, readout, rememberedPoints } from "./plan_view.js";
 
 /**
  * @typedef {import("./plan_view.js").Plan} Plan
@@ -309,7 +309,7 @@ export class PlanPanel {
     return {
       view: this.view,
       curve: counted ? this.curve() : null,
-      points: probe ? probePoints(probe, this.view) : [],
+      points: probe ? probePoints(probe, this.view) : rememberedPoints(plan, this.view),
       counted,
       chosen: now ? now.steps : null,
       floor: planned ? now.floor : null,

@@ -6,7 +6,7 @@
 
 import { element } from "./dom.js";
 import { said, t } from "./messages.js";
-import { METRICS, probeTable, receiptRows } from "./plan_view.js";
+import { METRICS, probeTable, receiptRows, rememberedPoints } from "./plan_view.js";
 
 /**
  * @typedef {import("./plan_view.js").Plan} Plan
@@ -41,7 +41,7 @@ export function legend(plan, probe, view, band) {
   }
   if (planned && plan?.prefix_steps) add("bf-mark-commit", t("commit_mark", { prefix: plan.prefix_steps }));
   if (plan?.decision) add("bf-mark-chosen", t(planned ? "legend_chosen" : "legend_taken"));
-  if (probe) add("bf-mark-point", t("legend_measured"));
+  if (probe || rememberedPoints(plan, view).length) add("bf-mark-point", t("legend_measured"));
   return box;
 }
 

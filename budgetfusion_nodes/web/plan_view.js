@@ -22,7 +22,9 @@ import { decideSteps, interpolateLogN, limitedBy, qualityAt, thresholdAt } from 
  *   quality_predicted: number | null, limited_by: string | null, grid: number[], quality_low: number[],
  *   quality_high: number[], shortfall_median: Record<string, number[]> | null, planner: string,
  *   setting: Setting | null, fallback: Message | null, warnings: Message[], decision: Decision | null,
- *   prefix_steps?: number}} Plan
+ *   prefix_steps?: number, remembered?: Remembered | null}} Plan
+ * @typedef {{own: number, near: number, without: number, said: Message | null, points: number[][]}} Remembered
+ * `points`: [steps, quality] that were measured of this prompt before; see core/plan.py.
  * `prefix_steps`: those that every count shares, down to the commit point; 0 with the stock schedule.
  *
  * @typedef {{steps: number, max_steps: number, nfe: number, seconds: number, seconds_per_step: number,
@@ -168,6 +170,7 @@ export function outlook(plan, controls) {
     }),
   ];
   if (limit) details.push(t("limited_by", { metric: metricWords(limit) }));
+  if (plan.remembered?.said && !moved) details.push(said(plan.remembered.said));
   if (steps !== plan.steps) details.push(t("last_run", { steps: count(plan.steps, "steps") }));
   return {
     ...common,
@@ -317,6 +320,12 @@ export function probeTable(probe) {
     ...(probe.quality ? [fixed(probe.quality[i], 3)] : []),
   ]);
   return { head: probe.quality ? [...head, t("column_quality")] : head, rows };
+}
+
+/** What was measured of this prompt before. @param {Plan | null} plan @param {View} view @returns {Point[]} */
+export function rememberedPoints(plan, view) {
+  if (view !== "quality") return [];
+  return (plan?.remembered?.points ?? []).map(([n, value]) => ({ n, value }));
 }
 
 /** @param {Probe} probe @param {View} view @returns {Point[]} */

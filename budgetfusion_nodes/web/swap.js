@@ -15,8 +15,11 @@ export const PLANNER = "BudgetFusion_BudgetPlanner";
  *   another node for one; inputs keep their names but for `names` (old -> new); outputs are old -> new index
  * @typedef {"sampler" | "scheduler" | "select" | "guider" | "split"} Part
  * @typedef {Partial<Record<Part, Known>>} Parts the sampler, and the nodes that it gets its schedule, method and guidance from
- * @typedef {{values: Values, takes: [string, Part, string][], gives: [string, Part, string][]}} Recipe
+ * @typedef {{at: number, from: [Part, string], inputs: [Part, string][]}} Split
+ *   a step at which the graph changes over: its value, the input that it comes from, and the inputs that it goes to
+ * @typedef {{values: Values, takes: [string, Part, string][], gives: [string, Part, string][], splits: Split[]}} Recipe
  *   of a Budget Planner: values; planner input <- the source of a part's input; planner output -> a part's input
+ * @typedef {{why: string, part: Part}} Refusal why there is none: the key of a sentence, and the part that it is about
  */
 
 /** @type {Record<string, Replacement>} */
@@ -30,6 +33,8 @@ export const PLANNED = ["KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvan
 
 /** Node types that a sampler's schedule, method and guidance can be read from. */
 const SCHEDULER = "BasicScheduler";
+const BETA = "BetaSamplingScheduler";
+const BETA_SHAPE = 0.6; // alpha and beta with which it is the host's own scheduler "beta"
 const SPLIT = "SplitSigmas";
 const SELECT = "KSamplerSelect";
 
@@ -70,10 +75,10 @@ export function splits({ values, linked }) {
 }
 
 /**
- * How to plan a sampler of PLANNED. Null where the parts do not tell what would be planned: a schedule that is neither
- * BasicScheduler's nor its split, a method that is not KSamplerSelect's, a guider with more than one guidance.
+ * How to plan a sampler of PLANNED, or why it cannot be: sigmas that are no scheduler's of the host's list, a method that
+ * is not KSamplerSelect's, a guider with more than one guidance. Null where a part is not connected.
  * @param {Parts} parts
- * @returns {Recipe | null}
+ * @returns {Recipe | Refusal | null}
  */
 export function recipe(parts) {
   const { sampler } = parts;
@@ -82,13 +87,10 @@ export function recipe(parts) {
   return null;
 }
 
-/** @param {Known} sampler @returns {Recipe | null} */
+/** @param {Known} sampler @returns {Recipe} */
 function advanced(sampler) {
-  const [split, ...more] = splits(sampler);
-  if (more.length) return null; // a part in the middle: a planner has one split
   const { steps, sampler_name, scheduler, cfg } = sampler.values;
-  /** @type {Recipe} */
-  const made = {
+  return {
     values: { sampler_name, scheduler, cfg, max_steps: steps },
     takes: [
       ["model", "sampler", "model"],
@@ -100,25 +102,26 @@ function advanced(sampler) {
       ["max_steps", "sampler", "steps"],
     ],
     gives: [["steps", "sampler", "steps"]],
+    splits: splits(sampler).map(({ at, inputs }) => ({
+      at,
+      from: ["sampler", inputs[0]],
+      inputs: inputs.map((input) => /** @type {[Part, string]} */ (["sampler", input])),
+    })),
   };
-  if (split) {
-    made.values.split_at = split.at;
-    made.takes.push(["split_at", "sampler", split.inputs[0]]);
-    for (const input of split.inputs) made.gives.push(["split_step", "sampler", input]);
-  }
-  return made;
 }
 
-/** @param {Parts} parts @returns {Recipe | null} */
+/** @param {Parts} parts @returns {Recipe | Refusal | null} */
 function custom({ sampler, scheduler, select, guider, split }) {
-  if (!sampler || scheduler?.type !== SCHEDULER || select?.type !== SELECT) return null;
+  if (!sampler || !scheduler || !select || (sampler.type === "SamplerCustomAdvanced" && !guider)) return null;
+  const name = schedulerName(scheduler);
+  if (name === null) return { why: "why_schedule", part: "scheduler" };
+  if (select.type !== SELECT) return { why: "why_method", part: "select" };
   const guided = guidance(sampler, guider);
-  if (!guided) return null;
-  /** @type {Recipe} */
-  const made = {
+  if (!guided) return { why: "why_guider", part: "guider" };
+  return {
     values: {
       sampler_name: select.values.sampler_name,
-      scheduler: scheduler.values.scheduler,
+      scheduler: name,
       cfg: guided.cfg,
       max_steps: scheduler.values.steps,
     },
@@ -131,13 +134,19 @@ function custom({ sampler, scheduler, select, guider, split }) {
       ["max_steps", "scheduler", "steps"],
     ],
     gives: [["steps", "scheduler", "steps"]],
+    splits: split ? [{ at: split.values.step, from: ["split", "step"], inputs: [["split", "step"]] }] : [],
   };
-  if (split) {
-    made.values.split_at = split.values.step;
-    made.takes.push(["split_at", "split", "step"]);
-    made.gives.push(["split_step", "split", "step"]);
-  }
-  return made;
+}
+
+/**
+ * The scheduler of the host's list whose sigmas a node makes; null where they are its own, so that no planner that was
+ * calibrated with one of the list can stand for them.
+ * @param {Known} scheduler
+ */
+function schedulerName({ type, values, linked }) {
+  if (type === SCHEDULER) return values.scheduler;
+  const plain = ["alpha", "beta"].every((name) => !linked.includes(name) && values[name] === BETA_SHAPE);
+  return type === BETA && plain ? "beta" : null;
 }
 
 /**
@@ -172,5 +181,24 @@ export function isSplit(type) {
 export function restored(output, values) {
   if (output === "steps") return { value: values.max_steps, from: "max_steps" };
   if (output === "split_step") return { value: values.split_at, from: "split_at" };
+  return null;
+}
+
+/**
+ * What is other at a node that takes a planner's steps or sigmas than what they are planned for. Null where nothing is.
+ * @param {Values} planned the planner's
+ * @param {Known} taker @param {boolean} makesSigmas whether it has an output of noise levels
+ * @param {Known | null} select the node that gives the taker its method
+ * @returns {{why: string, values: Record<string, string>} | null} key of a sentence, and what it names besides the node
+ */
+export function misfit(planned, taker, makesSigmas, select = null) {
+  if (makesSigmas && !("scheduler" in taker.values) && schedulerName(taker) !== planned.scheduler) {
+    return { why: "steps_own_sigmas", values: { scheduler: planned.scheduler } };
+  }
+  for (const what of ["sampler_name", "scheduler"]) {
+    const holder = [taker, select].find((node) => node && what in node.values && !node.linked.includes(what));
+    const now = holder?.values[what];
+    if (now !== undefined && now !== planned[what]) return { why: "steps_set_otherwise", values: { what, now, was: planned[what] } };
+  }
   return null;
 }

@@ -1,223 +1,110 @@
-"""What the project set out to reach at quality .9 and risk .1, and whether it did."""
+"""The goals of the benchmark, reached or missed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from .catalogue import NESTED, STOCK
 
-from .wording import number, share
-
-SAVED_BY_THE_PAPER = 0.639
-"""arXiv 2412.05780: 8.00 s -> 2.89 s an image."""
-
-
-FIXED = "stock KSampler"
-FIXED_PEERS = frozenset(f"{FIXED} {steps}" for steps in (20, 30, 50))
-"""Counts that artists commonly set; the other counts of a run are there to draw its curve."""
-
-
-ENOUGH_PROMPTS, ENOUGH_PEER_PROMPTS = 100, 20
-"""Fewer leave a verdict to chance; the figure is shown without one."""
-
-
-Rows = Sequence[Mapping[str, Any]]
+SAVED = {"eps_karras": 0.5, "eps_normal": 0.45, "flow": 0.45}
+"""Wanted share of evaluations less than the best fixed stock count with as many violations, at quality .9."""
+MEAN_EVALUATIONS = {"eps_karras": 8.5}
+PROMPT_SHARE = 0.3
+BEATS_ONE_COUNT = {("eps_karras", 0.9): 0.05, ("eps_normal", 0.95): 0.2, ("flow", 0.95): 0.2}
+COMPOSITION = 0.01
+PLANNING_MS = 10.0
+SPLIT_ROUNDING = 0.005
+"""A mean over 200 splits may lie this far above its expectation by chance."""
+REACHED, MISSED, UNKNOWN = "reached", "missed", "not measured"
 
 
 @dataclass(frozen=True)
 class Goal:
     """One row of the table."""
 
+    setting: str
     name: str
     wanted: str
     found: str
-    reached: bool | None
-    """None: not measured in this run, or on too few prompts."""
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        return {True: "reached", False: "missed", None: "not measured"}[self.reached]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
+    verdict: str
 
 
-def goals(gains: Mapping[str, Any] | None, peers: Mapping[str, Any] | None, alpha: float) -> list[Goal]:
-    """gains: of comparison.gains; peers: of peers.summarise. Either may be missing."""
-    return [*(_of_gains(gains, alpha) if gains else _unmeasured()), *_of_peers(peers)]
+def all_goals(settings: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
+    """settings: name -> what analysis.analyse gave."""
+    return [goal for name, found in settings.items() for goal in _goals(name, found)]
 
 
-def _unmeasured() -> list[Goal]:
-    return [Goal("everything on held-out prompts", "", "not measured", None)]
+def _goals(name: str, found: Mapping[str, Any]) -> Iterator[Goal]:
+    nested = found["schedules"].get(NESTED)
+    if nested is None:
+        yield Goal(name, "nested schedule", "rendered", "no nested set was rendered", UNKNOWN)
+        return
+    rows = {row["quality"]: row for row in found["against_stock"]}
+    planned = rows[0.9]["kind"] == "planned"
+    yield from _savings(name, rows, planned)
+    yield from _guarantee(name, nested)
+    if name == "eps_karras":
+        share = nested["needs"]["0.9"]["prompt_share"]
+        reached = share["value"] >= PROMPT_SHARE
+        yield _goal(name, "share of log t* that the prompt explains", f"at least {PROMPT_SHARE:.0%}", share, reached)
+    yield from _held_out(name, found, planned)
+    yield _composition(name, found)
+    times = [schedule["planning_ms"] for schedule in found["schedules"].values() if "planning_ms" in schedule]
+    if times:
+        reached = max(times) < PLANNING_MS
+        yield _goal(name, "planning on one core", f"under {PLANNING_MS:g} ms", f"{max(times):.1f} ms", reached)
 
 
-def _of_gains(gains: Mapping[str, Any], alpha: float) -> list[Goal]:
-    saved, missed = gains["saved"], gains["violation_controlled"]
-    gain, fixed, gap, tail = (gains[key] for key in ("gain_per_step", "fixed", "gap_to_oracle_b", "worst_tenth"))
-    closed = gap["misses_at_our_cost"]
-    found = [
-        Goal(
-            "mean evaluations below the target's",
-            f"at least {SAVED_BY_THE_PAPER:.1%}",
-            share(saved),
-            _at_least(saved["value"], SAVED_BY_THE_PAPER),
-            f"{gains['mean_steps']['value']:.1f} of {gains['target']} steps",
-        ),
-        Goal(
-            "renders that miss the quality",
-            f"at most {alpha:.0%}, up to sampling error",
-            share(missed),
-            _at_most(missed["low"], alpha),
-        ),
-        Goal(
-            "quality gain per step over UNIFORM at equal cost",
-            "at least 10 % more",
-            share(gain["of_means"]),
-            _at_least(gain["of_means"]["value"], 0.10),
-            f"full quality for every prompt at this cost would be {number(gain['ceiling_of_means'], '+.1%')}; as the "
-            f"mean over prompts of gain / steps it is {number(gain['mean_of_ratios']['value'], '+.1%')}, and "
-            f"{number(gain['mean_of_ratios_permuted']['value'], '+.1%')} for the same steps dealt to random prompts",
-        ),
-        Goal(
-            "fewer mean steps than the best fixed count with as many misses",
-            "at least 25 % fewer",
-            share(fixed["fewer_steps_interval"]),
-            _at_least(fixed["fewer_steps"], 0.25),
-            f"the best fixed count is {fixed['count_at_our_violation']}",
-        ),
-        Goal(
-            "share of the gap UNIFORM to oracle B that is closed",
-            "at least 60 %",
-            _maybe(closed),
-            None if closed is None else _at_least(closed["value"], 0.60),
-            "in misses at equal cost; in steps at equal misses "
-            + ("no gap" if (part := gap["steps_at_our_violation"]) is None else f"{part:.0%}")
-            + ", in the worst tenth's shortfall "
-            + _maybe(gap["worst_tenth_at_our_cost"]),
-        ),
-        Goal(
-            "shortfall of the worst tenth over UNIFORM's at equal cost",
-            "at most half",
-            number(tail["ratio"], ".2f"),
-            _at_most(tail["ratio"]["value"], 0.5),
-            f"oracle B reaches {number(tail['ratio_oracle_b'], '.2f')}",
-        ),
-    ]
-    return _judged(found, gains["prompts"], ENOUGH_PROMPTS)
+def _savings(name: str, rows: Mapping[float, Mapping[str, Any]], planned: bool) -> Iterator[Goal]:
+    """Without a planner the figures are those of one count for all, and no verdict is given."""
+    at, who = rows[0.9], "nested plans" if planned else "one nested count (no planner yet)"
+    if name in MEAN_EVALUATIONS:
+        wanted, found = MEAN_EVALUATIONS[name], at["steps"]
+        text = f"{found['value']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+        yield _goal(name, f"mean evaluations of {who}", f"at most {wanted:g}", text, found["value"] <= wanted, planned)
+    saved, wanted = -at["against_stock_count"]["value"], SAVED[name]
+    goal = f"{who}: fewer evaluations than the best fixed stock count with as many violations"
+    text = f"{saved:.0%} (stock {at['stock_count']})"
+    yield _goal(name, goal, f"at least {wanted:.0%}", text, saved >= wanted, planned)
+    for (setting, q), least in BEATS_ONE_COUNT.items():
+        if setting == name:
+            gain = -rows[q]["against_one_count"]["value"]
+            goal = f"fewer evaluations than the best fixed nested count with as many violations, quality {q:g}"
+            text = f"{gain:.0%} (one count {rows[q]['one_count']})" if planned else "no planner yet"
+            yield _goal(name, goal, f"at least {least:.0%}", text, gain >= least, planned)
 
 
-def _judged(found: list[Goal], prompts: int, enough: int) -> list[Goal]:
-    """Without a verdict where there are too few prompts for one."""
-    if prompts >= enough:
-        return found
-    few = f"{prompts} prompts are too few for a verdict"
-    return [replace(goal, reached=None, note="; ".join(filter(None, (goal.note, few)))) for goal in found]
+def _guarantee(name: str, nested: Mapping[str, Any]) -> Iterator[Goal]:
+    kept, splits = [row["within"] for row in nested["rows"]], nested["splits"]
+    held = [split["violations"] <= split["risk"] + SPLIT_ROUNDING for split in splits]
+    text = f"{sum(kept)} of 9; {sum(held)} of 9 over splits" if kept else "no planner yet"
+    goal = "violations within the risk in nine rows, and over 200 random splits"
+    yield _goal(name, goal, "all", text, all(kept) and all(held), bool(kept))
 
 
-def _at_least(value: float | None, wanted: float) -> bool | None:
-    return None if value is None else value >= wanted
+def _held_out(name: str, found: Mapping[str, Any], planned: bool) -> Iterator[Goal]:
+    (row,) = (r for r in found["methods"] if r["family"].startswith(f"{NESTED},") and r["label"] == "q 0.9")
+    equal = next(r for r in found["at_equal_evaluations"] if r["method"].endswith("q 0.9"))
+    near = f"{equal['other']}, the count nearest to their evaluations"
+    for text, worse in ((found["dense"], row["worse"]), (near, equal["worse"])):
+        goal = f"held-out metrics of {row['family']} worse than {text}"
+        yield _goal(name, goal, "none", ", ".join(worse) or "none", not worse, planned)
 
 
-def _at_most(value: float | None, wanted: float) -> bool | None:
-    return None if value is None else value <= wanted
+def _composition(name: str, found: Mapping[str, Any]) -> Goal:
+    nested, stock = (found["schedules"][family]["composition"] for family in (NESTED, STOCK))
+    text = f"{_percent(nested)}; stock {_percent(stock)}"
+    goal = "renders whose composition changes from quality .6 to .99"
+    return _goal(name, goal, f"at most {COMPOSITION:.0%}", text, nested["value"] <= COMPOSITION)
 
 
-def _of_peers(peers: Mapping[str, Any] | None) -> list[Goal]:
-    names = ("time at equal judged quality, each peer", "ours with EasyCache against either alone")
-    wanted = ("at most 0.80 of theirs, in seconds and in evaluations", "below 1, in seconds and in evaluations")
-    if peers is None:
-        return [Goal(name, want, "not measured", None) for name, want in zip(names, wanted, strict=True)]
-    theirs = [row for row in peers["at_their_quality"] if row["ours"] == "ours"]
-    together = [row for row in peers["at_our_quality"] if row["ours"] != "ours"]
-    ratios = {
-        peer: ratio
-        for peer, ratio in _worse_cost(slowest_ratios, peers["at_their_quality"]).items()
-        if not peer.startswith(FIXED) or peer in FIXED_PEERS
-    }
-    within = {peer: ratio for peer, ratio in ratios.items() if ratio is not None and ratio <= 0.8}
-    hardest = max(ratios, key=lambda peer: _or_never(ratios[peer]), default="")
-    combined = _worse_cost(combined_ratios, peers["at_our_quality"])
-    found = [
-        Goal(
-            names[0],
-            wanted[0],
-            f"{len(within)} of {len(ratios)} settings of peers",
-            len(within) == len(ratios) if ratios else None,
-            f"hardest: {hardest}, {_ratio(ratios[hardest], theirs, hardest)}" if ratios else "",
-        ),
-        Goal(
-            names[1],
-            wanted[1],
-            ", ".join(_against(peer, ratio, together) for peer, ratio in combined.items()) or "not measured",
-            _below_one(combined.values()),
-        ),
-    ]
-    return _judged(found, peers["prompts"], ENOUGH_PEER_PROMPTS)
+def _goal(setting: str, name: str, wanted: str, found: Any, reached: bool, known: bool = True) -> Goal:
+    """known: measured with what the goal asks for; a stand-in's figure is shown, without a verdict."""
+    text = found if isinstance(found, str) else _percent(found)
+    return Goal(setting, name, wanted, text, (REACHED if reached else MISSED) if known else UNKNOWN)
 
 
-def _below_one(ratios: Collection[float | None]) -> bool | None:
-    """None where one of them is not known and no other one decides."""
-    if any(ratio is not None and ratio >= 1.0 for ratio in ratios):
-        return False
-    return True if ratios and None not in ratios else None
-
-
-def _worse_cost(ratios: Callable[..., dict[str, float | None]], rows: Any) -> dict[str, float | None]:
-    """The larger of the ratios in seconds and in evaluations: seconds alone hold what else the machine did."""
-    by_time, by_count = ratios(rows, cost="seconds"), ratios(rows, cost="nfe")
-    return {peer: _larger(ratio, by_count[peer]) for peer, ratio in by_time.items()}
-
-
-def _or_never(ratio: float | None) -> float:
-    return float("inf") if ratio is None else ratio
-
-
-def _larger(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else max(a, b)
-
-
-def _against(peer: str, ratio: float | None, rows: Rows) -> str:
-    if ratio is None:
-        return f"{peer} alone is nearer already at its crudest setting"
-    return f"{peer} alone never comes that near" if ratio == 0.0 else f"{_ratio(ratio, rows, peer)} of {peer} alone"
-
-
-def slowest_ratios(rows: Any, ours: str = "ours", cost: str = "seconds") -> dict[str, float | None]:
-    """Peer -> the median over judges of our time over its own at its quality; None where ours never comes near."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row["ours"] == ours and row["cost"] == cost:
-            found.setdefault(row["peer"], []).append(np.inf if row["ratio"] is None else row["ratio"])
-    medians = {peer: float(np.median(values)) for peer, values in found.items()}
-    return {peer: value if np.isfinite(value) else None for peer, value in medians.items()}
-
-
-def combined_ratios(rows: Any, cost: str = "seconds") -> dict[str, float | None]:
-    """Family alone -> the median over judges of the time of ours with EasyCache over the family's at that quality. A
-    family that never comes that near counts as 0. None where its crudest setting is nearer already: our ratio is then
-    larger than the one that was read, by an unknown factor."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row["ours"] != "ours" and row["cost"] == cost:
-            unknown = row["bound"] == "at most"
-            found.setdefault(row["peer"], []).append(np.inf if unknown else row["ratio"] or 0.0)
-    medians = {peer: float(np.median(values)) for peer, values in found.items()}
-    return {peer: value if np.isfinite(value) else None for peer, value in medians.items()}
-
-
-def _maybe(part: Mapping[str, float | None] | None) -> str:
-    return "no gap" if part is None else number(part, ".0%")
-
-
-def _ratio(ratio: float | None, rows: Rows, peer: str) -> str:
-    """With the interval of the judge that it is the ratio of; a median of an even number of judges has none."""
-    if ratio is None:
-        return "not reached"
-    spans = [row for row in rows if row["peer"] == peer and row["ratio"] == ratio and row["low"] is not None]
-    if not spans:
-        return f"{ratio:.2f}"
-    high = spans[0]["high"]
-    return f"{ratio:.2f} ({spans[0]['low']:.2f} to {'not reached' if high is None else f'{high:.2f}'})"
+def _percent(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.1%} ({value['low']:.1%} to {value['high']:.1%})"

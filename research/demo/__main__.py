@@ -138,24 +138,37 @@ def to_row(graph: DemoGraph, finished: Finished, prompt: str, seed: int) -> Row:
     plan = _shown(finished, graph.planner, "budget_plan")
     receipt = _shown(finished, graph.adaptive, "receipt")
     measured = _shown(finished, graph.probe, "probe")["quality"]
+    planning = finished.seconds.get(graph.planner, 0.0)
     return Row(
         prompt=prompt,
         seed=seed,
         steps=int(receipt["steps"]),
+        prefix_steps=int(receipt["prefix_steps"]),
+        steps_stock=int(_shown(finished, graph.stock, "budget_plan")["steps"]),
         quality_predicted=plan["quality_predicted"],
         quality_measured=None if measured is None else float(measured[0]),
         set_by=plan["limited_by"],
-        seconds=finished.seconds.get(graph.planner, 0.0) + finished.seconds[graph.adaptive],
-        seconds_target=finished.seconds[graph.full],
+        seconds=planning + _seconds(finished, graph.adaptive),
+        seconds_target=_seconds(finished, graph.full),
         notes=tuple(Message.from_dict(said).text() for said in (plan["fallback"], *plan.get("warnings", ())) if said),
     )
+
+
+def _seconds(finished: Finished, node: str) -> float:
+    """Of a render; what it took from the other one's draft is added."""
+    receipt = _shown(finished, node, "receipt")
+    share = receipt["replayed"] / receipt["nfe"] if receipt["nfe"] else 0.0
+    return finished.seconds[node] + share * receipt["seconds_per_step"] * receipt["steps"]
 
 
 def _shown(finished: Finished, node: str, key: str) -> Any:
     try:
         return finished.ui[node][key][0]
     except (KeyError, IndexError) as error:
-        raise DemoError(f"The node {node} of the demo's graph showed no {key}. Please report this.") from error
+        raise DemoError(
+            f"The node {node} of the demo's graph showed no {key}. Run it again with the pinned ComfyUI (without "
+            "COMFYUI_PATH); if it works there, another pack of yours stands in for one of the graph's nodes."
+        ) from error
 
 
 async def _fetch(client: Client, finished: Finished, node: str, path: Path) -> Image.Image:

@@ -1,9 +1,10 @@
-"""The demo's graph: the shipped example graph, with a full-step render and a probe added.
+"""The demo's graph: the shipped example graph, with a full-step render, a probe and a plan of the stock schedule added.
 
 prompt -> Budget Planner -> Adaptive KSampler -> decode -> save
-                     |                             |
-                     |      KSampler at T steps -> decode -> save
+                     |                                       |
+                     |      Adaptive KSampler at T steps -> decode -> save
                      +------------------------> Probe (adaptive against full-step, on the planner's scale)
+prompt -> Budget Planner, stock schedule: what it would have taken
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 _SAME_INPUTS = (
     *("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise"),
 )
-"""What the full-step KSampler shares with the adaptive one."""
+"""What the full-step render shares with the adaptive one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class DemoGraph:
     probe: str
     save_adaptive: str
     save_full: str
+    stock: str
     target_steps: int
 
     @property
@@ -89,7 +91,10 @@ def build(base: Graph, prompt: str, seed: int, quality: float) -> DemoGraph:
     target = int(nodes[planner]["inputs"]["max_steps"])
 
     shared = {name: nodes[adaptive]["inputs"][name] for name in _SAME_INPUTS}
-    nodes["full"] = {"class_type": "KSampler", "inputs": {**shared, "steps": target}}
+    # along the plan's schedule too: a nested plan promises nearness to the nested picture
+    limits = {"quality": quality, "min_steps": target, "max_steps": target}
+    nodes["full"] = {"class_type": ADAPTIVE, "inputs": {**shared, **limits}}
+    nodes["stock"] = {"class_type": PLANNER, "inputs": {**nodes[planner]["inputs"], "schedule": "stock"}}
     nodes["full_decode"] = {
         "class_type": "VAEDecode",
         "inputs": {**nodes[decode]["inputs"], "samples": ["full", 0]},
@@ -108,7 +113,7 @@ def build(base: Graph, prompt: str, seed: int, quality: float) -> DemoGraph:
             "plan": [planner, 0],
         },
     }
-    return DemoGraph(nodes, planner, adaptive, "full", "probe", save, "full_save", target)
+    return DemoGraph(nodes, planner, adaptive, "full", "probe", save, "full_save", "stock", target)
 
 
 def _only(nodes: Graph, class_type: str) -> str:

@@ -18,16 +18,20 @@ class Row:
     seed: int
     steps: int
     """Executed by Adaptive KSampler."""
+    prefix_steps: int
+    """Of these, the ones that every count begins with; 0 with the stock schedule."""
+    steps_stock: int
+    """What the planner of the stock schedule takes for the same quality."""
     quality_predicted: float | None
     """The plan's median prediction; None where the plan fell back to the full step count."""
     quality_measured: float | None
-    """Measured by the Probe against the full-step image, on the planner's scale."""
+    """Measured by the Probe against the full-step image of the same schedule, on the planner's scale."""
     set_by: str | None
     """The metric that set the budget."""
     seconds: float
-    """Budget Planner and Adaptive KSampler together."""
+    """Budget Planner and Adaptive KSampler together, as if nothing had been taken from a draft."""
     seconds_target: float
-    """KSampler at the target count."""
+    """The render at the target count, likewise."""
     notes: tuple[str, ...] = ()
     """What the node warned of, and why it fell back where it did. Printed, not in the report."""
 
@@ -45,6 +49,15 @@ class Report:
     @property
     def mean_steps(self) -> float:
         return sum(row.steps for row in self.rows) / len(self.rows)
+
+    @property
+    def mean_steps_stock(self) -> float:
+        return sum(row.steps_stock for row in self.rows) / len(self.rows)
+
+    @property
+    def setting(self) -> str:
+        """Model, sampler and schedule."""
+        return self.model.describe(max(row.prefix_steps for row in self.rows))
 
     @property
     def saved_steps_pct(self) -> float:
@@ -69,6 +82,7 @@ class Report:
             "target_steps": self.target_steps,
             "prompts": [{key: value for key, value in asdict(row).items() if key != "notes"} for row in self.rows],
             "mean_steps": self.mean_steps,
+            "mean_steps_stock": self.mean_steps_stock,
             "saved_steps_pct": self.saved_steps_pct,
             "saved_seconds_pct": self.saved_seconds_pct,
         }
@@ -83,14 +97,14 @@ class Report:
         for row in self.rows:
             mark = "  (below the slider)" if row.missed(quality) else ""
             lines.append(
-                f"{_count(row.steps):>9}  quality {_number(row.quality_measured)} measured, "
+                f"{_count(row):>13}  (stock {row.steps_stock:>2})  quality {_number(row.quality_measured)} measured, "
                 f"{_number(row.quality_predicted)} predicted  {row.prompt}{mark}"
             )
             lines.extend(f"{'':>11}{note}" for note in row.notes)
         lines.append(
-            f"{self.model.describe()}, in ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place "
+            f"{self.setting}, in ComfyUI {self.host_version}: {self.mean_steps:.1f} steps on average in place "
             f"of {self.target_steps} ({self.saved_steps_pct:.1f} % fewer), {self.saved_seconds_pct:.1f} % of the "
-            "sampling time saved."
+            f"sampling time saved. Plans of the stock schedule take {self.mean_steps_stock:.1f}."
         )
         if measured:
             lines.append(f"{reached} of {measured} renders reached the wanted quality of {quality:.2f}.")
@@ -99,8 +113,10 @@ class Report:
         return "\n".join(lines)
 
 
-def _count(steps: int) -> str:
-    return f"{steps} step{'' if steps == 1 else 's'}"
+def _count(row: Row) -> str:
+    if row.prefix_steps:
+        return f"{row.prefix_steps} + {row.steps - row.prefix_steps} steps"
+    return f"{row.steps} step{'' if row.steps == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

@@ -41,9 +41,9 @@ def draw_sheet(pairs: Sequence[Pair], report: Report, quality: float) -> Image.I
     reached, measured = report.reached(quality)
     lead = (
         f"ComfyUI {report.host_version}, quality slider {quality:.2f}: {report.mean_steps:.1f} steps on average in "
-        f"place of {report.target_steps}; {reached} of {measured} reached {quality:.2f}"
+        f"place of {report.target_steps} (stock {report.mean_steps_stock:.1f}); {reached} of {measured} reached it"
     )
-    for number, line in enumerate((lead, report.model.describe())):
+    for number, line in enumerate((lead, report.setting)):
         pen.text((2 * GAP, GAP + 32 + number * TEXT_HEIGHT), line, FAINT, small)
     for number, pair in enumerate(pairs):
         x = 2 * GAP + (number % abreast) * (PAIR_WIDTH + 2 * GAP)

@@ -23,41 +23,37 @@ Mixture = tuple[tuple[float, IndexArray], ...]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Truth of the test and calibration prompts at every integer count C."""
+    """Truth of the test prompts at every integer count C."""
 
     counts: IndexArray
     """[C]"""
     test: FloatArray
     """[N, S, C] measured max_m e_m / s_m; NaN for absent seeds."""
-    calibration: FloatArray
-    """[N', S, C]"""
 
     @property
-    def test_quality(self) -> FloatArray:
+    def quality(self) -> FloatArray:
         return np.clip(1.0 - self.test, 0.0, 1.0)
-
-    @property
-    def calibration_quality(self) -> FloatArray:
-        return np.clip(1.0 - self.calibration, 0.0, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- outcomes
 
 
+def needed(counts: IndexArray, quality: FloatArray, q: float) -> FloatArray:
+    """t*(q) of curves [..., C]; NaN where a curve is. This is oracle A: hindsight for each prompt and seed."""
+    tail = tail_min(quality)
+    return np.where(np.isnan(tail[..., -1]), np.nan, counts[(tail >= q).argmax(axis=-1)])
+
+
 def per_prompt(held: HeldOut, index: IndexArray, q: float) -> dict[str, FloatArray]:
     """What an allocation does to each prompt, averaged over its seeds. index: [N] or [N, S]. Values: [N]."""
     at = at_index(held.test, index)  # [N, S]
-    later = at_index(tail_min(held.test_quality), index)
+    later = at_index(tail_min(held.quality), index)
     steps = np.broadcast_to(held.counts[index if index.ndim == 2 else index[:, None]], at.shape).astype(np.float64)
-    reached = np.clip(1.0 - at, 0.0, 1.0)
-    gained = (reached - held.test_quality[..., 0]) / steps
     return {
         "steps": seed_mean(steps, at),
         "violation": seed_mean(1.0 - at < q, at),
         "violation_controlled": seed_mean(later < q, at),
-        "mean_quality": seed_mean(reached, at),
         "shortfall": seed_mean(at, at),
-        "gain_per_step": seed_mean(gained, at),
     }
 
 
@@ -65,12 +61,6 @@ def outcome(held: HeldOut, mixture: Mixture, q: float) -> dict[str, FloatArray]:
     """Expectation of `per_prompt` over the mixture's parts."""
     parts = [(share, per_prompt(held, index, q)) for share, index in mixture]
     return {key: np.sum([share * part[key] for share, part in parts], axis=0) for key in parts[0][1]}
-
-
-def expected(curves: FloatArray, mixture: Mixture) -> FloatArray:
-    """Any curves [N, S, C] under the mixture, averaged over seeds: [N]."""
-    parts = [share * seed_mean(at := at_index(curves, index), at) for share, index in mixture]
-    return np.sum(parts, axis=0)
 
 
 def at_index(curves: FloatArray, index: IndexArray) -> FloatArray:
@@ -93,36 +83,6 @@ def planned_index(upper: FloatArray, theta: float) -> IndexArray:
     return np.where(enough.any(axis=-1), enough.argmax(axis=-1), upper.shape[-1] - 1)
 
 
-def planned(upper: FloatArray, theta: float) -> Mixture:
-    return ((1.0, planned_index(upper, theta)),)
-
-
-def planned_at_mean(counts: IndexArray, upper: FloatArray, mean_steps: float) -> Mixture:
-    """The threshold at which the plans cost exactly `mean_steps`, as a mix of two neighbouring thresholds.
-
-    upper: [N, C] or [N, S, C] (rows of NaN for absent seeds; a prompt's cost is then the mean over its seeds). Only
-    predictions are looked at, so any rule can be put at equal cost without knowing the truth.
-    """
-    present = ~np.isnan(upper[..., -1])
-    filled = np.where(np.isnan(upper), 0.0, upper)
-    weights = present / present.sum(axis=-1, keepdims=True) if present.ndim == 2 else np.ones(len(upper))
-
-    def cost(theta: float) -> float:
-        return float((counts[planned_index(filled, theta)] * weights).sum() / len(upper))
-
-    thetas = np.concatenate([[-np.inf], np.unique(tail_max(filled)[present])])  # the cost only changes there
-    low, high = 0, len(thetas) - 1  # cost(thetas[low]) >= mean_steps >= cost(thetas[high])
-    while high - low > 1:
-        middle = (low + high) // 2
-        if cost(thetas[middle]) >= mean_steps:
-            low = middle
-        else:
-            high = middle
-    dear, cheap = cost(thetas[low]), cost(thetas[high])
-    share = float(np.clip((mean_steps - cheap) / (dear - cheap), 0.0, 1.0)) if dear > cheap else 1.0
-    return ((share, planned_index(filled, thetas[low])), (1.0 - share, planned_index(filled, thetas[high])))
-
-
 def uniform(held: HeldOut, mean_steps: float) -> Mixture:
     """UNIFORM: each prompt draws one of two neighbouring counts so that the mean is exact."""
     low = int(np.clip(np.searchsorted(held.counts, mean_steps, side="right") - 1, 0, len(held.counts) - 2))
@@ -132,30 +92,16 @@ def uniform(held: HeldOut, mean_steps: float) -> Mixture:
 
 
 def permuted(held: HeldOut, index: IndexArray) -> Mixture:
-    """PERMUTED: the planner's own step histogram dealt to random prompts."""
+    """PERMUTED: the planner's own step histogram, given to random prompts."""
     used, times = np.unique(index, return_counts=True)
     prompts = np.zeros(len(held.test), np.int64)
     return tuple((n / len(index), prompts + int(i)) for i, n in zip(used, times, strict=True))
 
 
-def best_fixed(held: HeldOut, q: float, violation: float, kind: str = "violation") -> int:
+def best_fixed(held: HeldOut, q: float, violation: float, kind: str = "violation_controlled") -> int:
     """The smallest count for all prompts that violates no more than `violation`."""
     prompts = np.zeros(len(held.test), np.int64)
     for i, count in enumerate(held.counts):
         if per_prompt(held, prompts + i, q)[kind].mean() <= violation + 1e-12:
             return int(count)
     return int(held.counts[-1])
-
-
-def uniform_at_violation(held: HeldOut, q: float, violation: float, kind: str = "violation_controlled") -> float:
-    """The least mean steps of a mix of two neighbouring counts, the same for all prompts, that violates this much."""
-    prompts = np.zeros(len(held.test), np.int64)
-    before = None
-    for i, count in enumerate(held.counts):
-        found = float(per_prompt(held, prompts + i, q)[kind].mean())
-        if found <= violation + 1e-12:
-            if before is None or before == found:
-                return float(count)
-            return float(count - (violation - found) / (before - found))
-        before = found
-    return float(held.counts[-1])

@@ -24,8 +24,13 @@ Statistic = Callable[..., Any]
 def interval(statistic: Statistic, seed: int, *values: FloatArray, times: int = TIMES) -> dict[str, float]:
     """statistic of values [N] each, with its 95 % interval; the same prompts are drawn for all of them (paired)."""
     drawn = draws(len(values[0]), seed, times)
-    low, high = np.quantile(statistic(*(v[drawn] for v in values)), LEVELS)
-    return {"value": float(statistic(*values)), "low": float(low), "high": float(high)}
+    return with_levels(statistic(*values), statistic(*(v[drawn] for v in values)))
+
+
+def with_levels(value: Any, drawn: Any) -> dict[str, float]:
+    """A value with the 95 % interval of its draws; draws that are not defined are left out."""
+    low, high = np.nanquantile(drawn, LEVELS)
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def bootstrap(values: FloatArray, seed: int) -> dict[str, float]:
@@ -38,6 +43,12 @@ def draws(count: int, seed: int, times: int = TIMES) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, count, (times, count))
 
 
+def draw_weights(count: int, seed: int, times: int = TIMES) -> FloatArray:
+    """[times, count] how often `draws` takes each row."""
+    rows = draws(count, seed, times)
+    return np.stack([np.bincount(row, minlength=count) for row in rows]).astype(np.float64)
+
+
 def mean(values: FloatArray) -> Any:
     return values.mean(axis=-1)
 
@@ -46,24 +57,17 @@ def mean_difference(a: FloatArray, b: FloatArray) -> Any:
     return (a - b).mean(axis=-1)
 
 
-def ratio_of_means(a: FloatArray, b: FloatArray) -> Any:
-    """mean(a) / mean(b); 1 where both are 0, infinite where b alone is."""
-    above, below = a.mean(axis=-1), b.mean(axis=-1)
-    return _ratio(above, below)
+def relative_difference(a: FloatArray, b: FloatArray) -> Any:
+    """mean(a) / mean(b) - 1."""
+    return a.mean(axis=-1) / b.mean(axis=-1) - 1.0
 
 
-def worst_tenth(values: FloatArray) -> Any:
-    """Mean of the largest tenth (at least one) of the values."""
+def cvar(values: FloatArray) -> Any:
+    """Conditional value at risk: the mean of the largest tenth (at least one) of the values."""
     count = max(1, values.shape[-1] // 10)
     return np.sort(values, axis=-1)[..., -count:].mean(axis=-1)
 
 
-def worst_tenth_ratio(a: FloatArray, b: FloatArray) -> Any:
-    """Each side's own worst tenth of the prompts."""
-    return _ratio(worst_tenth(a), worst_tenth(b))
-
-
-def _ratio(above: Any, below: Any) -> Any:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.divide(above, below)
-    return np.where(np.isnan(found), 1.0, found)
+def cvar_difference(a: FloatArray, b: FloatArray) -> Any:
+    """Each side's own worst 10 % of the prompts."""
+    return cvar(a) - cvar(b)

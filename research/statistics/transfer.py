@@ -1,7 +1,7 @@
 """What a planner of one model does on another: as it is, with thresholds from a few prompts, and against what the model
 itself gives: its own planner, and its mean curve from a few prompts. The paper never checked another architecture.
 
-Everything is judged on the target's test prompts, in the quality of its own planner (its own scale). A few-shot rule
+Everything is measured on the target's test prompts, in the quality of its own planner (its own scale). A few-shot rule
 sees nothing but its few calibration prompts: scale, curve and threshold come from them.
 """
 
@@ -32,21 +32,21 @@ SPLITS = 200
 
 @dataclass(frozen=True)
 class Side:
-    """A model: its sweep, and the planner that was fitted to it."""
+    """A model: its measured pictures, and the planner that belongs to it."""
 
     dataset: SweepDataset
     planner: Planner
 
     @property
     def held(self) -> HeldOut:
-        """Test and calibration prompts by the planner's own scale."""
+        """Test prompts by the planner's own scale."""
         return _held(self.dataset, self.planner.scale)
 
 
 def _held(dataset: SweepDataset, scale: tuple[float, ...]) -> HeldOut:
     truth = true_shortfall(dataset, scale)
     counts = np.asarray(all_counts(dataset.grid))
-    return HeldOut(counts, truth[dataset.rows("test")], truth[dataset.rows("calibration")])
+    return HeldOut(counts, truth[dataset.rows("test")])
 
 
 def transfer(
@@ -97,15 +97,15 @@ def transfer(
 
 def _check_comparable(target: Side, other: Side) -> None:
     for side in (target, other):
-        if side.planner.grid != side.dataset.grid:
-            raise InputError(f"transfer: {side.planner.name} was not fitted to this sweep; their step counts differ.")
+        if all_counts(side.planner.grid) != all_counts(side.dataset.grid):
+            raise InputError(f"transfer: {side.planner.name} has other step counts than the pictures.")
     if all_counts(target.planner.grid) != all_counts(other.planner.grid):
         raise InputError(
             f"transfer: the planners count {target.planner.grid[0]} to {target.planner.grid[-1]} and "
-            f"{other.planner.grid[0]} to {other.planner.grid[-1]} steps. Sweep both models over the same counts."
+            f"{other.planner.grid[0]} to {other.planner.grid[-1]} steps. Both must be calibrated over the same counts."
         )
     if dict(target.planner.backends) != dict(other.planner.backends):
-        raise InputError("transfer: the sweeps were measured with different backends. Measure one of them again.")
+        raise InputError("transfer: the planners were made with different backends, so their qualities do not compare.")
 
 
 def _upper(planner: Planner, dataset: SweepDataset) -> FloatArray:

@@ -82,6 +82,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     from research.tiny_scenes_training.classifier import load_classifier
 
     from .nested_study import Study
+    from .picture_sets import PictureSets
     from .prompts import tiny_scenes_prompts
     from .rendering import Renderer, Sampling, load_model
 
@@ -95,7 +96,7 @@ def _study(args: argparse.Namespace, base: Path) -> Study:
     sampling = Sampling(args.sampler, args.scheduler, args.cfg)
     backends = Backends.from_values("tiny_scenes", "shipped")
     classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
-    return Study(Renderer(loaded, sampling, backends), prompts, folder, classifier, backends)
+    return Study(Renderer(loaded, sampling), PictureSets(folder, prompts), classifier, backends)
 
 
 def _start(study: Study, commit: float | None, prefix: int | None) -> NestedSchedule:
@@ -118,6 +119,7 @@ def _scale(study: Study) -> FloatArray:
 def _commit(study: Study, q: float) -> float:
     from budgetfusion_nodes.calibration.schedule_search import commit_candidates, commit_runs, find_commit
     from budgetfusion_nodes.core.curves import METRICS
+    from budgetfusion_nodes.core.errors import UnsupportedError
 
     from .nested_study import DENSE_STEPS
 
@@ -134,6 +136,8 @@ def _commit(study: Study, q: float) -> float:
 
     target = study.render(dense)
     commit, shares = find_commit(study.render, target, missed, runs)
+    if commit is None:
+        raise UnsupportedError(f"no commit point: {shares}. Keep the stock schedule for this model.")
     _say("\n| fine down to sigma, then 6 steps | below the quality | D-SIM above half its scale |\n|---|---|---|")
     for sigma in sorted(runs, reverse=True):
         other = changed(study.render(runs[sigma]), target).mean()

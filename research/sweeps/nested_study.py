@@ -5,13 +5,10 @@ Every set of renders is kept under the work folder and never made twice.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,26 +17,22 @@ from torch import Tensor
 
 from budgetfusion_nodes.calibration.schedule_search import Measure
 from budgetfusion_nodes.core.curves import METRICS, FloatArray
-from budgetfusion_nodes.core.files import in_one_piece
-from budgetfusion_nodes.core.schedule import SigmaQuantile, Sigmas
-from budgetfusion_nodes.host.batch import render_batch
-from budgetfusion_nodes.host.prefix_cache import PrefixCache, with_replay
-from budgetfusion_nodes.host.sampling import get_sigmas
-from budgetfusion_nodes.host.schedule import scheduler_quantile, stock_tail_end
+from budgetfusion_nodes.core.schedule import Sigmas
+from budgetfusion_nodes.host.prefix_cache import PrefixCache
 from budgetfusion_nodes.metrics.l_snr import l_snr
-from budgetfusion_nodes.metrics.measure import Backends
+from budgetfusion_nodes.metrics.measure import Backends, measure
 from budgetfusion_nodes.tiny_scenes.scenes import Scene
-from research.bench.scene_judge import scene_from_key, share_wrong
-from research.sweeps.prompts import PromptList
-from research.sweeps.rendering import Renderer, Sampling, measure_trajectories
+from research.statistics.variance import prompt_share
 from research.tiny_scenes_training.classifier import SceneClassifier
+from research.tiny_scenes_training.scene_check import scene_from_key, share_wrong
+
+from .picture_sets import BATCH, sigma_key
+from .prompts import PromptList
+from .studio import KEPT_BYTES, Studio
 
 log = logging.getLogger(__name__)
 
-BATCH = 32
 DENSE_STEPS = 50
-KEPT_BYTES = 2**30
-"""Of answers that runs share, in one batch."""
 WRONG_TOLERANCE = 0.01
 L_SNR_TOLERANCE = 0.1
 """dB."""
@@ -48,81 +41,28 @@ KID_TOLERANCE = 0.01
 
 
 @dataclass
-class Study:
-    """Renders of the same prompts and seeds along any sigmas."""
+class Study(Studio):
+    """Renders of the same prompts and seeds along any sigmas, and what they are measured by."""
 
-    renderer: Renderer
-    prompts: PromptList
-    folder: Path
-    """Of finished renders."""
     classifier: SceneClassifier
     backends: Backends
 
     @property
-    def sampling(self) -> Sampling:
-        return self.renderer.sampling
-
-    @property
-    def quantile(self) -> SigmaQuantile:
-        return scheduler_quantile(self.renderer.loaded.model, self.sampling.scheduler)
-
-    @property
-    def tail_end(self) -> float:
-        return stock_tail_end(self.renderer.loaded.model, self.sampling.scheduler)
+    def prompts(self) -> PromptList:
+        return self.sets.prompts
 
     @property
     def scenes(self) -> list[Scene]:
         """[N] what each render should show."""
         return [scene_from_key(p.key) for p in self.prompts.prompts for _ in p.seeds]
 
-    def stock(self, steps: int) -> Sigmas:
-        """The scheduler's own sigmas."""
-        sampling = self.sampling
-        return get_sigmas(self.renderer.loaded.model, sampling.sampler_name, sampling.scheduler, steps).numpy()
-
-    def prepare(self, runs: Sequence[Sigmas]) -> None:
-        """Renders what is not there yet, batch by batch, so that runs of one beginning share its evaluations."""
-        rows = [(p.text, seed) for p in self.prompts.prompts for seed in p.seeds]
-        for batch in range(-(-len(rows) // BATCH)):
-            missing = [sigmas for sigmas in runs if not self._file(sigmas, batch).is_file()]
-            texts, seeds = zip(*rows[batch * BATCH : (batch + 1) * BATCH], strict=True)
-            cache = PrefixCache(limit=KEPT_BYTES)
-            conditionings = self.renderer.encode(texts) if missing else []
-            for place, sigmas in enumerate(missing):
-                images, replayed = self._render(conditionings, seeds, sigmas, cache)
-                with in_one_piece(self._file(sigmas, batch)) as partial:
-                    torch.save(images.half(), partial)
-                told = (batch + 1, place + 1, len(missing), len(sigmas) - 1, replayed)
-                log.info("batch %d, run %d of %d: %d steps, %d evaluations replayed", *told)
-
-    def _render(
-        self, conditionings: Sequence[Any], seeds: Sequence[int], sigmas: Sigmas, cache: PrefixCache
-    ) -> tuple[Tensor, int]:
-        model, replay = with_replay(self.renderer.loaded.model, "batch", len(sigmas), cache)
-        latents = render_batch(
-            model,
-            conditionings,
-            self.renderer.negative,
-            seeds,
-            len(sigmas) - 1,
-            sampler_name=self.sampling.sampler_name,
-            scheduler=self.sampling.scheduler,
-            cfg=self.sampling.cfg,
-            sigmas=torch.from_numpy(sigmas),
-        )
-        return self.renderer.images(latents[:, None].float())[:, 0], 0 if replay is None else replay.replayed
-
     def render(self, sigmas: Sigmas) -> Tensor:
         """[N, 3, 64, 64] in [0, 1]."""
         self.prepare([sigmas])
-        batches = -(-sum(len(p.seeds) for p in self.prompts.prompts) // BATCH)
-        return torch.cat([torch.load(self._file(sigmas, i), weights_only=True).float() for i in range(batches)])
+        batches = self.sets.batches(len(self.prompts.prompts))
+        return torch.cat([self.sets.load(sigma_key(sigmas), batch) for batch in batches])
 
-    def _file(self, sigmas: Sigmas, batch: int) -> Path:
-        digest = hashlib.sha256(np.asarray(sigmas, np.float32).tobytes()).hexdigest()[:24]
-        return self.folder / f"{digest}-{batch}.pt"
-
-    # ------------------------------------------------------------------------------------------------- judging
+    # ----------------------------------------------------------------------------------------------- measuring
 
     def wrong(self, images: Tensor) -> FloatArray:
         """[N] share of the scene classifier's questions that are answered against the caption."""
@@ -137,11 +77,11 @@ class Study:
 
     def shortfall(self, images: Tensor, target: Tensor) -> FloatArray:
         """[N, M] distances in METRICS order."""
-        pair = torch.stack([images, target], dim=1)
-        return measure_trajectories(pair, pair, self.backends).shortfall[:, 0].double().numpy()
+        found = measure(images, target, self.backends, device=self.renderer.loaded.device)
+        return np.stack([found[metric].double().numpy() for metric in METRICS], axis=-1)
 
     def measures(self) -> dict[str, Measure]:
-        """What a target is judged by, without a reference."""
+        """What a target is measured by, without a reference."""
         return {
             "wrong": Measure(self.wrong, WRONG_TOLERANCE),
             "L-SNR dB": Measure(lambda images: l_snr(images).double().numpy(), L_SNR_TOLERANCE, "other"),
@@ -152,10 +92,9 @@ class Study:
         """(the stock target's sigmas, (latent, denoised prediction) [B, C, H, W] at each of them but the 0), of the
         first batch; the final latent comes last, twice."""
         sigmas = self.stock(DENSE_STEPS)
-        rows = [(p.text, seed) for p in self.prompts.prompts for seed in p.seeds][:BATCH]
-        texts, seeds = zip(*rows, strict=True)
+        texts, seeds = zip(*self.sets.rows[:BATCH], strict=True)
         cache = PrefixCache(limit=KEPT_BYTES)
-        images, _ = self._render(self.renderer.encode(texts), seeds, sigmas, cache)
+        images, _ = self.render_batch(self.renderer.encode(texts), seeds, sigmas, cache)
         cfg = self.sampling.cfg
         states = [(e.x, e.out[1] + (e.out[0] - e.out[1]) * cfg) for e in cache.draft("batch")]
         return sigmas, [*states, (images * 2 - 1, images * 2 - 1)]
@@ -216,7 +155,7 @@ class Row:
             self.name,
             f"{self.need.mean():.1f}",
             f"{at}",
-            f"{100 * prompt_share(self.need, prompts):.0f} %",
+            f"{100 * prompt_share(np.log(self.need.reshape(prompts, -1))):.0f} %",
             f"{oracle_b(self.need, prompts):.1f}",
             f"{100 * self.changed[self.counts.index(at)]:.1f} %",
             f"{100 * self.wrong:.1f} % / {self.l_snr:.2f}",
@@ -228,16 +167,6 @@ HEAD = (
     "| schedule | mean t* | 10 % violations need | prompt's share of log t* | oracle B "
     "| D-SIM above half its scale there | wrong / L-SNR of the target |\n|---|---|---|---|---|---|---|"
 )
-
-
-def prompt_share(need: NDArray[np.int64], prompts: int) -> float:
-    """Intraclass correlation ICC(1) of log t* (Shrout & Fleiss 1979), at least 0."""
-    values = np.log(need.reshape(prompts, -1))
-    seeds = values.shape[1]
-    between = seeds * values.mean(axis=1).var(ddof=1)
-    within = values.var(axis=1, ddof=1).mean()
-    whole = between + (seeds - 1) * within
-    return float(max((between - within) / whole, 0.0)) if whole else 0.0
 
 
 def oracle_b(need: NDArray[np.int64], prompts: int) -> float:

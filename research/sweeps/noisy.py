@@ -34,7 +34,7 @@ from budgetfusion_nodes.metrics.measure import Backends
 from research.options import WEIGHTS
 
 from .prompts import StudyPrompt, tiny_scenes_prompts
-from .rendering import LoadedModel, Renderer, Sampling, file_digest, load_model
+from .rendering import LoadedModel, Renderer, Sampling, file_digest, load_model, measure_series
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def render_cell(
     loaded: LoadedModel, backends: Backends, prompts: Sequence[StudyPrompt], name: str, scheduler: str
 ) -> Cell:
     """The pictures of these prompts, measured."""
-    renderer = Renderer(loaded, Sampling(name, scheduler), backends)
+    renderer = Renderer(loaded, Sampling(name, scheduler))
     texts = [prompt.text for prompt in prompts]
     seeds = [prompt.seeds[0] for prompt in prompts]
     conditionings = renderer.encode(texts)
@@ -134,14 +134,10 @@ def render_cell(
         for place, index in enumerate(members):
             rows[index] = rendered[place]
     latents = torch.stack([row for row in rows if row is not None])
-    measured = renderer.measure(latents, renderer.images(latents))
-    return Cell(
-        name,
-        scheduler,
-        relative_rmse(latents),
-        measured.shortfall.double().numpy(),
-        measured.l_snr.double().numpy(),
-    )
+    images = renderer.images(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+    shortfall, decibel = zip(*(measure_series(series, backends, loaded.device) for series in images), strict=True)
+    measured = (torch.stack(values).double().numpy() for values in (shortfall, decibel))
+    return Cell(name, scheduler, relative_rmse(latents), *measured)
 
 
 def relative_rmse(latents: Tensor) -> FloatArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.files import in_one_piece
 from budgetfusion_nodes.predictor.dataset import SPLITS
-from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, describe, words
+from budgetfusion_nodes.tiny_scenes.captions import describe
 from budgetfusion_nodes.tiny_scenes.scenes import Scene, sample_scenes
 
 FORMAT = "budgetfusion.sweep_prompts"
@@ -124,27 +124,6 @@ def calibration_scenes(source: Mapping[str, Any]) -> frozenset[str]:
     known = dict(counts) if isinstance(counts, Mapping) else {}
     drawn = tiny_scenes_prompts(source["seed"], {**COUNTS, **known})
     return frozenset(prompt.key for prompt in drawn.prompts if prompt.split == "calibration")
-
-
-BUSIER_GROUPS = 4
-"""One more than any scene that the generator, the planner and its calibration were made with."""
-
-
-def busier_prompts(count: int, seeds: int, seed: int) -> PromptList:
-    """A shifted test set: scenes with more groups of objects than any in training, all in the test split. Captions that
-    the text encoder would cut are left out."""
-    rng = np.random.default_rng([seed, 4])
-    found: list[StudyPrompt] = []
-    for scene in sample_scenes(4 * count, _child_seed(seed, 4), held_out=True, groups=BUSIER_GROUPS):
-        prompt = _prompt(scene, "test", seeds, rng)
-        if len(found) < count and len(words(prompt.text)) <= MAX_TOKENS - 2:
-            found.append(prompt)
-    return PromptList(tuple(found), {"grammar": "tiny_scenes", "seed": seed, "groups": BUSIER_GROUPS})
-
-
-def chunks(pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[tuple[int, int], ...]]:
-    """The pairs in shards of at most `size`."""
-    return [tuple(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
 def _prompt(scene: Scene, split: str, seeds: int, rng: np.random.Generator) -> StudyPrompt:

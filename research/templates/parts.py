@@ -52,6 +52,7 @@ def planner(column: int, **more: Any) -> Node:
         "planner": "auto",
         "latent_image": link(4),
         "schedule": "auto",
+        "memory": True,
         "split_at": 0,
         **more,
     }
@@ -73,6 +74,7 @@ def adaptive(column: int, number: int = 6, title: str = "", **more: Any) -> Node
         "risk": 0.1,
         "planner": "auto",
         "schedule": "auto",
+        "memory": True,
         **more,
     }
     return Node(number, "BudgetFusion_AdaptiveKSampler", inputs, column, title, 400)

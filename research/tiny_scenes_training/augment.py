@@ -1,4 +1,4 @@
-"""Slight noise, blur and shift, so that a judge trained on clean renderings also understands generated pictures."""
+"""Slight noise, blur and shift, so that a classifier of clean renderings also understands generated pictures."""
 
 from __future__ import annotations
 

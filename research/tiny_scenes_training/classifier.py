@@ -1,4 +1,4 @@
-"""The judge of Tiny Scenes pictures: a small conv net that only ever saw renderings of scenes outside the held-out set.
+"""The classifier of Tiny Scenes pictures: a small conv net that only ever saw scenes outside the held-out set.
 
 It names the background's pattern and colours, and the colour and shape of a lone medium or large object. Every figure
 it gives is shown beside its own accuracy on renderings of the same scenes, which is the most a generator can reach.
@@ -81,7 +81,7 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Modu
 
 
 def has_lone_object(scene: Scene) -> bool:
-    """True if the judge is asked about the object: one group of one medium or large object."""
+    """True if the classifier is asked about the object: one group of one medium or large object."""
     return len(scene.groups) == 1 and scene.groups[0].count == 1 and scene.groups[0].size in ("medium", "large")
 
 

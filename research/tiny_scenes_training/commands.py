@@ -1,4 +1,4 @@
-"""`tiny-scenes ...`: trains, judges and draws. Each option is declared here once; heavy imports happen on use."""
+"""`tiny-scenes ...`: trains, evaluates and draws. Each option is declared here once; heavy imports happen on use."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
-    text = "render held-out captions through ComfyUI and judge them; exit status 1 if a figure is below what is asked"
+    text = "render held-out captions through ComfyUI, classify them; exit status 1 if a figure is below what is asked"
     parser = _command(commands, "evaluate", evaluate, text)
     add_host_option(parser)
     _add_threads(parser)
@@ -178,7 +178,7 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0 if any(all(row.met for row in found.scores) for found in results) else 1
 
 
-# ---------------------------------------------------------------------------------------------- encoder and judge
+# ---------------------------------------------------------------------------------------------- encoder and classifier
 
 
 def _add_train_encoder(commands: Any) -> None:
@@ -187,7 +187,7 @@ def _add_train_encoder(commands: Any) -> None:
 
 
 def _add_train_classifier(commands: Any) -> None:
-    parser = _command(commands, "train-classifier", train_classifier, "train the judge of 'evaluate'; resumable")
+    parser = _command(commands, "train-classifier", train_classifier, "train the classifier of 'evaluate'; resumable")
     _add_small_training(parser, ClassifierSettings(), CLASSIFIER)
 
 
@@ -223,7 +223,7 @@ def train_encoder(options: argparse.Namespace) -> int:
 
 
 def train_classifier(options: argparse.Namespace) -> int:
-    """Trains, saves and measures the judge."""
+    """Trains, saves and measures the classifier."""
     _set_threads(options)
     from .classifier import train_classifier as run
 

@@ -32,7 +32,7 @@ MEASURES: Mapping[str, tuple[str, float]] = {
     "colour": ("object colour", 0.90),
     "shape": ("object shape", 0.80),
 }
-"""The judge's question -> (its name in the table, the share that the project asks of the generator)."""
+"""The classifier's question -> (its name in the table, the share that the project asks of the generator)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Score:
     high: float
     """95 % Wilson interval."""
     on_renderings: float
-    """The judge's own share on renderings of the same scenes: the most a generator can reach."""
+    """The classifier's own share on renderings of the same scenes: the most a generator can reach."""
     asked: float
 
     @property
@@ -101,7 +101,7 @@ class Evaluation:
         return asdict(self)
 
 
-def judge(classifier: SceneClassifier, cases: Sequence[Case], images: Tensor) -> tuple[Score, ...]:
+def classify(classifier: SceneClassifier, cases: Sequence[Case], images: Tensor) -> tuple[Score, ...]:
     """Scores of pictures [N, 3, 64, 64] in [0, 1], one for each case."""
     of_pictures = classifier.answer(images)
     of_renderings = classifier.answer(to_tensor(np.stack([case.rendered for case in cases])))
@@ -199,7 +199,7 @@ def evaluate(
     sampler_name: str = "dpmpp_2m",
     scheduler: str = "karras",
 ) -> tuple[Evaluation, Tensor]:
-    """Renders every case and judges it. Also returns the pictures [N, 3, 64, 64] in [0, 1]."""
+    """Renders every case and classifies it. Also returns the pictures [N, 3, 64, 64] in [0, 1]."""
     started = time.monotonic()
     images = generator.pictures(
         [case.caption for case in cases],
@@ -213,7 +213,7 @@ def evaluate(
     plain = [i for i, case in enumerate(cases) if case.drawn and case.scene.background.pattern == "plain"]
     generated = images[plain].movedim(1, -1).numpy().astype(np.float64)
     rendered = np.stack([cases[i].rendered for i in plain]) / 255.0 if plain else np.zeros((0, 64, 64, 3))
-    scores = judge(classifier, cases, images)
+    scores = classify(classifier, cases, images)
     found = Evaluation(
         cfg, steps, sampler_name, scheduler, scores, pixel_noise(generated), pixel_noise(rendered), seconds
     )

@@ -133,7 +133,7 @@ def split_checkpoint(path: Path, models: Path) -> dict[str, Path]:
 
 
 def make_random_checkpoint(path: str | Path, seed: int = 0, *, width: int = flow.WIDTH, blocks: int = 2) -> Path:
-    """Writes an untrained checkpoint of the right kind: for tests of everything that does not judge pictures."""
+    """Writes an untrained checkpoint of the right kind: for tests of everything that does not classify pictures."""
     torch.manual_seed(seed)
     model = FlowTrainingModel(width, blocks)
     with torch.no_grad():

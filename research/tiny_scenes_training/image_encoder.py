@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from budgetfusion_nodes.tiny_scenes import captions, scenes
-from budgetfusion_nodes.tiny_scenes.tokenizer import WordTokenizer
+from budgetfusion_nodes.tiny_scenes.encoder_text import clip_tokens, tokenize
 
 from .augment import augment
 from .data import RenderedScenes, attribute_names, rendered_scenes
@@ -46,7 +45,7 @@ CONFIG: dict[str, Any] = {
         "mlp_ratio": 4.0,
         "pool_type": "avg",
     },
-    # one id more than the vocabulary: see `clip_tokens`
+    # one id more than the vocabulary: see `clip_tokens` of tiny_scenes/encoder_text.py
     "text_cfg": {
         "context_length": captions.MAX_TOKENS,
         "vocab_size": len(captions.vocabulary()) + 1,
@@ -57,19 +56,6 @@ CONFIG: dict[str, Any] = {
     },
 }
 """open_clip's model configuration."""
-
-
-def clip_tokens(tokens: Tensor) -> Tensor:
-    """Our token ids [B, L] as open_clip wants them: its text tower takes the state at the highest id of a sequence, so
-    the end token becomes the highest. The first of several ends counts, and causal attention ignores the padding."""
-    vocabulary = captions.vocabulary()
-    return torch.where(tokens == vocabulary.index(captions.END), len(vocabulary), tokens)
-
-
-def tokenize(texts: Sequence[str]) -> Tensor:
-    """[B, 48] token ids for the model's `encode_text`."""
-    tokenizer = WordTokenizer()
-    return clip_tokens(torch.tensor([tokenizer.padded(text) for text in texts]))
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Of the judge."""
+    """Of the classifier."""
 
     steps: int = 2000
     batch: int = 96

@@ -99,7 +99,7 @@ def load_checkpoint(path: Path) -> TinyScenesTrainingModel:
 
 
 def make_random_checkpoint(path: str | Path, seed: int = 0) -> Path:
-    """Writes an untrained checkpoint of the right shape: for tests of everything that does not judge pictures."""
+    """Writes an untrained checkpoint of the right shape: for tests of everything that does not classify pictures."""
     torch.manual_seed(seed)
     model = TinyScenesTrainingModel()
     with torch.no_grad():

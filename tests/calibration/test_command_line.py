@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,9 @@ def test_a_checkpoint_and_own_prompts(tmp_path: Path) -> None:
     inputs = graph[node]["inputs"]
     assert graph["1"]["inputs"]["ckpt_name"] == "a.safetensors"
     assert (inputs["prompt_text"], inputs["thoroughness"], inputs["width"]) == ("one\ntwo", "standard", 64)
+    assert "schedule" not in inputs, "the node's own default"
+    graph, node = build("--checkpoint", "a.safetensors", "--schedule", "nested 5@1.0")
+    assert graph[node]["inputs"]["schedule"] == "nested 5@1.0"
     with pytest.raises(SystemExit) as wrong:
         parser().parse_args(["calibrate", "--checkpoint", "a", "--steps", "1"])
     assert wrong.value.code == 2
@@ -221,6 +225,24 @@ def test_the_comfyui_around_the_pack_is_found(tmp_path: Path, monkeypatch: pytes
 def test_a_server_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--checkpoint", "a", "--server", "http://127.0.0.1:9"]) == 1
     assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_ray_refuses_what_one_comfyui_must_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray installed: the words come first."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").write_text("")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    command = ["calibrate", "--checkpoint", "a", "--ray"]
+    assert main([*command, "--server", "http://127.0.0.1:9"]) == 1
+    assert "--server" in capsys.readouterr().err
+    assert main([*command, "--thoroughness", "standard"]) == 1
+    assert "--schedule stock" in capsys.readouterr().err
+    for more in ([], ["--thoroughness", "standard", "--schedule", "stock"]):
+        assert main([*command, *more]) == 1
+        assert "requirements/ray.txt" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- planners
@@ -303,6 +325,8 @@ def test_another_settings_planner_is_never_written_over(folder: Path, planner: A
     third = replace(planner, setting=replace(planner.setting, cfg=7.0))
     assert put_planner(folder, third, "mine")[0] == "mine-4.safetensors"
     assert put_planner(folder, make_planner(networks=1), "mine")[0] == "mine.safetensors", "a better one replaces it"
+    nested = replace(planner, setting=replace(planner.setting, schedule="nested 5@1.0"))
+    assert [put_planner(folder, nested, "mine")[0] for _ in range(2)] == ["mine nested.safetensors"] * 2
 
 
 @pytest.mark.parametrize(

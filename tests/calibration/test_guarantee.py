@@ -1,4 +1,4 @@
-"""The promise, by simulation: over random splits, and under stopping on what was seen."""
+"""The guarantee, by simulation: over random splits, and under stopping on what was seen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_count(truth: FloatArray, q: float) -> int:
     return int(COUNTS[int((theta >= FALLING).argmax())]) if (theta >= FALLING).any() else int(COUNTS[-1])
 
 
-def misses(truth: FloatArray, steps: int, q: float) -> float:
+def violations(truth: FloatArray, steps: int, q: float) -> float:
     """Share of prompts' seeds below q at `steps` or later."""
     lowest = tail_min(truth)[..., steps - COUNTS[0]]  # [N, S]
     return float(np.nanmean(np.nanmean(lowest < q, axis=1)))
@@ -44,11 +44,11 @@ def test_the_promise_holds_over_a_thousand_random_splits(make_dataset: Any, cali
         scale = tuple(np.median(crudest[own][present].astype(float), axis=0).tolist())
         truth = true_quality(data, scale)
         for q, rates in found.items():
-            rates.append(misses(truth[new], one_count(truth[own], q), q))
+            rates.append(violations(truth[new], one_count(truth[own], q), q))
     for q, rates in found.items():
         error = np.std(rates) / np.sqrt(len(rates))
         assert np.mean(rates) <= ALPHA + 3 * error, q
-    assert np.mean(found[0.9]) > 0.02, "a promise that is kept by always rendering everything is no promise"
+    assert np.mean(found[0.9]) > 0.02, "a guarantee that is kept by always rendering everything is none"
 
 
 def curves(rng: np.random.Generator, count: int, spread: float, heavy: bool) -> FloatArray:
@@ -85,7 +85,7 @@ def test_stopping_when_it_is_settled_leaves_the_promise_whole(spread: float, hea
         ends.append(done)
         calibration = truth[:done][splits[:done] == "calibration"]
         for q, rates in found.items():
-            rates.append(misses(population, one_count(calibration, q), q))
+            rates.append(violations(population, one_count(calibration, q), q))
     for q, rates in found.items():
         error = np.std(rates) / np.sqrt(len(rates))
         assert np.mean(rates) <= ALPHA + 3 * error, (q, np.mean(rates))
@@ -93,15 +93,15 @@ def test_stopping_when_it_is_settled_leaves_the_promise_whole(spread: float, hea
 
 
 def test_the_simulation_would_notice_stopping_on_the_calibration_prompts() -> None:
-    """Whoever looks at the calibration prompts and keeps the lowest count that they ever showed misses more often."""
+    """Whoever looks at the calibration prompts and keeps their lowest count violates it more often."""
     rng = np.random.default_rng(12)
     population = curves(rng, 4000, 0.6, False)
     chosen, honest = [], []
     for _ in range(200):
         truth = population[rng.integers(0, len(population), 90)]
         seen = [one_count(truth[:done], 0.9) for done in range(15, 91, 3)]
-        chosen.append(misses(population, min(seen), 0.9))
-        honest.append(misses(population, seen[-1], 0.9))
+        chosen.append(violations(population, min(seen), 0.9))
+        honest.append(violations(population, seen[-1], 0.9))
     error = np.std(chosen) / np.sqrt(len(chosen))
     assert np.mean(honest) <= ALPHA
     assert np.mean(chosen) > np.mean(honest) + 5 * error

@@ -1,4 +1,4 @@
-"""The job on a renderer without a host: resumption to the bit, kills, failures, and what it promises."""
+"""The job on a renderer without a host: resumption to the bit, kills, failures, and what it guarantees."""
 
 from __future__ import annotations
 
@@ -84,7 +84,24 @@ def test_a_quick_job_ends_with_a_planner_that_says_what_it_is(tmp_path: Path) ->
     assert seen[-1].left == 0
     assert "prompt number" not in (tmp_path / "planner.safetensors").read_bytes().decode("latin-1")
     first = next(p for p in seen if p.standing is not None)
-    assert first.prompts == 9, "as soon as ten percent can be promised"
+    assert first.prompts == 9, "as soon as ten percent can be guaranteed"
+
+
+def test_the_cost_of_a_nested_job_counts_each_prefix_once(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        raise KeyboardInterrupt
+
+    with Store.at(tmp_path / "store.sqlite3") as store:
+        job = make_job(store, tmp_path, StubRenderer(TARGET), listen=stop)
+        job.spec = replace(job.spec, prefix_steps=4)
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    (cost,) = [one for one in seen[0].messages() if one.code == "calibrate_cost"]
+    counts = job.spec.grid
+    assert cost.values["evaluations"] == 28 * (counts[0] + 4 + sum(n - 4 for n in counts[1:]))
 
 
 def test_an_interrupted_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -240,12 +257,12 @@ def test_quick_is_the_beginning_of_standard(tmp_path: Path) -> None:
 
 
 def test_it_stops_by_itself_when_more_prompts_move_nothing(tmp_path: Path) -> None:
-    outcome = run(tmp_path, thoroughness="thorough", prompts=300)
+    outcome = run(tmp_path, thoroughness="standard", prompts=300)
     assert outcome.stopped_early
-    assert 50 <= outcome.progress.prompts < AMOUNTS["thorough"].prompts
+    assert 50 <= outcome.progress.prompts < AMOUNTS["standard"].prompts
     assert outcome.progress.left == 0
     again = StubRenderer(TARGET)
-    assert run(tmp_path, again, "thorough", prompts=300).progress.prompts == outcome.progress.prompts
+    assert run(tmp_path, again, "standard", prompts=300).progress.prompts == outcome.progress.prompts
     assert again.asked == []
 
 

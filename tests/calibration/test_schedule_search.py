@@ -14,7 +14,6 @@ from budgetfusion_nodes.calibration.schedule_search import (
     find_prefix,
     worsening,
 )
-from budgetfusion_nodes.core.errors import UnsupportedError
 from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
 
 PROMPTS, SEEDS = 40, 2
@@ -33,7 +32,7 @@ DENSE = karras(50)
 def test_runs_of_the_commit_search_share_ever_more_of_the_dense_run() -> None:
     runs = commit_runs(QUANTILE, DENSE, commit_candidates(QUANTILE))
     levels = list(runs)
-    assert levels == sorted(levels) and len(levels) == 6
+    assert levels == sorted(levels) and len(levels) == 7
     for level, sigmas in runs.items():
         kept = int(np.flatnonzero(np.isclose(DENSE, level))[0])
         assert np.array_equal(sigmas[:kept], DENSE[:kept]) and sigmas[kept] == pytest.approx(level, rel=1e-6)
@@ -62,8 +61,8 @@ def test_the_commit_point_is_the_greatest_sigma_that_keeps_the_composition(settl
 
 def test_a_model_whose_composition_never_settles_keeps_the_stock_schedule() -> None:
     runs = commit_runs(QUANTILE, DENSE, (2.0, 1.0))
-    with pytest.raises(UnsupportedError, match="no commit point"):
-        find_commit(coarse_from, 0.0, lambda *_: np.ones(10, bool), runs)
+    commit, shares = find_commit(coarse_from, 0.0, lambda *_: np.ones(10, bool), runs)
+    assert commit is None and set(shares.values()) == {1.0}
 
 
 def prefix_of(sigmas: Sigmas) -> int:

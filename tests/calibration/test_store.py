@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,14 @@ def test_a_setting_is_told_by_all_that_moves_the_picture(path: Path) -> None:
     subjects = [
         SUBJECT,
         Subject(SETTING, 30),
-        Subject(SETTING, 20, {"kind": "nested", "commit": 1.0, "prefix": 5}),
+        Subject(replace(SETTING, schedule="nested 5@1.0"), 20),
         Subject(SETTING, 20, facts={"negative": "abc"}),
     ]
     with Store.at(path) as store:
         assert len({store.setting_id(subject) for subject in subjects}) == len(subjects)
         schedules = [contents.schedule for contents in store.contents()]
-        assert {"kind": "nested", "commit": 1.0, "prefix": 5} in schedules
+        numbers = {"prefix_steps": 5, "sigma_commit": 1.0, "tail_end": 1.0, "tail_warp": []}
+        assert {"kind": "nested", **numbers} in schedules
 
 
 def test_set_aside_is_left_out_until_it_is_tried_again(path: Path) -> None:

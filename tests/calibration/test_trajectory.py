@@ -105,6 +105,22 @@ def test_grids_follow_the_models_own_steps() -> None:
         Spec(20, "very")
 
 
+def test_nested_grids_begin_with_the_crudest_count_and_then_the_prefix_and_one_step() -> None:
+    for target, prefix in ((50, 4), (50, 13), (20, 6), (9, 3), (13, 1)):
+        full, few = grid_for(target, 12, prefix), grid_for(target, 8, prefix)
+        assert full[0] == min(2, prefix)
+        assert full[1] == prefix + 1 and full[-1] == target
+        assert set(few) <= set(full) and few[-1] == target
+    with pytest.raises(InputError, match="9"):
+        grid_for(9, 12, 8)
+
+
+def test_a_shared_prefix_is_counted_once() -> None:
+    """2, 5, 6 and 9 steps with a prefix of 4: 2 + 4 + 1 + 2 + 5."""
+    assert Spec(20, prefix_steps=4).computed_steps((2, 5, 6, 9)) == 14
+    assert Spec(20).computed_steps((2, 5, 6, 9)) == 22
+
+
 def test_quick_costs_at_most_a_hundred_ordinary_renders() -> None:
     spec = Spec(20)
     first_evaluations_shared = AMOUNTS["quick"].prompts * (len(spec.grid) - 1)

@@ -60,6 +60,31 @@ def test_the_limits_hold_for_what_runs() -> None:
     assert for_denoise(replace(plan(0.5), min_steps=15), 0.5).steps == 15
 
 
+def test_warnings_name_the_counts_that_run() -> None:
+    """As Planner.plan made them for a full render of twice the counts."""
+    full = plan(0.99, max_steps=18)
+    assert full.decision is not None
+    few = message("too_few_prompts", n=5, risk=0.02, target=50)
+    said = (*full.decision.limit_warnings(0.99, 2, 18), few)
+    part = for_denoise(replace(full, warnings=said, max_steps=9), 0.5)
+    assert part.decision is not None
+    (low, prompts) = part.warnings
+    assert (low.code, low.values["max"]) == ("max_too_low", 9)
+    assert (
+        low.values["steps"] == part.decision.steps(0.99, 1, 50) == executed_count(full.decision.steps(0.99, 1, 50), 0.5)
+    )
+    assert prompts == message("too_few_prompts", n=5, risk=0.02, target=part.decision.counts[-1])
+
+
+def test_a_limit_that_suffices_for_the_part_is_no_warning() -> None:
+    """A connected plan was made for a full render under the same max_steps."""
+    full = plan(0.9, max_steps=9)
+    assert full.decision is not None
+    said = full.decision.limit_warnings(0.9, 2, 9)
+    assert [one.code for one in said] == ["max_too_low"]
+    assert for_denoise(replace(full, warnings=said), 0.3).warnings == ()
+
+
 @pytest.mark.parametrize("denoise", [0.0, 1.0])
 def test_a_full_render_and_no_render_keep_the_plan(denoise: float) -> None:
     assert for_denoise(plan(), denoise) == plan()

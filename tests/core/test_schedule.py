@@ -1,4 +1,4 @@
-"""Nested schedules against the properties that they promise, for schedulers of every shape."""
+"""Nested schedules against the properties that they guarantee, for schedulers of every shape."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_unforeseen_fault_of_ours_does_not_stop_a_render(
     assert run.ui["5"]["receipt"][0]["fallback"]["values"] == {"error": "ZeroDivisionError: a bug"}
 
 
-@pytest.mark.parametrize(("function", "count"), [("read_identity", 7), ("_as_plan", 3)])
+@pytest.mark.parametrize(("function", "count"), [("read_identity", 7), ("as_plan", 3)])
 def test_unforeseen_fault_with_a_connected_plan_does_not_stop_a_render(
     bench: Any, pack: Any, to: Any, monkeypatch: pytest.MonkeyPatch, function: str, count: int
 ) -> None:

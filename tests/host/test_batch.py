@@ -65,7 +65,7 @@ def test_refusals(loaded: Any) -> None:
 @pytest.mark.parametrize("sampler_name", ["euler_ancestral", "er_sde", "dpmpp_3m_sde"])
 def test_the_study_of_noisy_samplers_renders_each_picture_as_alone(loaded: Any, sampler_name: str) -> None:
     given = LoadedModel(loaded.model, loaded.clip, loaded.vae, "")
-    renderer = Renderer(given, Sampling(sampler_name, "karras"), None)
+    renderer = Renderer(given, Sampling(sampler_name, "karras"))
     positives = renderer.encode(PROMPTS[:2])
     batch = render_noisy(renderer, positives, SEEDS[:2], 4)
     for index, (positive, seed) in enumerate(zip(positives, SEEDS, strict=False)):

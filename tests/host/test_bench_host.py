@@ -1,7 +1,8 @@
-"""Peers and profile of the benchmark in the genuine host, with a small random checkpoint."""
+"""The benchmark's command in the genuine host: a few prompts, a few counts, one of each kind of peer."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,107 +10,111 @@ from typing import Any
 import pytest
 import torch
 
-from budgetfusion_nodes.metrics.measure import Backends
+from research import cli
+from research.bench import settings
+from research.bench.catalogue import Catalogue, open_prompts
 from research.bench.gpu_profile import SD21_PARAMETERS, sd21_profile, sd21_unet
-from research.bench.peers import Bench, Variant, counting, run_prompts, summarise
-from research.bench.profiling import STAGES, end_to_end, metric_times
+from research.bench.renders import counting, run_cached
+from research.bench.settings import Cached
 from research.options import WEIGHTS
-from research.sweeps.prompts import tiny_scenes_prompts
-from research.sweeps.rendering import LoadedModel, Sampling
-from research.tiny_scenes_training.classifier import load_classifier
+from research.sweeps.picture_sets import PictureSets
+from research.sweeps.rendering import LoadedModel, Renderer, Sampling
+from research.sweeps.studio import Studio
 
-CHOSEN = (
-    Variant("stock KSampler", "6", "steps", 6),
-    Variant("EasyCache", "3 at 20", "steps", 20, cache="EasyCache", threshold=3.0),
-    Variant("LazyCache", "3 at 20", "steps", 20, cache="LazyCache", threshold=3.0),
-    Variant("dpm_adaptive", "rtol 1", "adaptive", threshold=1.0),
-    Variant("schedule beta", "6", "steps", 6, "beta"),
-    Variant("ours", "q 0.9", "plan", threshold=0.9),
-)
+PROMPTS = 4
+SMALL: dict[str, Any] = {
+    "STOCK_COUNTS": (2, 4, 6),
+    "TAILS": (1,),
+    "TARGET": 6,
+    "LARGEST_COUNT": 6,
+    "PEER_COUNTS": (4,),
+    "SCHEDULERS": ("karras", "beta"),
+    "TIMED_COUNTS": (2, 4),
+    "TIMED_PROMPTS": 1,
+    "CACHED": (Cached("LazyCache", "LazyCache", 3.0, 6), Cached("dpm_adaptive", None, 1.0)),
+}
 
 
 @pytest.fixture(scope="module")
-def bench(session: Any, loaded: Any, planner: Any) -> Bench:
+def studio(session: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     model = LoadedModel(loaded.model, loaded.clip, loaded.vae, session.version)
-    classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
-    return Bench(model, Sampling(), planner, Backends.from_values("haarpsi", "shipped"), classifier, limit_steps=25)
+    folder = tmp_path_factory.mktemp("sets")
+    return Studio(Renderer(model, Sampling()), PictureSets(folder, open_prompts(folder, PROMPTS)))
 
 
-@pytest.fixture(scope="module")
-def prompts() -> Any:
-    return tiny_scenes_prompts(9, {"train": 0, "calibration": 0, "test": 2}).prompts
+def test_the_command_renders_measures_and_reports(
+    session: Any, host_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in SMALL.items():
+        monkeypatch.setattr(settings, name, value)
+    arguments = ["--quiet", "bench", "--host", str(host_dir), "--pictures", str(tmp_path / "pictures"), "--out"]
+    arguments += [str(tmp_path), "--settings", "eps_karras", "--prompts", str(PROMPTS), "--peer-prompts", str(PROMPTS)]
+    arguments += ["--nested", "eps_karras=4@1.0", "--planners", str(WEIGHTS / "planners")]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    folder = tmp_path / "pictures" / "eps_karras"
+    catalogue = Catalogue.load(folder)
+    assert set(catalogue.family("stock")) == {2, 4, 6} and set(catalogue.family("nested")) == {5, 6}
+    assert catalogue.nested == "nested 4@1.0" and not catalogue.unusable
+    found = json.loads((tmp_path / "bench.json").read_text())["settings"]["eps_karras"]
+    rows = {f"{row['family']} {row['label']}": row for row in found["methods"]}
+    assert {"AYS (SD1) 4", "GITS 1.2 4", "beta 4", "LazyCache 3 at 6", "dpm_adaptive rtol 1"} <= set(rows)
+    assert 2 <= rows["LazyCache 3 at 6"]["evaluations"] < 6 and rows["stock 4"]["seconds"] > 0
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*.pt")}
+    assert cli.main([*arguments, "--stages", "render,peers"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*.pt")} == before
 
 
-def test_our_variants_are_the_stock_samplers_bits(bench: Bench, prompts: Any) -> None:
-    (positive,) = bench.renderer.encode([prompts[0].text])
-    found, cost = bench.render(CHOSEN[0], positive, 3)
+def test_a_set_holds_the_stock_samplers_pictures(studio: Studio, loaded: Any) -> None:
+    sigmas = studio.stock(4)
+    studio.prepare([sigmas])
+    text, seed = studio.sets.rows[3]
     nodes = sys.modules["nodes"]
     with torch.inference_mode():
         (empty,) = nodes.EmptyLatentImage().generate(64, 64, 1)
-        (expected,) = nodes.common_ksampler(
-            bench.loaded.model, 3, 6, 3.0, "dpmpp_2m", "karras", positive, bench.renderer.negative, empty
+        (latent,) = nodes.common_ksampler(
+            loaded.model, seed, 4, 3.0, "dpmpp_2m", "karras", loaded.encode(text), studio.renderer.negative, empty
         )
-    assert torch.equal(found, expected["samples"].float())
-    assert cost["nfe"] == 6 and cost["steps"] == 6 and cost["seconds"] > 0
+        (image,) = nodes.VAEDecode().decode(loaded.vae, latent)
+    from research.sweeps.picture_sets import sigma_key
+
+    found = studio.sets.picture(sigma_key(sigmas), 1, 1)
+    torch.testing.assert_close(found, image[0].permute(2, 0, 1).clone(), atol=1e-3, rtol=0.0)  # kept in half precision
 
 
-def test_a_plan_renders_the_planners_count(bench: Bench, prompts: Any) -> None:
-    from budgetfusion_nodes.host.conditioning import extract
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+def test_caches_save_evaluations_that_are_counted(studio: Studio, node: str) -> None:
+    from budgetfusion_nodes.core.schedule import NestedSchedule
 
-    (positive,) = bench.renderer.encode([prompts[0].text])
-    tokens, pooled, _ = extract(positive)
-    wanted = bench.planner.plan(tokens, pooled, quality=0.9, risk=0.1, max_steps=50).steps
-    _, cost = bench.render(CHOSEN[-1], positive, 3)
-    assert cost["nfe"] == cost["steps"] == wanted
-
-
-def test_caches_save_evaluations_where_they_run(bench: Bench, prompts: Any) -> None:
-    kept, reasons = bench.usable(CHOSEN)
-    assert not reasons
-    (positive,) = bench.renderer.encode([prompts[0].text])
-    for variant in kept:
-        if variant.cache is not None:
-            _, cost = bench.render(variant, positive, 3)
-            assert 2 <= cost["nfe"] < 20 == cost["steps"]
+    conditionings = studio.renderer.encode(["a red star", "a blue ring"])
+    schedule = NestedSchedule(5, 1.0, studio.tail_end)
+    _, evaluations = run_cached(studio, Cached(node, node, 3.0, 20), schedule, conditionings, [1, 2])
+    assert 2 <= evaluations < 20
 
 
-def test_counting_leaves_the_picture_alone(bench: Bench, prompts: Any) -> None:
-    (positive,) = bench.renderer.encode([prompts[0].text])
-    counted, calls = counting(bench.loaded.model)
-    with_count = bench.stock(counted, positive, 1, 4, "karras")
-    assert torch.equal(with_count, bench.stock(bench.loaded.model, positive, 1, 4, "karras"))
-    assert calls[0] == 4 * bench.per_evaluation
+def test_counting_leaves_the_picture_alone(studio: Studio) -> None:
+    counted, calls = counting(studio.model)
+    given = studio.renderer.encode(["a red star"]), [1], studio.stock(4)
+    assert torch.equal(studio.latents(counted, *given), studio.latents(studio.model, *given))
+    assert calls[0] == 4
 
 
-def test_prompts_are_judged_once_and_summarised(bench: Bench, prompts: Any, tmp_path: Path) -> None:
-    chosen = tuple(v for v in bench.usable(CHOSEN)[0] if v.family != "dpm_adaptive")
-    results = run_prompts(bench, chosen, prompts, tmp_path, 0)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert run_prompts(bench, chosen, prompts, tmp_path, 0) == results
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    row = results[0]["variants"]["stock KSampler 6"]
-    assert row["latent_rmse to limit"] > 0 and 0 <= row["quality"] <= 1 and 0 <= row["scene_wrong"] <= 1
-    found = summarise(results, chosen, 0, 0.9)
-    assert found["prompts"] == 2 and set(found["variants"]) == {variant.name for variant in chosen}
+class WeighingVae:
+    """Decodes with a weight that asks for gradients, as a KL-VAE's do; the pixel VAE of Tiny Scenes has none."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode():  # as the host loads a checkpoint
+            self.weight = torch.nn.Parameter(torch.full((1,), 0.5))
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return (samples * self.weight).movedim(1, -1)
 
 
-def test_dpm_adaptive_chooses_its_own_cost(bench: Bench, prompts: Any) -> None:
-    (positive,) = bench.renderer.encode([prompts[0].text])
-    latent, cost = bench.render(CHOSEN[3], positive, 3)
-    assert cost["nfe"] >= 6 and torch.isfinite(latent).all()
-
-
-def test_the_profile_adds_up(bench: Bench, prompts: Any) -> None:
-    found = end_to_end(bench, prompts[:1], 0.9, 0.1)
-    assert sum(found["share"].values()) == pytest.approx(1.0) and set(found["share"]) == set(STAGES[:-1])
-    assert found["seconds_of_an_image"] == pytest.approx(sum(found["seconds"][stage] for stage in STAGES[:-1]))
-
-
-def test_metric_times_stop_where_they_get_slow() -> None:
-    backends = Backends.from_values("haarpsi", "shipped")
-    rows = metric_times(backends, (32, 64, 128), (1,), limit=1e-9)
-    assert [row["seconds"] is not None for row in rows] == [True, False, False] * 3
-    assert all(row["seconds"] is None or row["seconds"] > 0 for row in rows)
+def test_a_vae_with_weights_decodes_to_plain_pictures(loaded: Any) -> None:
+    renderer = Renderer(LoadedModel(loaded.model, loaded.clip, WeighingVae(), "0"), Sampling())
+    latents = torch.rand(6, 3, 16, 16)
+    images = renderer.images(latents)
+    assert not images.requires_grad and not images.is_inference()
+    torch.testing.assert_close(images, latents * 0.5)
 
 
 def test_the_gpu_profile_has_the_real_size(session: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.fixtures.tiny_models import make_tiny
 
 BLOCK = "diffusion_model.middle_block.1"
 
@@ -122,6 +125,17 @@ NODES = {
     "HyperTile": ("comfy_extras.nodes_hypertile", lambda n, m: n.execute(m, 256, 2, 0, False)),
     "TomePatchModel": ("comfy_extras.nodes_tomesd", lambda n, m: n.execute(m, 0.3)),
     "EasyCacheNode": ("comfy_extras.nodes_easycache", lambda n, m: n.execute(m, 0.2, 0.15, 0.95, False)),
+    "FreeU_V2": ("comfy_extras.nodes_freelunch", lambda n, m: n.execute(m, 1.3, 1.4, 0.9, 0.2)),
+    "PatchModelAddDownscale": (
+        "comfy_extras.nodes_model_downscale",
+        lambda n, m: n.execute(m, 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"),
+    ),
+    "Mahiro": ("comfy_extras.nodes_mahiro", lambda n, m: n.execute(m)),
+    "LazyCacheNode": ("comfy_extras.nodes_easycache", lambda n, m: n.execute(m, 0.2, 0.15, 0.95, False)),
+    "WanContextWindowsManualNode": (
+        "comfy_extras.nodes_context_windows",
+        lambda n, m: n.execute(m, 81, 30, "standard_static", 1, False, "pyramid", False),
+    ),
     "DifferentialDiffusion": ("comfy_extras.nodes_differential_diffusion", lambda n, m: n.execute(m)),
 }
 
@@ -142,3 +156,42 @@ def test_our_own_wrappers_are_no_change(fresh: Any, read: Any, pack: Any) -> Non
     for key in (sampling.CLOCK, sampling.PROGRESS):
         fresh.add_wrapper_with_key("outer_sample", key, lambda executor, *a: executor(*a))
     assert read(fresh).changes == ()
+
+
+WEIGHTS = {
+    "ModelMergeBlocks": (
+        "comfy_extras.nodes_model_merging",
+        lambda n, m, o: n.merge(m, o, input=0.3, middle=0.5, out=0.7),
+    ),
+    "ModelSubtract": ("comfy_extras.nodes_model_merging", lambda n, m, o: n.merge(m, o, 0.5)),
+    "UNetSelfAttentionMultiply": (
+        "comfy_extras.nodes_attention_multiply",
+        lambda n, m, _: n.execute(m, 1.2, 1.0, 1.0, 1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_nodes_that_mix_or_scale_weights_make_another_model(session: Any, read: Any, name: str) -> None:
+    del session
+    module, apply = WEIGHTS[name]
+    one, other = (make_tiny("sd15", seed=seed).model for seed in (3, 4))
+    made = apply(node(module, name), one, other)
+    found = read(made[0] if isinstance(made, tuple) else made.result[0])
+    assert [change.code for change in found.changes] == ["model_merge"]
+    assert found.fingerprint not in (read(one).fingerprint, read(other).fingerprint)
+
+
+@pytest.mark.parametrize(("number", "value"), [("noise_scale", 8.0), ("multiplier", 1.0), ("sigma_data", 0.5)])
+def test_a_sampling_that_leaves_the_sigmas_is_named_all_the_same(
+    session: Any, read: Any, number: str, value: float
+) -> None:
+    """As Noise Scale does for flow models, and AuraFlow's shift node."""
+    del session
+    plain = make_tiny("wan", seed=3).model
+    patched = plain.clone()
+    sampling = copy.deepcopy(plain.get_model_object("model_sampling"))
+    setattr(sampling, number, value)
+    patched.add_object_patch("model_sampling", sampling)
+    assert f"{number.replace('_', ' ')} {value:g}" in named(read(patched), "model_sampling")
+    assert read(plain).changes == ()

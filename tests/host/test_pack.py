@@ -15,7 +15,7 @@ import pytest
 
 from research.in_process_host import PACK_ROOT, HostStartError, HostValidationError, start_host
 
-NAMES = ("BudgetPlanner", "AdaptiveKSampler", "StepSweep", "PerceptualMetricProbe", "Calibrate", "BlindTest")
+NAMES = ("BudgetPlanner", "AdaptiveKSampler", "StepSweep", "PerceptualMetricProbe", "Calibrate", "BlindTest", "Learn")
 IDS = {f"BudgetFusion_{name}" for name in NAMES}
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "demo_out", "node_modules")
 

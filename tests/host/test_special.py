@@ -123,13 +123,11 @@ def test_a_connected_plan_is_scaled_to_what_runs(bench: Any, planner: Any, to: A
     assert run.ui["5"]["receipt"][0]["steps"] == executed_count(shown_plan(run, "4p")["steps"], 0.5)
 
 
-def test_two_samplers_change_over_at_the_noise_level_of_the_graph(
-    bench: Any, planner: Any, make_node: Any, to: Any
-) -> None:
-    """As with two expert models: the planned steps in two KSamplerAdvanced equal one run of them."""
-    del planner
+@pytest.fixture
+def part(make_node: Any, to: Any) -> Any:
+    """A KSamplerAdvanced that takes its step count from planner p."""
 
-    def part(latent: list[Any], **changes: Any) -> dict[str, Any]:
+    def make(latent: list[Any], **changes: Any) -> dict[str, Any]:
         inputs = {
             "model": to("1"), "add_noise": "enable", "noise_seed": 3, "steps": to("p", 1), "cfg": 3.0,
             "sampler_name": "euler", "scheduler": "karras", "positive": to("2"), "negative": to("3"),
@@ -137,6 +135,14 @@ def test_two_samplers_change_over_at_the_noise_level_of_the_graph(
         }  # fmt: skip
         return make_node("KSamplerAdvanced", **{**inputs, **changes})
 
+    return make
+
+
+def test_two_samplers_change_over_at_the_noise_level_of_the_graph(
+    bench: Any, planner: Any, make_node: Any, to: Any, part: Any
+) -> None:
+    """As with two expert models: the planned steps in two KSamplerAdvanced equal one run of them."""
+    del planner
     graph = {
         **bench.base(),
         "p": bench.planner(max_steps=20, split_at=10, quality=0.5),
@@ -156,6 +162,30 @@ def test_two_samplers_change_over_at_the_noise_level_of_the_graph(
     assert int(away.argmin()) + 1 == split
     assert torch.allclose(run.outputs["b"][0]["samples"], run.outputs["c"][0]["samples"], atol=1e-5)
     assert f"Split at step {split} of {steps}" in run.ui["p"]["text"][0]
+
+
+@pytest.mark.parametrize(("first", "second"), [(5, 12), (9, 10)], ids=["apart", "one planned step for both"])
+def test_three_samplers_change_over_twice_with_a_planner_for_each_split(
+    bench: Any, planner: Any, make_node: Any, to: Any, part: Any, first: int, second: int
+) -> None:
+    """What "Plan the steps" makes of a part in the middle; splits that fall together leave it without a step."""
+    del planner
+    leftover = {"return_with_leftover_noise": "enable"}
+    graph = {
+        **bench.base(),
+        "p": bench.planner(max_steps=20, split_at=first, quality=0.5),
+        "q": bench.planner(max_steps=20, split_at=second, quality=0.5),
+        "a": part(to("4"), end_at_step=to("p", 3), **leftover),
+        "b": part(to("a"), start_at_step=to("p", 3), end_at_step=to("q", 3), add_noise="disable", **leftover),
+        "c": part(to("b"), start_at_step=to("q", 3), add_noise="disable"),
+        "d": part(to("4")),
+        "show c": make_node("PreviewAny", source=to("c")),
+        "show d": make_node("PreviewAny", source=to("d")),
+    }
+    run = bench.run(graph)
+    assert run.outputs["p"][1] == run.outputs["q"][1]
+    assert 0 < run.outputs["p"][3] <= run.outputs["q"][3]
+    assert torch.allclose(run.outputs["c"][0]["samples"], run.outputs["d"][0]["samples"], atol=1e-5)
 
 
 def test_a_graph_of_before_the_split_goes_on(bench: Any, planner: Any) -> None:

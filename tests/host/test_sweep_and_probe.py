@@ -271,7 +271,7 @@ def test_probe_of_a_plan_measures_quality_on_its_scale(
         worst = max(shown[metric][i] / scale[metric] for metric in METRICS)
         assert value == pytest.approx(min(1.0, max(0.0, 1.0 - worst)))
     assert "quality" in run.ui["8"]["text"][0]
-    assert [note["code"] for note in shown["notes"]] == ["prediction_error"]
+    assert [note["code"] for note in shown["notes"]] == ["remembered", "prediction_error"]
 
 
 def test_auto_measures_as_the_plan_was_made(
@@ -290,7 +290,7 @@ def test_auto_measures_as_the_plan_was_made(
             assert len(shown["quality"]) == len(shown["steps"])
         else:
             assert shown["quality"] is None
-            (note,) = shown["notes"]
+            (note,) = [note for note in shown["notes"] if note["code"] != "remembered"]
             assert note["code"] == "backend_absent"
             assert (note["values"]["wanted"], note["values"]["there"]) == (d_sim, shown["backends"]["d_sim"])
 
@@ -311,7 +311,7 @@ def test_another_clip_vision_than_the_planners_is_named(
     run = bench.run(graph)
     (shown,) = run.ui["8"]["probe"]
     assert shown["quality"] is None
-    (note,) = shown["notes"]
+    (note,) = [note for note in shown["notes"] if note["code"] != "remembered"]
     assert note == {
         "code": "backend_clip_vision",
         "values": {"metric": "i_clip", "wanted": wanted, "there": vision_name},
@@ -331,8 +331,9 @@ def test_quality_is_withheld_where_backends_differ(bench: Any, sweep: Any, probe
     run = bench.run(graph)
     (shown,) = run.ui["8"]["probe"]
     assert shown["quality"] is None
-    assert {note["code"] for note in shown["notes"]} == {"backend_version"}
-    assert {note["values"]["wanted"] for note in shown["notes"]} == {"untold"}
+    withheld = [note for note in shown["notes"] if note["code"] != "remembered"]
+    assert {note["code"] for note in withheld} == {"backend_version"}
+    assert {note["values"]["wanted"] for note in withheld} == {"untold"}
 
 
 GREY = torch.full((1, 64, 64, 3), 0.5)

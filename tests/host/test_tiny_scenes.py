@@ -93,13 +93,13 @@ def test_pictures_do_not_depend_on_the_batch(host_dir: Path, session: Any, check
 
 def test_benchmark_writes_figures_and_grid(host_dir: Path, session: Any, checkpoint: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    judge = tmp_path / "judge.safetensors"
-    save_classifier(SceneClassifier().eval(), judge, {})
+    classifier = tmp_path / "classifier.safetensors"
+    save_classifier(SceneClassifier().eval(), classifier, {})
     report, grid = tmp_path / "out.json", tmp_path / "grid.png"
     found = run(
         host_dir,
         checkpoint,
-        judge,
+        classifier,
         count=4,
         lone_objects=2,
         seed=1,

@@ -184,13 +184,12 @@ def test_graphs_of_other_models_run_with_tiny_scenes(host: Any, name: str) -> No
     host.clear_cache()
     run = host.execute(with_tiny_scenes(read(FOLDER / "api" / f"{name}.json")))
     (plan,) = run.ui["5"]["budget_plan"]
-    if name == "flux_through_sigmas":  # its sampler is not the one that the shipped planner was calibrated for
-        assert plan["fallback"]["values"] | {"was": "dpmpp_2m", "now": "euler"} == plan["fallback"]["values"]
-        assert plan["steps"] == plan["max_steps"] == 28
-        assert len(run.outputs["5"][2]) == 28 + 1
-    else:
-        assert plan["fallback"] is None
-        assert "differs cfg" in codes(plan["warnings"])
+    assert plan["fallback"] is None
+    assert "differs cfg" in codes(plan["warnings"])
+    if name == "flux_through_sigmas":  # euler with another scheduler than the shipped planner's
+        assert "differs scheduler" in codes(plan["warnings"])
+        assert plan["prefix_steps"] < plan["steps"] < plan["max_steps"] == 28
+        assert len(run.outputs["5"][2]) == plan["steps"] + 1
     (picture,) = run.outputs["8"]
     assert picture.shape == (1, 64, 64, 3) and torch.isfinite(picture).all()
 

@@ -73,7 +73,7 @@ def test_every_node_has_a_help_page() -> None:
     assert {path.stem.removeprefix("BudgetFusion_") for path in (web / "docs").glob("*.md")} == set(NODES)
 
 
-NODES = ("BudgetPlanner", "AdaptiveKSampler", "Calibrate", "PerceptualMetricProbe", "StepSweep")
+NODES = ("AdaptiveKSampler", "BlindTest", "BudgetPlanner", "Calibrate", "Learn", "PerceptualMetricProbe", "StepSweep")
 
 
 @pytest.mark.parametrize("node", [f"BudgetFusion_{name}" for name in NODES])

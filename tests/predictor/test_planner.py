@@ -50,6 +50,16 @@ def test_steps_rise_with_quality_and_fall_with_risk(planner, conditioning):
     assert by_risk[0] > by_risk[-1]
 
 
+def test_no_plan_along_a_nested_schedule_ends_inside_its_prefix(planner, conditioning):
+    nested = replace(planner, setting=replace(planner.setting, schedule="nested 9@1.0"))
+    assert planner.plan(*conditioning, quality=0.5).steps < 10
+    assert nested.plan(*conditioning, quality=0.5).steps == 10
+    assert nested.plan(*conditioning, quality=0.5, max_steps=6).steps == 6  # no room: such a render is a stock one
+    rough = nested.plan(*conditioning, quality=0.5)
+    data = rough.decision
+    assert data.steps(0.5, rough.min_steps, rough.max_steps) == 10  # the page decides the same
+
+
 def test_the_median_shortfall_is_in_the_metrics_own_unit(planner, conditioning):
     prediction = planner.predict(*conditioning)
     plan = planner.plan(*conditioning)

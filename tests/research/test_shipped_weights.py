@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from budgetfusion_nodes.core.schedule import NestedSchedule
 from budgetfusion_nodes.predictor.planner_file import load_planner
 from research.options import WEIGHTS
 from research.shipped_models import FLOW, MODELS, ShippedModel
@@ -43,6 +45,25 @@ def test_flow_is_what_its_provenance_says() -> None:
     inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     assert text.keys() == inside.keys()
     assert all(text[key].equal(value) for key, value in inside.items())
+
+
+CALIBRATED = sorted((WEIGHTS / "planners").glob("*_nested.safetensors"))
+"""Made by Calibrate from a store."""
+
+
+@pytest.mark.parametrize("path", CALIBRATED, ids=[path.stem for path in CALIBRATED])
+def test_a_planner_that_calibrate_made_is_what_its_provenance_says(path: Path) -> None:
+    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    planner = load_planner(path)
+    assert provenance["sha256"] == file_digest(path)
+    assert provenance["checkpoint_sha256"] == file_digest(CHECKPOINT)
+    assert provenance["setting"] == planner.setting.to_dict() and planner.setting.precision == "fp32"
+    nested = NestedSchedule.from_text(planner.setting.schedule)
+    assert nested is not None and planner.grid[1] == nested.prefix_steps + 1
+    assert planner.risk_table.prompts == provenance["calibration"]["prompts"]["calibration"]
+    unseen = provenance["leave_one_out"]
+    assert unseen["0.90"]["violations"] <= unseen["risk"]
+    assert {"captions_sha256", "captions_command", "command", "commit", "source"} <= set(provenance)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())

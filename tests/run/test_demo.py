@@ -35,14 +35,20 @@ from research.sweeps import prompts as study_prompts
 from research.sweeps.prompts import PromptList, StudyPrompt
 
 ISSUE_KEYS = {"host_version", "target_steps", "prompts", "mean_steps", "saved_steps_pct", "saved_seconds_pct"}
+ISSUE_KEYS |= {"mean_steps_stock"}
 SETTING_KEYS = {"model", "sampler_name", "scheduler", "cfg"}
 ISSUE_PROMPT_KEYS = {
-    *("prompt", "seed", "steps", "quality_predicted", "quality_measured", "set_by", "seconds", "seconds_target")
+    *("prompt", "seed", "steps", "prefix_steps", "steps_stock", "quality_predicted", "quality_measured", "set_by"),
+    *("seconds", "seconds_target"),
 }
 
 
 def a_row(prompt: str = "a plain red background", **changes: Any) -> Row:
-    return replace(Row(prompt, 1, 10, 0.95, 0.93, "d_sim", 0.5, 2.0), **changes)
+    return replace(Row(prompt, 1, 10, 0, 17, 0.95, 0.93, "d_sim", 0.5, 2.0), **changes)
+
+
+def a_receipt(steps: int, prefix_steps: int, replayed: int) -> dict[str, Any]:
+    return {"steps": steps, "prefix_steps": prefix_steps, "nfe": steps, "replayed": replayed, "seconds_per_step": 0.1}
 
 
 # ---------------------------------------------------------------------------------------------------------- prompts
@@ -114,9 +120,13 @@ def test_own_prompts_come_before_held_out_and_the_list() -> None:
 def test_the_full_step_render_differs_from_the_adaptive_one_in_nothing_but_steps() -> None:
     made = graphs.build(graphs.load_base(), "a prompt", 42, 0.8)
     adaptive, full = (made.nodes[name]["inputs"] for name in made.samplers)
-    assert full == {**{name: adaptive[name] for name in full if name != "steps"}, "steps": made.target_steps}
+    target = made.target_steps
+    limits = {"quality": 0.8, "min_steps": target, "max_steps": target}
+    assert full == {**{name: adaptive[name] for name in full if name not in limits}, **limits}
     assert adaptive["seed"] == 42 and made.nodes[made.planner]["inputs"]["quality"] == 0.8
-    assert made.nodes[made.full]["class_type"] == "KSampler"
+    assert made.nodes[made.full]["class_type"] == graphs.ADAPTIVE
+    planned, stock = (made.nodes[name]["inputs"] for name in (made.planner, made.stock))
+    assert stock == {**planned, "schedule": "stock"}
     assert made.target_steps == made.nodes[made.planner]["inputs"]["max_steps"] == 50
     assert adaptive["plan"] == [made.planner, 0]
 
@@ -200,12 +210,16 @@ def test_a_row_is_what_the_nodes_showed() -> None:
     made = graphs.build(graphs.load_base(), "a prompt", 1, 0.9)
     ui = {
         made.planner: {"budget_plan": [{"quality_predicted": 0.94, "limited_by": "i_clip", "fallback": None}]},
-        made.adaptive: {"receipt": [{"steps": 12}]},
+        made.adaptive: {"receipt": [a_receipt(12, 5, replayed=0)]},
+        made.full: {"receipt": [a_receipt(50, 5, replayed=10)]},
+        made.stock: {"budget_plan": [{"steps": 18}]},
         made.probe: {"probe": [{"quality": [0.91]}]},
     }
     seconds = {made.planner: 0.25, made.adaptive: 1.0, made.full: 4.0}
     row = demo.to_row(made, Finished(ui, seconds), "a prompt", 7)
-    assert row == Row("a prompt", 7, 12, 0.94, 0.91, "i_clip", 1.25, 4.0)
+    assert row == Row(
+        "a prompt", 7, 12, 5, 18, 0.94, 0.91, "i_clip", 1.25, 5.0
+    )  # ten steps of .1 s came from the draft
     with pytest.raises(DemoError, match="showed no probe"):
         demo.to_row(made, Finished({**ui, made.probe: {}}, seconds), "a prompt", 7)
 

@@ -81,8 +81,3 @@ def test_the_registrys_icon_is_a_square_picture_in_the_pack() -> None:
     width, height = re.findall(r'(?:width|height)="(\d+)"', icon.read_text(encoding="utf-8"))[:2]
     assert width == height and int(width) <= 400, "what the registry takes"
     assert not re.search(r"<script|(?:href|src)=", icon.read_text(encoding="utf-8")), "nothing is loaded or run"
-
-
-def test_the_changelog_has_this_version() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"## [{PROJECT['project']['version']}]" in text or "## [Unreleased]" in text

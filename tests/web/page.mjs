@@ -55,7 +55,7 @@ test("the page lists every template with a picture, the blueprint and the transl
 
 test("every help page and its pictures are served", { skip }, async () => {
   const pages = readdirSync(join(ROOT, "budgetfusion_nodes/web/docs")).filter((file) => file.endsWith(".md"));
-  assert.equal(pages.length, 6);
+  assert.equal(pages.length, 7);
   for (const file of pages) {
     const base = `${host.address}/extensions/budgetfusion/docs/`;
     const text = await (await page.request.get(`${base}${file}`)).text();

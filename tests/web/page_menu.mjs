@@ -41,7 +41,7 @@ before(async () => {
       },
       /** The entry of ours in the node's menu. */
       entry(node) {
-        return window.app.canvas.getNodeMenuOptions(node).find((item) => /Plan the steps|fixed step count/.test(item?.content ?? ""));
+        return window.app.canvas.getNodeMenuOptions(node).find((item) => /Plan the steps|fixed step count|steps cannot be planned/.test(item?.content ?? ""));
       },
       find: (type, graph = window.app.graph) => graph.nodes.find((node) => node.comfyClass === type),
       press(type, graph = window.app.graph) {
@@ -180,6 +180,53 @@ test("two KSampler (Advanced) of one schedule get one planner, and its steps and
     await press("BudgetFusion_BudgetPlanner");
     assert.deepEqual(inputsOf(await prompt()), inputsOf(stock));
   }
+});
+
+test("three KSampler (Advanced) of one schedule get a planner for each change-over", { skip }, async () => {
+  const ids = await build({
+    ...BASE,
+    first: part("latent", { end_at_step: 5, return_with_leftover_noise: "enable" }),
+    middle: part("first", { start_at_step: 5, end_at_step: 12, add_noise: "disable", return_with_leftover_noise: "enable" }),
+    last: part("middle", { start_at_step: 12, add_noise: "disable" }),
+    decode: { type: "VAEDecode", links: { samples: ["last", 0], vae: ["loader", 2] } },
+    save: OUT.save,
+  });
+  const stock = await prompt();
+  await page.evaluate((id) => window.bf.entry(window.app.graph.getNodeById(id)).callback(), ids.middle);
+  const made = await prompt();
+  const planners = Object.entries(made).filter(([, node]) => node.class_type === "BudgetFusion_BudgetPlanner");
+  const at = Object.fromEntries(planners.map(([id, { inputs }]) => [inputs.split_at, id]));
+  assert.deepEqual(Object.keys(at), ["5", "12"]);
+  const plain = planners.map(([, { inputs }]) => ({ ...inputs, split_at: 0 }));
+  assert.deepEqual(plain[0], plain[1], "equal inputs plan equal steps");
+  const inputs = (name) => made[ids[name]].inputs;
+  for (const name of ["first", "middle", "last"]) assert.deepEqual(inputs(name).steps, [at[5], 1]);
+  assert.deepEqual([inputs("first").end_at_step, inputs("middle").start_at_step], [[at[5], 3], [at[5], 3]]);
+  assert.deepEqual([inputs("middle").end_at_step, inputs("last").start_at_step], [[at[12], 3], [at[12], 3]]);
+  await press("BudgetFusion_BudgetPlanner");
+  await press("BudgetFusion_BudgetPlanner");
+  assert.deepEqual(inputsOf(await prompt()), inputsOf(stock));
+});
+
+test("sigmas that no planner can stand for are told by the node that makes them", { skip }, async () => {
+  const ids = await build({
+    ...BASE,
+    method: { type: "KSamplerSelect", values: { sampler_name: "euler" } },
+    schedule: { type: "KarrasScheduler", values: { steps: 24 } },
+    sampler: { type: "SamplerCustom", values: { cfg: 6 }, links: { ...SAMPLER, sampler: ["method", 0], sigmas: ["schedule", 0] } },
+    ...OUT,
+  });
+  const stock = inputsOf(await prompt());
+  await press("SamplerCustom");
+  await session.toast("levels come from KarrasScheduler").waitFor({ timeout: 5000 });
+  assert.deepEqual(inputsOf(await prompt()), stock);
+  await page.evaluate((id) => {
+    const { graph } = window.app;
+    const planner = window.LiteGraph.createNode("BudgetFusion_BudgetPlanner");
+    graph.add(planner);
+    planner.connect(1, graph.getNodeById(id), graph.getNodeById(id).inputs.findIndex((slot) => slot.name === "steps"));
+  }, ids.schedule);
+  await session.toast("steps go to KarrasScheduler").waitFor({ timeout: 5000 });
 });
 
 test("SamplerCustom gets its steps through BasicScheduler", { skip }, async () => {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ADAPTIVE, carried, recipe, replacement, restored, splits } from "../../budgetfusion_nodes/web/swap.js";
+import { ADAPTIVE, carried, misfit, recipe, replacement, restored, splits } from "../../budgetfusion_nodes/web/swap.js";
 
 const known = (type, values, linked = []) => ({ type, values, linked });
 const advanced = (values, linked = []) =>
@@ -33,11 +33,12 @@ test("a start or end inside the schedule is a split; the ends of it are none", (
 
 test("KSamplerAdvanced keeps its place; the planner takes its count and gives steps and split", () => {
   const made = recipe({ sampler: advanced({ end_at_step: 10 }) });
-  assert.deepEqual(made.values, { sampler_name: "euler", scheduler: "simple", cfg: 3.5, max_steps: 20, split_at: 10 });
-  assert.deepEqual(made.gives, [["steps", "sampler", "steps"], ["split_step", "sampler", "end_at_step"]]);
+  assert.deepEqual(made.values, { sampler_name: "euler", scheduler: "simple", cfg: 3.5, max_steps: 20 });
+  assert.deepEqual(made.gives, [["steps", "sampler", "steps"]]);
+  assert.deepEqual(made.splits, [{ at: 10, from: ["sampler", "end_at_step"], inputs: [["sampler", "end_at_step"]] }]);
   assert.ok(made.takes.some(([to, part, from]) => to === "max_steps" && part === "sampler" && from === "steps"));
-  assert.equal(recipe({ sampler: advanced({}) }).values.split_at, undefined);
-  assert.equal(recipe({ sampler: advanced({ start_at_step: 5, end_at_step: 10 }) }), null);
+  assert.deepEqual(recipe({ sampler: advanced({}) }).splits, []);
+  assert.deepEqual(recipe({ sampler: advanced({ start_at_step: 5, end_at_step: 10 }) }).splits.map(({ at }) => at), [5, 10]);
 });
 
 test("SamplerCustom is planned through BasicScheduler, also behind SplitSigmas", () => {
@@ -46,8 +47,7 @@ test("SamplerCustom is planned through BasicScheduler, also behind SplitSigmas",
   assert.deepEqual(made.values, { sampler_name: "res_multistep", scheduler: "simple", cfg: 6, max_steps: 25 });
   assert.deepEqual(made.gives, [["steps", "scheduler", "steps"]]);
   const split = recipe({ sampler, scheduler: basic, select, split: known("SplitSigmas", { step: 8 }) });
-  assert.equal(split.values.split_at, 8);
-  assert.deepEqual(split.gives.at(-1), ["split_step", "split", "step"]);
+  assert.deepEqual(split.splits, [{ at: 8, from: ["split", "step"], inputs: [["split", "step"]] }]);
 });
 
 test("SamplerCustomAdvanced takes prompt and cfg from its guider", () => {
@@ -59,14 +59,29 @@ test("SamplerCustomAdvanced takes prompt and cfg from its guider", () => {
   assert.equal(guided.values.cfg, 3);
 });
 
-test("what does not tell its setting is not offered", () => {
+test("what cannot be planned says which part is the reason", () => {
   const sampler = known("SamplerCustom", { cfg: 6 });
-  assert.equal(recipe({ sampler, scheduler: known("LTXVScheduler", { steps: 20 }), select }), null);
-  assert.equal(recipe({ sampler, scheduler: basic, select: known("SamplerLCMUpscale", {}) }), null);
-  assert.equal(recipe({ sampler, select }), null);
+  for (const type of ["LTXVScheduler", "Flux2Scheduler", "ManualSigmas", "SplitSigmas"]) {
+    assert.deepEqual(recipe({ sampler, scheduler: known(type, { steps: 20 }), select }), { why: "why_schedule", part: "scheduler" });
+  }
+  assert.deepEqual(recipe({ sampler, scheduler: basic, select: known("SamplerLCMUpscale", {}) }), { why: "why_method", part: "select" });
   const advancedSampler = known("SamplerCustomAdvanced", {});
-  assert.equal(recipe({ sampler: advancedSampler, scheduler: basic, select, guider: known("DualCFGGuider", {}) }), null);
+  const guider = known("DualCFGGuider", {});
+  assert.deepEqual(recipe({ sampler: advancedSampler, scheduler: basic, select, guider }), { why: "why_guider", part: "guider" });
+});
+
+test("where a part is not connected, or the node is no sampler, there is nothing to say", () => {
+  assert.equal(recipe({ sampler: known("SamplerCustom", { cfg: 6 }), select }), null);
+  assert.equal(recipe({ sampler: known("SamplerCustomAdvanced", {}), scheduler: basic, select }), null);
   assert.equal(recipe({ sampler: known("LoraLoader", {}) }), null);
+});
+
+test("a beta scheduler node of the usual shape is the scheduler beta, another shape is its own", () => {
+  const sampler = known("SamplerCustom", { cfg: 6 });
+  const beta = (values, linked) => recipe({ sampler, scheduler: known("BetaSamplingScheduler", { steps: 26, alpha: 0.6, beta: 0.6, ...values }, linked), select });
+  assert.equal(beta({}).values.scheduler, "beta");
+  assert.equal(beta({ alpha: 0.4, beta: 0.4 }).why, "why_schedule");
+  assert.equal(beta({}, ["alpha"]).why, "why_schedule");
 });
 
 test("a planner's consumers get back what it was made from", () => {
@@ -74,4 +89,18 @@ test("a planner's consumers get back what it was made from", () => {
   assert.deepEqual(restored("steps", values), { value: 20, from: "max_steps" });
   assert.deepEqual(restored("split_step", values), { value: 10, from: "split_at" });
   assert.equal(restored("plan", values), null);
+});
+
+test("steps or sigmas that go to a node which is set otherwise are told", () => {
+  const planned = { sampler_name: "euler", scheduler: "simple", cfg: 1 };
+  assert.equal(misfit(planned, basic, true), null);
+  assert.equal(misfit(planned, known("Flux2Scheduler", { steps: 20 }), true).why, "steps_own_sigmas");
+  assert.equal(misfit(planned, known("BetaSamplingScheduler", { alpha: 0.6, beta: 0.6 }), true).why, "steps_own_sigmas");
+  assert.equal(misfit({ ...planned, scheduler: "beta" }, known("BetaSamplingScheduler", { alpha: 0.6, beta: 0.6 }), true, null), null);
+  const other = misfit({ ...planned, scheduler: "karras" }, basic, true);
+  assert.deepEqual(other, { why: "steps_set_otherwise", values: { what: "scheduler", now: "simple", was: "karras" } });
+  assert.equal(misfit(planned, known("KSampler", { sampler_name: "heun", scheduler: "simple" }), false).values.now, "heun");
+  assert.equal(misfit(planned, known("KSampler", { sampler_name: "heun", scheduler: "simple" }, ["sampler_name"]), false), null);
+  assert.equal(misfit(planned, known("SamplerCustom", { cfg: 3 }), false, select).values.now, "res_multistep");
+  assert.equal(misfit(planned, known("SamplerCustom", { cfg: 3 }), false, null), null);
 });

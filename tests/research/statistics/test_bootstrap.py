@@ -5,11 +5,13 @@ import pytest
 
 from research.statistics.bootstrap import (
     bootstrap,
+    cvar,
+    cvar_difference,
+    draw_weights,
+    draws,
     interval,
     mean_difference,
-    ratio_of_means,
-    worst_tenth,
-    worst_tenth_ratio,
+    relative_difference,
 )
 
 
@@ -42,9 +44,14 @@ def test_differences_are_paired():
 
 def test_statistics_by_hand():
     values = np.arange(20.0)
-    assert worst_tenth(values) == 18.5
-    assert worst_tenth(values[:5]) == 4.0
-    assert worst_tenth(np.stack([values, -values])).tolist() == [18.5, -0.5]
-    assert ratio_of_means(values, 2 * values) == 0.5
-    assert ratio_of_means(values * 0, values * 0) == 1.0
-    assert worst_tenth_ratio(values, np.ones(20)) == 18.5
+    assert cvar(values) == 18.5
+    assert cvar(values[:5]) == 4.0
+    assert cvar(np.stack([values, -values])).tolist() == [18.5, -0.5]
+    assert cvar_difference(values, np.ones(20)) == 17.5
+    assert relative_difference(values, 2 * values) == -0.5
+
+
+def test_weights_are_the_draws_counted():
+    rows, weights = draws(7, 3, 50), draw_weights(7, 3, 50)
+    values = np.arange(7.0) ** 2
+    np.testing.assert_allclose(weights @ values / 7, values[rows].mean(axis=1))

@@ -1,4 +1,4 @@
-"""The judge: its labels, what counts as right, its file, and that it is good enough to judge with."""
+"""The classifier: its labels, what counts as right, its file, and that it is good enough to score with."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_file_keeps_the_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = SceneClassifier()
     model(torch.rand(16, 3, 64, 64))  # running statistics
-    path = tmp_path / "judge.safetensors"
+    path = tmp_path / "classifier.safetensors"
     save_classifier(model.eval(), path, {"note": "test"})
     again = load_classifier(path)
     images = torch.rand(8, 3, 64, 64)

@@ -14,8 +14,8 @@ from research.tiny_scenes_training.classifier import CLASSES, has_lone_object, r
 from research.tiny_scenes_training.evaluate import (
     MEASURES,
     Evaluation,
+    classify,
     held_out_cases,
-    judge,
     pixel_noise,
     save_grid,
     score,
@@ -75,7 +75,7 @@ class Oracle:
 
 def test_judging_counts_backgrounds_on_the_grammars_mix_and_objects_on_all() -> None:
     cases = held_out_cases(40, 15, 6)
-    scores = judge(Oracle(cases, 10), cases, torch.zeros(55, 3, 64, 64))  # pyright: ignore[reportArgumentType]
+    scores = classify(Oracle(cases, 10), cases, torch.zeros(55, 3, 64, 64))  # pyright: ignore[reportArgumentType]
     rows = {row.name: row for row in scores}
     lone = sum(has_lone_object(case.scene) for case in cases)
     assert [row.name for row in scores] == [name for name, _ in MEASURES.values()]

@@ -13,6 +13,7 @@ import torch
 from budgetfusion_nodes.metrics.encoders import OpenClipImageEncoder
 from budgetfusion_nodes.metrics.open_clip_file import load_open_clip_checkpoint
 from budgetfusion_nodes.tiny_scenes.captions import MAX_TOKENS, describe, vocabulary
+from budgetfusion_nodes.tiny_scenes.encoder_text import tokenize
 from budgetfusion_nodes.tiny_scenes.scenes import is_held_out, sample_scenes
 from budgetfusion_nodes.tiny_scenes.tokenizer import WordTokenizer
 from research.tiny_scenes_training.commands import ENCODER
@@ -26,7 +27,6 @@ from research.tiny_scenes_training.image_encoder import (
     normalise,
     retrieval,
     save_encoder,
-    tokenize,
 )
 from research.tiny_scenes_training.renderer import render
 from research.tiny_scenes_training.settings import EncoderSettings

@@ -1,0 +1,139 @@
+"""Learn from a render: the same picture at the counts that its planner knows, measured and remembered.
+
+What the node Learn calls, by hand or, where the artist turned it on, by the page after a planned render while the
+queue is empty. It gives way: as soon as something is queued it ends within one step, and what was measured is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..core.errors import BudgetFusionError
+from ..core.messages import Message, message
+from ..core.plan import Plan
+from ..core.schedule import NestedSchedule
+from ..host.paths import encoder_folders, store_path
+from ..host.queue import GivesWay, giving_way
+from ..metrics.matching import differences, matching_backends
+from ..planning.choice import planner_of
+from ..planning.origin import LEARNED, Origin, origin_of, remember
+from ..planning.service import Request, plan_render
+from ..predictor.planner import Planner
+from .host_renderer import Graph, HostRenderer, first_of
+from .memory_reader import SETTLED
+from .store import Store
+from .store_memory import learned_since
+from .trajectory import Failed, Measured, Work, run_trajectory
+
+HOUR = 3600.0
+ENOUGH_STEPS = 1000
+"""The learner plans for nobody: no limit of the artist's may keep it from the curve."""
+
+
+@dataclass(frozen=True)
+class Connected(Graph):
+    """A graph whose prompt is encoded already."""
+
+    positive: Any = None
+
+    def conditioning(self, text: str) -> Any:
+        del text
+        return self.positive
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One render to learn from."""
+
+    graph: Connected
+    request: Request
+    seed: int
+    clip_vision: Any = None
+    per_hour: int = 0
+    """0: no limit."""
+
+    def run(self) -> tuple[Message, ...]:
+        """What was learned, or why nothing. The host's own cancel passes; what was measured until then is kept."""
+        graph = self.graph
+        request = replace(self.request, max_steps=ENOUGH_STEPS, memory=False)
+        plan = plan_render(graph.model, graph.positive, request, graph.latent)
+        origin = self._origin(plan)
+        if origin is None or plan.decision is None:
+            return (plan.fallback or message("learn_not_one"),)
+        if self.per_hour and self._learned() >= self.per_hour:
+            return (message("learn_enough", n=self.per_hour),)
+        try:
+            planner = planner_of(plan)
+            wanted = {metric: planner.backends[metric] for metric in planner.metrics}
+            backends = matching_backends(wanted, "auto", self.clip_vision, encoder_folders())
+            lacking = differences(wanted, backends.names(), "auto", self.clip_vision)
+        except BudgetFusionError as error:
+            return (error.message,)
+        if lacking:
+            return tuple(lacking)
+        schedule = NestedSchedule.from_text(plan.schedule)
+        renderer = HostRenderer(graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule)
+        return self._measure(
+            renderer, planner, origin, {metric: backends.names()[metric] for metric in planner.metrics}
+        )
+
+    def _origin(self, plan: Plan) -> Origin | None:
+        graph = self.graph
+        arguments = (graph.model, graph.positive, graph.negative, graph.latent, self.request, self.seed)
+        return None if plan.fallback is not None else origin_of(*arguments, schedule=plan.schedule)
+
+    def _learned(self) -> int:
+        with Store.at(store_path()) as store:
+            return learned_since(store, LEARNED, time.time() - HOUR)
+
+    def _measure(
+        self, renderer: HostRenderer, planner: Planner, origin: Origin, backends: Mapping[str, str]
+    ) -> tuple[Message, ...]:
+        """Every count is kept before the next is rendered."""
+        said: Message | None = None
+        target = None
+        try:
+            for event in run_trajectory(renderer, Work(0, 0, "", self.seed, planner.grid, SETTLED)):
+                if isinstance(event, Failed):
+                    return (message("learn_failed", reason=event.reason),)
+                if not isinstance(event, Measured):
+                    continue
+                found = event.found
+                target = target or found
+                both = {one.steps: one for one in (target, found)}
+                distances = {n: one.distances for n, one in both.items()}
+                decibel = {n: one.l_snr for n, one in both.items()}
+                said = remember(origin, distances, decibel, backends, LEARNED)
+        except GivesWay:
+            return (message("learn_gave_way"),)
+        return (said or message("learn_nothing"),)
+
+
+def learner(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent_image: Mapping[str, Any],
+    vae: Any,
+    request: Request,
+    seed: int,
+    clip_vision: Any = None,
+    per_hour: int = 0,
+) -> Learner:
+    """InputError or UnsupportedError where the inputs are no render."""
+    graph = Connected(
+        model,
+        None,
+        vae,
+        negative,
+        request.sampler_name,
+        request.scheduler,
+        request.cfg,
+        first_of(latent_image),
+        {},
+        positive,
+    )
+    return Learner(graph, request, seed, clip_vision, per_hour)

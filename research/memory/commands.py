@@ -1,0 +1,110 @@
+"""`python -m research study memory`: whether memory keeps the promise, and what it saves and costs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research.options import WEIGHTS, add_host_option, number, whole
+
+if TYPE_CHECKING:
+    from .judging import Tally
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `memory`; `args.run(args)` returns the exit code."""
+    text = "violations and savings after 10 to 10,000 remembered renders, in a simulated studio"
+    parser = commands.add_parser("memory", help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--sizes", default="10,100,1000,10000", help="remembered renders (%(default)s)")
+    parser.add_argument("--after", default="30,200", help="renders after a change of style (%(default)s)")
+    parser.add_argument("--worlds", type=whole(1, 10_000), default=10, help="studios of each size (%(default)s)")
+    parser.add_argument("--tests", type=whole(1, 10_000), default=60, help="new renders of each kind (%(default)s)")
+    parser.add_argument("--share", type=number(0.0, 0.95), default=0.5, help="the prompt's share (%(default)s)")
+    parser.add_argument("--quality", type=number(0.5, 0.99), default=0.9, help="the slider (%(default)s)")
+    parser.add_argument("--risk", type=number(0.02, 0.3), default=0.1, help="chance of falling short (%(default)s)")
+    text = "renders in a real store whose size and planning time are measured; 0: none (%(default)s)"
+    parser.add_argument("--cost", type=whole(0, 1_000_000), default=10_000, help=text)
+    _add_pictures(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Real renders of Tiny Scenes; what is missing is rendered and kept."""
+    add_host_option(parser)
+    both = ("PROMPTS", "FOLDER")
+    text = "prompt list and folder of Tiny Scenes pictures, as 'study nested' keeps them; left out: no real renders"
+    parser.add_argument("--pictures", type=Path, nargs=2, metavar=both, help=text)
+    text = "the same scenes, the first ones, in other words"
+    parser.add_argument("--rephrased", type=Path, nargs=2, metavar=both, help=text)
+    parser.add_argument("--prompts", type=whole(1, 10_000), default=80, help="of --pictures (%(default)s)")
+    parser.add_argument("--schedule", default="nested 4@0.94", help="of dpmpp_2m, karras (%(default)s)")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the tables as they are ready."""
+    import torch
+
+    from .costs import costs
+    from .judging import HEAD, row
+    from .simulation import simulate, simulate_drift
+
+    torch.set_num_threads(1)
+    law = (args.worlds, args.tests, args.quality, args.risk, args.share, lambda _: None)
+    _say(HEAD)
+    for size in map(int, filter(None, args.sizes.split(","))):
+        for kind, tally in simulate(size, *law).items():
+            _say(row(f"{size} remembered, {kind}", tally))
+    for after in map(int, filter(None, args.after.split(","))):
+        for kind, tally in simulate_drift(1000, after, *law).items():
+            _say(row(f"1000, then {after} in a new style, {kind}", tally))
+    if args.pictures and args.rephrased:
+        for kind, tally in _real(args).items():
+            _say(row(f"Tiny Scenes, {kind}", tally))
+    if args.cost:
+        with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-") as folder:
+            _say(costs(Path(folder) / "calibration.sqlite3", args.cost))
+    return 0
+
+
+def _real(args: argparse.Namespace) -> dict[str, Tally]:
+    """Kind of prompt -> tally on Tiny Scenes."""
+    from budgetfusion_nodes.core.errors import InputError
+    from budgetfusion_nodes.core.schedule import NestedSchedule
+    from budgetfusion_nodes.metrics.measure import Backends
+    from research.sweeps.nested_study import Study
+    from research.sweeps.picture_sets import PictureSets
+    from research.sweeps.prompts import PromptList
+    from research.sweeps.rendering import Renderer, Sampling, load_model
+    from research.tiny_scenes_training.classifier import load_classifier
+
+    from .tiny import Renders, judge, measured, scale_of
+
+    schedule = NestedSchedule.from_text(args.schedule)
+    if schedule is None:
+        raise InputError("--schedule: memory is judged along a nested one, such as 'nested 4@0.94'.")
+    checkpoint = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
+    classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
+    with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-", ignore_cleanup_errors=True) as base:
+        loaded = load_model(args.host.resolve(), Path(base), checkpoint.resolve(), "cpu", fp32=True)
+        backends = Backends.from_values("tiny_scenes", "shipped")
+        renderer = Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0))
+        parts: list[Renders] = []
+        scale, grid = None, ()
+        for wording, (listed, folder) in enumerate((args.pictures, args.rephrased)):
+            prompts = PromptList.load(listed)
+            prompts = replace(prompts, prompts=prompts.prompts[: args.prompts])
+            study = Study(renderer, PictureSets(folder, prompts), classifier, backends)
+            ending = replace(schedule, tail_end=study.tail_end)
+            scale = scale_of(study) if scale is None else scale
+            grid, part = measured(study, ending, scale, wording, range(len(prompts.prompts)))
+            parts.append(part)
+    return judge(grid, parts, args.quality, args.risk)

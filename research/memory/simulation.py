@@ -1,0 +1,84 @@
+"""The promise after 10, 100, 1,000 and 10,000 remembered curves, and when the artist changes style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from budgetfusion_nodes.core.curves import all_counts
+from budgetfusion_nodes.predictor.memory import Memory
+from budgetfusion_nodes.predictor.memory_fit import fit_memory
+
+from .judging import Tally, decide, needed
+from .world import GRID, NEW, Kind, Studio, World, kinds, quality_of
+
+COUNTS = all_counts(GRID)
+BIAS = 0.6
+"""Of another style, in spreads of what renders need."""
+OWN_SEEDS = 20
+"""Renders of a prompt that tell what nine in ten of its renders need."""
+
+
+def simulate(
+    size: int, worlds: int, tests: int, q: float, risk: float, share: float, tell: Callable[[str], None]
+) -> dict[str, Tally]:
+    """Kind of prompt -> tally over `worlds` studios that remember `size` renders."""
+    found = {kind.name: Tally() for kind in kinds()}
+    for index in range(worlds):
+        studio = Studio(World(1000 * size + index, share))
+        studio.work(size)
+        memory = fit_memory(studio.curves(), studio.world.risk_table)
+        for kind in kinds():
+            _judge(studio, memory, kind, tests, q, risk, found[kind.name], index)
+        tell(f"{size} remembered, world {index + 1} of {worlds}: {memory.kernel}")
+    return found
+
+
+def simulate_drift(
+    size: int,
+    after: int,
+    worlds: int,
+    tests: int,
+    q: float,
+    risk: float,
+    share: float,
+    tell: Callable[[str], None],
+    bias: float = BIAS,
+) -> dict[str, Tally]:
+    """`size` renders in one style and `after` more in another, which needs more than the planner knows."""
+    found = {kind.name: Tally() for kind in kinds()}
+    for index in range(worlds):
+        studio = Studio(World(7_000_000 + 1000 * size + index, share))
+        studio.work(size)
+        studio.world.centre = np.full(len(studio.world.centre), 1.0)
+        studio.world.bias = bias
+        begun = replace(studio, prompts=[], which=[], levels=[])
+        begun.work(after)
+        studio.which += [n + len(studio.prompts) for n in begun.which]
+        studio.prompts += begun.prompts
+        studio.levels += begun.levels
+        memory = fit_memory(studio.curves(), studio.world.risk_table)
+        for kind in kinds():
+            _judge(begun, memory, kind, tests, q, risk, found[kind.name], index)
+        tell(f"drift, {after} renders after it, world {index + 1} of {worlds}: new thresholds {memory.new is not None}")
+    return found
+
+
+def _judge(
+    studio: Studio, memory: Memory, kind: Kind, tests: int, q: float, risk: float, tally: Tally, group: int
+) -> None:
+    world = studio.world
+    prediction = world.prediction()
+    without = decide(prediction, world.risk_table, None, q, risk)
+    for _ in range(tests):
+        prompt, _ = studio.draw(kind)
+        recalled = memory.recall(prediction, prompt.astype(np.float16), risk)
+        steps = decide(prediction, world.risk_table, recalled, q, risk)
+        level = world.level(prompt)
+        own = np.nan
+        if kind is not NEW:
+            renders = quality_of(np.stack([world.level(prompt) for _ in range(OWN_SEEDS)]))
+            own = float(np.quantile([needed(COUNTS, one, q) for one in renders], 1.0 - risk))
+        tally.add(steps, without, needed(COUNTS, quality_of(level[None])[0], q), group, own)

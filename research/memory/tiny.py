@@ -1,0 +1,172 @@
+"""Memory on Tiny Scenes: prompts, their other seeds and their rephrasings, rendered along a nested schedule.
+
+Scenes are dealt in folds. Planner, kernel and thresholds come from the other folds alone; of a scene that is judged,
+only the renders that its kind may remember are added: other seeds of the prompt, another wording, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from budgetfusion_nodes.core.curves import METRICS, FloatArray, all_counts, interpolate_log_n
+from budgetfusion_nodes.core.risk import RiskTable, calibrate
+from budgetfusion_nodes.core.schedule import NestedSchedule
+from budgetfusion_nodes.predictor.memory import Curves, Memory
+from budgetfusion_nodes.predictor.memory_fit import fit_memory
+from budgetfusion_nodes.predictor.memory_space import Space, signature
+from budgetfusion_nodes.predictor.prediction import Prediction
+from research.sweeps.nested_study import Study
+
+from .judging import Tally, decide, needed
+
+FOLDS = 8
+TAILS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 46)
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Renders:
+    """[J] renders of one list of prompts."""
+
+    scene: NDArray[np.int64]
+    """Which scene a render shows: equal in the list of rephrasings."""
+    wording: int
+    level: FloatArray
+    """[J, K] worst shortfall over its scale."""
+    signatures: NDArray[np.float16]
+    """[J, S] of each render's prompt."""
+
+
+def measured(
+    study: Study, schedule: NestedSchedule, scale: FloatArray, wording: int, scenes: Sequence[int]
+) -> tuple[tuple[int, ...], Renders]:
+    """(grid, renders). scenes: of each prompt of the study."""
+    grid = tuple(schedule.prefix_steps + tail for tail in TAILS)
+    runs = [schedule.sigmas(count, study.quantile) for count in grid]
+    study.prepare(runs)
+    target = study.render(runs[-1])
+    found = [(study.shortfall(study.render(run), target) / scale).max(axis=1) for run in runs]
+    prompts = study.prompts.prompts
+    encoded = study.renderer.encode([p.text for p in prompts])
+    place = np.repeat(np.arange(len(prompts)), [len(p.seeds) for p in prompts])
+    own = np.stack([signature(c[0][0][0], _pooled(c)) for c in encoded])
+    return grid, Renders(np.asarray(scenes)[place], wording, np.stack(found, axis=1), own[place])
+
+
+def _pooled(conditioning: object) -> torch.Tensor | None:
+    pooled = conditioning[0][1].get("pooled_output")  # type: ignore[index]
+    return None if pooled is None else pooled[0]
+
+
+def judge(grid: tuple[int, ...], parts: Sequence[Renders], q: float, risk: float, seed: int = 0) -> dict[str, Tally]:
+    """Kind of prompt -> tally over the scenes that are rendered in every wording (recurring and new: in any)."""
+    scenes = np.unique(np.concatenate([part.scene for part in parts]))
+    fold = dict(
+        zip(scenes.tolist(), (np.random.default_rng(seed).permutation(len(scenes)) % FOLDS).tolist(), strict=True)
+    )
+    scene = np.concatenate([part.scene for part in parts])
+    wording = np.concatenate([np.full(len(part.scene), part.wording) for part in parts])
+    level = np.concatenate([part.level for part in parts])
+    place = np.concatenate([part.signatures for part in parts])
+    own_fold = np.array([fold[s] for s in scene.tolist()])
+    found = {"recurring": Tally(), "rephrased": Tally(), "new": Tally()}
+    for held in range(FOLDS):
+        fitted = _fit(grid, scene, wording, level, place, np.flatnonzero(own_fold != held))
+        for row in np.flatnonzero(own_fold == held).tolist():
+            same = scene == scene[row]
+            allowed = {
+                "recurring": same & (wording == wording[row]),
+                "rephrased": same & (wording != wording[row]),
+                "new": np.zeros(len(scene), bool),
+            }
+            for kind, known in allowed.items():
+                extra = np.flatnonzero(known & (np.arange(len(scene)) != row))
+                if kind == "new" or len(extra):
+                    _add(found[kind], fitted, scene, wording, level, place, row, extra, q, risk)
+    return found
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    prediction: Prediction
+    table: RiskTable
+    memory: Memory
+    rows: NDArray[np.intp]
+
+
+def _fit(
+    grid: tuple[int, ...],
+    scene: NDArray[np.int64],
+    wording: NDArray[np.int64],
+    level: FloatArray,
+    place: NDArray[np.float16],
+    rows: NDArray[np.intp],
+) -> _Fitted:
+    curves = np.quantile(level[rows], QUANTILES, axis=0).T  # [K, 3]
+    curves = np.maximum.accumulate(curves[::-1], axis=0)[::-1] + 1e-4 * np.arange(len(grid))[::-1, None]
+    prediction = Prediction(grid, ("worst",), (1.0,), np.asarray(curves[:, None], np.float64), 0.0)
+    counts = all_counts(grid)
+    upper = interpolate_log_n(grid, curves[:, 2], counts)
+    quality = np.clip(1.0 - interpolate_log_n(grid, level[rows], counts), 0.0, 1.0)
+    groups = [np.flatnonzero(scene[rows] == s) for s in np.unique(scene[rows])]
+    seeds = np.full((len(groups), max(map(len, groups)), len(counts)), np.nan)
+    for index, group in enumerate(groups):
+        seeds[index, : len(group)] = quality[group]
+    table = calibrate(np.tile(upper, (len(groups), 1)), seeds)
+    return _Fitted(prediction, table, fit_memory(_curves(prediction, scene, wording, level, place, rows), table), rows)
+
+
+def _curves(
+    prediction: Prediction,
+    scene: NDArray[np.int64],
+    wording: NDArray[np.int64],
+    level: FloatArray,
+    place: NDArray[np.float16],
+    rows: NDArray[np.intp],
+) -> Curves:
+    _, first, prompts = np.unique(2 * scene[rows] + wording[rows], return_index=True, return_inverse=True)
+    _, median, high = prediction.normalised[:, 0].T
+    return Curves(
+        grid=prediction.grid,
+        prompts=prompts.astype(np.int64),
+        seeds=np.arange(len(rows), dtype=np.int64),
+        level=level[rows],
+        median=np.tile(median, (len(rows), 1)),
+        high=np.tile(high, (len(rows), 1)),
+        signatures=place[rows][first],
+        keys=tuple(map(str, first)),
+    )
+
+
+def _add(
+    tally: Tally,
+    fitted: _Fitted,
+    scene: NDArray[np.int64],
+    wording: NDArray[np.int64],
+    level: FloatArray,
+    place: NDArray[np.float16],
+    row: int,
+    extra: NDArray[np.intp],
+    q: float,
+    risk: float,
+) -> None:
+    curves = _curves(fitted.prediction, scene, wording, level, place, np.concatenate([fitted.rows, extra]))
+    memory = replace(fitted.memory, curves=curves, space=Space.of(curves.signatures))
+    recalled = memory.recall(fitted.prediction, place[row], risk)
+    counts = all_counts(fitted.prediction.grid)
+    quality = np.clip(1.0 - interpolate_log_n(fitted.prediction.grid, level[row], counts), 0.0, 1.0)
+    steps, without = (decide(fitted.prediction, fitted.table, known, q, risk) for known in (recalled, None))
+    tally.add(steps, without, needed(counts, quality, q), int(scene[row]))
+
+
+def scale_of(study: Study, target_steps: int = 50) -> FloatArray:
+    """[M] medians of the stock schedule's distances at 2 steps, in METRICS order, as in docs/nested_schedules.md."""
+    crude, dense = study.render(study.stock(2)), study.render(study.stock(target_steps))
+    found = np.median(study.shortfall(crude, dense), axis=0)
+    assert len(found) == len(METRICS)
+    return found

@@ -1,0 +1,159 @@
+"""The search stage on pictures that follow a known law: resumed, refused, without a commit point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from budgetfusion_nodes.calibration.records import Subject
+from budgetfusion_nodes.calibration.search_stage import (
+    PAIRS,
+    ScheduleSearch,
+    SearchProgress,
+    pairs,
+    said,
+    share_interval,
+)
+from budgetfusion_nodes.calibration.search_store import Found, Look, SearchStore, run_digest
+from budgetfusion_nodes.calibration.store import Store
+from budgetfusion_nodes.calibration.trajectory import RenderError
+from budgetfusion_nodes.core.curves import METRICS
+from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
+from tests.calibration.test_schedule_search import karras
+
+TARGET, PROMPTS = 30, 9
+
+
+class StubLooker:
+    """A run that becomes coarse above `settled` shows another picture; a prefix below `enough` steps a worse one."""
+
+    quantile = SigmaQuantile.from_sigmas(karras(128))
+    tail_end = 1.0
+
+    def __init__(self, settled: float, enough: int, stop_after: int = 10**9) -> None:
+        self.settled, self.enough, self.stop_after = settled, enough, stop_after
+        self.rendered: list[tuple[str, int, str]] = []
+        self.fails: tuple[str, ...] = ()
+
+    def stock(self, steps: int) -> Sigmas:
+        return karras(steps)
+
+    def looks(
+        self, text: str, seed: int, dense: Sigmas, runs: Sequence[Sigmas], kept: bytes | None
+    ) -> Iterator[tuple[Sigmas, Look]]:
+        assert kept in (None, text.encode()), "the dense picture of another prompt"
+        for sigmas in [*([dense] if kept is None else []), *runs]:
+            if text in self.fails:
+                raise RenderError("no numbers")
+            if len(self.rendered) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.rendered.append((text, seed, run_digest(sigmas)))
+            yield sigmas, self._look(text, seed, sigmas, dense)
+
+    def _look(self, text: str, seed: int, sigmas: Sigmas, dense: Sigmas) -> Look:
+        rng = np.random.default_rng([seed, len(sigmas)])
+        own = np.random.default_rng(seed)
+        distance = 0.02 + 0.01 * rng.random()
+        if len(sigmas) == 3:  # the crudest count
+            distance = 1.0
+        elif len(sigmas) == len(dense) and (sigmas == dense).all():
+            distance = 0.0
+        elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
+            distance = 0.5
+        short = distance > 0.0 and len(sigmas) > 20 and int((sigmas > 0.95).sum()) < self.enough
+        features = {"low-pass": own.normal(size=12) + (1.5 if short else 0.0) + 0.005 * rng.normal(size=12)}
+        latent = text.encode() if distance == 0.0 else None
+        level = own.normal() - (1.0 if short else 0.0)
+        return Look(dict.fromkeys(METRICS, distance), float(level), features, f"{seed}".encode(), latent)
+
+    @staticmethod
+    def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
+        length = min(len(sigmas), len(dense))
+        return float(sigmas[int(np.isclose(sigmas[:length], dense[:length], rtol=1e-5).argmin()) - 1])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.at(tmp_path / "store.sqlite3") as opened:
+        yield opened
+
+
+def search(store: Store, looker: StubLooker, prompts: int = PROMPTS, listen: Any = lambda progress: None) -> Found:
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET)), store.backends_id(BACKENDS))
+    renderer = StubRenderer(TARGET)
+    rows = [(store.prompt_id(renderer.encode(p.text), p.category), p) for p in stub_prompts(prompts)]
+    return ScheduleSearch(kept, looker, rows, 2, TARGET, listen).run()
+
+
+def test_the_commit_point_and_the_least_good_prefix_are_found_and_kept(store: Store) -> None:
+    told: list[SearchProgress] = []
+    found = search(store, StubLooker(1.2, 5), listen=told.append)
+    nested = NestedSchedule.from_text(found.schedule)
+    assert nested is not None and nested.prefix_steps == 5
+    settled = [sigma for sigma, share, *_ in found.tables["commit"] if share <= 0.02]
+    assert nested.sigma_commit == pytest.approx(max(settled), rel=0.01) and max(settled) <= 1.2
+    assert [row["accepted"] for row in found.tables["prefixes"]] == [False, False, True], "a worse target is refused"
+    codes = [one.code for one in said(found)]
+    assert codes[0] == "calibrate_search_found" and codes.count("calibrate_search_refused") == 2
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET)), store.backends_id(BACKENDS))
+    assert kept.found() == found
+    assert told[0].done == 0 and told[0].messages()[1].code == "calibrate_search_cost"
+    assert told[0].left >= told[-1].evaluations, "the cost is said before, and is an upper bound"
+    rows = [(i + 1, prompt) for i, prompt in enumerate(stub_prompts(PROMPTS))]
+    shown = pairs(kept, found, rows)
+    assert len(shown) == min(PAIRS, PROMPTS) and all(one == other for one, other in shown), "the same seed side by side"
+
+
+def test_a_search_that_was_cut_off_goes_on_and_ends_the_same(store: Store, tmp_path: Path) -> None:
+    whole = StubLooker(1.2, 5)
+    with Store.at(tmp_path / "whole.sqlite3") as other:
+        expected = search(other, whole)
+    rendered = []
+    for stop_after in (1, 7, 90, 40):
+        looker = StubLooker(1.2, 5, stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            search(store, looker)
+        rendered += looker.rendered
+    last = StubLooker(1.2, 5)
+    assert search(store, last) == expected
+    assert sorted(rendered + last.rendered) == sorted(whole.rendered), "nothing twice, nothing left out"
+
+
+def test_without_a_commit_point_the_stock_schedule_is_kept(store: Store) -> None:
+    looker = StubLooker(0.001, 5)
+    found = search(store, looker)
+    assert found.schedule == "stock"
+    assert said(found)[0].code == "calibrate_search_no_commit"
+    assert "prefixes" not in found.tables, "no prefix is rendered in vain"
+
+
+def test_where_every_prefix_is_worse_the_stock_schedule_is_kept(store: Store) -> None:
+    found = search(store, StubLooker(1.2, 99))
+    assert found.schedule == "stock"
+    assert said(found)[0].code == "calibrate_search_no_prefix"
+    assert not any(row["accepted"] for row in found.tables["prefixes"])
+
+
+def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> None:
+    looker = StubLooker(1.2, 5)
+    looker.fails = ("prompt number 3",)
+    assert search(store, looker).tables["prompts"] == PROMPTS - 1
+    few = search_few(store)
+    assert few.schedule == "stock" and said(few)[0].code == "calibrate_search_prompts"
+
+
+def search_few(store: Store) -> Found:
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET + 1)), store.backends_id(BACKENDS))
+    return ScheduleSearch(kept, StubLooker(1.2, 5), [(1, stub_prompts(1)[0])], 2, TARGET).run()
+
+
+def test_the_interval_of_a_share_is_that_of_clopper_and_pearson() -> None:
+    """Known ends: none of n gives 1 - .025^(1/n), the rule of three at 97.5 %."""
+    assert share_interval(0.0, 32) == pytest.approx((0.0, 1 - 0.025 ** (1 / 32)))
+    low, high = share_interval(0.5, 10)
+    assert (low, high) == pytest.approx((0.187, 0.813), abs=5e-4)  # table of Clopper & Pearson

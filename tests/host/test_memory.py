@@ -1,0 +1,255 @@
+"""Memory in the genuine host: what is measured changes the next plan, and nothing about it stops a render."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from budgetfusion_nodes.core.curves import METRICS
+from budgetfusion_nodes.core.plan import Plan
+from budgetfusion_nodes.core.setting import Setting
+from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
+from budgetfusion_nodes.predictor.planner import Planner
+from budgetfusion_nodes.predictor.planner_file import save_planner
+from research.in_process_host import HostSession
+from tests.fixtures.said import code
+
+GRID = (3, 4, 6, 9)
+NESTED = "nested 2@1.0"
+
+
+@pytest.fixture
+def store(session: HostSession, pack: Any) -> Any:
+    """The store's file, not there yet; gone afterwards."""
+    path: Path = pack("host.paths").store_path()
+
+    def clear() -> None:
+        pack("planning.memory").CACHE._entries.clear()
+        for companion in ("", "-wal", "-shm"):
+            path.with_name(path.name + companion).unlink(missing_ok=True)
+
+    del session
+    clear()
+    yield path
+    clear()
+
+
+@pytest.fixture
+def small(session: HostSession, planner: Planner, setting: Setting, pack: Any) -> Any:
+    """Saves a planner of few counts whose backends are at hand."""
+    measured = pack("metrics.measure").Backends.from_values("haarpsi", "shipped").names()
+    size = PredictorSize(planner.projection.token_weight.shape[1], planner.projection.pooled_weight.shape[1])
+    torch.manual_seed(0)
+    network = CurvePredictor(size, GRID, METRICS)
+    falling = torch.tensor([2.0 / n for n in GRID]) - 2.0 / GRID[-1]
+    network.baseline.copy_(falling[:, None, None] * torch.tensor([0.6, 1.0, 1.5]))
+    made = replace(planner, grid=GRID, networks=(network.eval(),), backends=measured)
+    path = session.base_dir / "models" / "budgetfusion" / "small.safetensors"
+
+    def save(schedule: str = "stock") -> str:
+        save_planner(path, replace(made, name=f"small {schedule}", setting=replace(setting, schedule=schedule)))
+        return path.name
+
+    yield save
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def swept(bench: Any, make_node: Any, to: Any) -> Any:
+    """Runs a Step Sweep into the Probe; gives what the Probe showed."""
+
+    def run(seed: int = 5, **changes: Any) -> dict[str, Any]:
+        inputs = {
+            "model": to("1"),
+            "positive": to("2"),
+            "negative": to("3"),
+            "latent_image": to("4"),
+            "vae": to("1", 2),
+            "seed": seed,
+            "cfg": 3.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "step_counts": " ".join(map(str, GRID)),
+        }
+        sweep = make_node("BudgetFusion_StepSweep", **{**inputs, **changes})
+        probe = make_node(
+            "BudgetFusion_PerceptualMetricProbe", images=to("7"), step_counts=to("7", 1), d_sim_backend="haarpsi"
+        )
+        (shown,) = bench.run({**bench.base(), "7": sweep, "8": probe}).ui["8"]["probe"]
+        return shown
+
+    return run
+
+
+def planned(bench: Any, planner: str, **changes: Any) -> Plan:
+    bench.session.clear_cache()  # the host would not run an unchanged node again
+    run = bench.run({**bench.base(), "5": bench.adaptive(planner=planner, max_steps=9, quality=0.9, **changes)}, "5")
+    (shown,) = run.ui["5"]["budget_plan"]
+    plan = Plan.from_dict(shown)
+    assert run.outputs["5"][1] == plan.steps
+    assert torch.isfinite(run.outputs["5"][0]["samples"]).all()
+    return plan
+
+
+def test_what_the_probe_measured_decides_the_next_plan_of_this_very_render(
+    bench: Any, store: Path, small: Any, swept: Any
+) -> None:
+    name = small()
+    before = planned(bench, name)
+    assert before.fallback is None
+    assert before.remembered is None
+    assert not store.exists()  # looking up makes nothing
+    shown = swept()
+    assert "remembered" in [code(note) for note in shown["notes"]]
+    after = planned(bench, name)
+    assert after.remembered is not None
+    assert code(after.remembered.said) == "memory_exact"
+    assert after.remembered.without == before.steps
+    scale = dict(zip(METRICS, (6.0, 0.5, 0.3), strict=True))
+    quality = [max(0.0, 1 - max(shown[m][i] / scale[m] for m in METRICS)) for i in range(len(GRID))]
+    assert dict(after.remembered.points) == pytest.approx(dict(zip(GRID, quality, strict=True)), abs=1e-6)
+    enough = [n for i, n in enumerate(GRID) if min(quality[i:]) >= 0.9]
+    assert enough[0] - 2 <= after.steps <= enough[0]  # between measured counts the curve is interpolated
+
+
+def test_no_other_seed_setting_or_model_knows_it_and_the_switch_turns_it_off(
+    bench: Any, store: Path, small: Any, swept: Any
+) -> None:
+    del store
+    name = small()
+    swept()
+    other_seed = planned(bench, name, seed=6).remembered
+    assert other_seed is not None
+    assert other_seed.said is None  # its points are shown; one prompt is too few to promise by
+    assert other_seed.own == 0
+    for changes in ({"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}):
+        assert planned(bench, name, **changes).remembered is None
+    lora = bench.base()
+    lora["2"]["inputs"]["text"] = "a plain red background"
+    run = bench.run({**lora, "5": bench.adaptive(planner=name, max_steps=9)}, "5")
+    assert run.ui["5"]["budget_plan"][0]["remembered"] is None  # another prompt
+
+
+def test_pictures_that_another_node_changed_are_not_remembered(
+    bench: Any, store: Path, make_node: Any, to: Any, swept: Any
+) -> None:
+    del swept
+    sweep = make_node(
+        "BudgetFusion_StepSweep",
+        model=to("1"),
+        positive=to("2"),
+        negative=to("3"),
+        latent_image=to("4"),
+        vae=to("1", 2),
+        seed=5,
+        cfg=3.0,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+        step_counts="2 3",
+    )
+    inverted = make_node("ImageInvert", image=to("7"))
+    probe = make_node("BudgetFusion_PerceptualMetricProbe", images=to("9"), step_counts="2 3", d_sim_backend="haarpsi")
+    run = bench.run({**bench.base(), "7": sweep, "9": inverted, "8": probe})
+    assert [code(note) for note in run.ui["8"]["probe"][0]["notes"]] == []
+    assert not store.exists()
+
+
+@pytest.fixture
+def learn(bench: Any, make_node: Any, to: Any) -> Any:
+    def run(planner: str, **changes: Any) -> str:
+        inputs = {
+            "model": to("1"),
+            "positive": to("2"),
+            "negative": to("3"),
+            "latent_image": to("4"),
+            "vae": to("1", 2),
+            "seed": 5,
+            "cfg": 3.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "planner": planner,
+        }
+        node = make_node("BudgetFusion_Learn", **{**inputs, **changes})
+        return bench.run({**bench.base(), "7": node}).outputs["7"][0]
+
+    return run
+
+
+def rows(store: Path, query: str) -> list[Any]:
+    with sqlite3.connect(store) as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_learning_measures_the_same_picture_along_the_nested_schedule(
+    bench: Any, store: Path, small: Any, learn: Any
+) -> None:
+    name = small(NESTED)
+    draft = planned(bench, name)
+    assert draft.schedule == NESTED
+    learn(name)
+    assert rows(store, "SELECT source, length(predicted) FROM memories") == [("learn", 2 * len(GRID) * 4)]
+    steps = [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")]
+    assert steps[0] == GRID[0]
+    assert steps[-1] == GRID[-1]
+    after = planned(bench, name).remembered
+    assert after is not None
+    assert code(after.said) == "memory_exact"
+    assert planned(bench, name, schedule="stock").remembered is None
+    assert "limit" in learn(name, seed=6, per_hour=1)
+    assert len(rows(store, "SELECT 1 FROM memories")) == 1
+
+
+def test_learning_gives_way_within_one_step_and_keeps_what_was_measured(
+    store: Path, small: Any, learn: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = small(NESTED)
+    asked: list[int] = []
+
+    def others_wait() -> bool:
+        asked.append(1)
+        return len(asked) > 16  # 1 + 9 for the target, 1 + 3 for the least count, then in the middle of the next
+
+    monkeypatch.setattr(pack("host.queue"), "others_wait", others_wait)
+    assert "queued" in learn(name)
+    assert len(asked) == 17
+    assert [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")] == [3, 9]
+
+
+@pytest.mark.parametrize("spoil", ["zeros", "foreign", "locked"])
+def test_a_store_that_is_no_use_is_said_and_costs_no_render(
+    bench: Any, store: Path, small: Any, swept: Any, spoil: str
+) -> None:
+    name = small()
+    swept()
+    holder = sqlite3.connect(store)
+    try:
+        holder.execute("PRAGMA journal_mode = DELETE")
+        if spoil == "locked":
+            holder.execute("BEGIN EXCLUSIVE")
+        else:
+            holder.close()
+            store.write_bytes(b"\0" * 8192 if spoil == "zeros" else b"not a database at all")
+        plan = planned(bench, name)
+    finally:
+        holder.close()
+    assert plan.fallback is None
+    assert plan.remembered is None
+    assert "memory_unavailable" in [code(note) for note in plan.warnings]
+
+
+def test_a_sweep_that_cannot_be_kept_is_shown_all_the_same(
+    store: Path, swept: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack("calibration.store_memory"), "remember", full)
+    shown = swept()
+    assert "not_remembered" in [code(note) for note in shown["notes"]]
+    assert len(shown["d_sim"]) == len(GRID)
+    del store
