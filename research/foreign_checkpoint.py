@@ -132,7 +132,7 @@ def calibrate(session: HostSession, graph: Any) -> tuple[float, dict[str, Any]]:
     from budgetfusion_nodes.command_line.graphs import with_calibrate
 
     own, node = with_calibrate(graph)
-    own[node]["inputs"]["keep_text"] = True
+    own[node]["inputs"] |= {"keep_text": True, "schedule": "stock"}
     started = time.perf_counter()
     ui = session.execute(own).ui[node]
     return time.perf_counter() - started, ui["calibration"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,24 @@ def test_the_comfyui_around_the_pack_is_found(tmp_path: Path, monkeypatch: pytes
 def test_a_server_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--checkpoint", "a", "--server", "http://127.0.0.1:9"]) == 1
     assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_ray_refuses_what_one_comfyui_must_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray installed: the words come first."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").write_text("")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    command = ["calibrate", "--checkpoint", "a", "--ray"]
+    assert main([*command, "--server", "http://127.0.0.1:9"]) == 1
+    assert "--server" in capsys.readouterr().err
+    assert main([*command, "--thoroughness", "standard"]) == 1
+    assert "--schedule stock" in capsys.readouterr().err
+    for more in ([], ["--thoroughness", "standard", "--schedule", "stock"]):
+        assert main([*command, *more]) == 1
+        assert "requirements/ray.txt" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- planners
