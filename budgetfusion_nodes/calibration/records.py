@@ -103,3 +103,8 @@ class SetAside:
     seed: int
     steps: int
     reason: str
+
+
+def signed(seed: int) -> int:
+    """A seed of 0 to 2^64 - 1 as SQLite holds it: 64 bits with a sign."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed

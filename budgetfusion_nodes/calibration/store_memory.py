@@ -10,12 +10,11 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from . import schema as t
-from .records import CALIBRATED, Encoded, Measurement, Subject
+from .records import CALIBRATED, Encoded, Measurement, Subject, signed
 from .store import Store, put_backends, put_measurement, put_prompt, put_setting
 
 MOST = 10_000
 """Remembered renders that the store keeps besides those of calibrations; the oldest go first."""
-SIGN = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,6 @@ class Remembered:
     """Fingerprint of the predictor; empty where nothing was predicted."""
     predicted: bytes = b""
     """float32 [2, K]: median and high shortfall over the scale, as it said for this prompt."""
-
-
-def signed(seed: int) -> int:
-    """A seed as SQLite holds it: 64 bits with a sign."""
-    return seed - SIGN if seed >= SIGN >> 1 else seed
 
 
 def remember(store: Store, found: Remembered, most: int = MOST) -> None:

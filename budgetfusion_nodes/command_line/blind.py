@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from .comfyui import find_comfyui
-from .options import FAILED, add_json, add_places, say
+from .options import FAILED, add_action, add_store, say
 
 if TYPE_CHECKING:
     from ..calibration.choices import ChoiceStore
@@ -28,11 +28,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--store", type=Path, help="the database (user/budgetfusion of the ComfyUI around the pack)")
-    add_places(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
+    parser = add_action(actions, name, text, run)
+    add_store(parser)
     return parser
 
 

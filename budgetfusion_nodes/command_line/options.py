@@ -27,6 +27,19 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    """A command below a group, with what all of them take; its `run(args)` gives the exit status."""
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    add_places(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, help="the database (user/budgetfusion of the ComfyUI around the pack)")
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """An argparse type: a whole number from `low` to `high`."""
     return lambda text: _between(int, text, low, high)

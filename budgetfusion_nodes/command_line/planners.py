@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import InputError, PlannerFileError
 from .comfyui import PACK, find_comfyui
-from .options import FAILED, add_json, add_places, say
+from .options import FAILED, add_action, say
 
 SHIPPED = PACK / "weights" / "planners"
 
@@ -31,15 +31,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _action(actions: Any, name: str, text: str, run: Any, *positional: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser = add_action(actions, name, text, run)
     for one in positional:
         parser.add_argument(one)
     parser.add_argument(
         "--folder", type=Path, help="of planner files (models/budgetfusion of the ComfyUI around the pack)"
     )
-    add_places(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
     return parser
 
 

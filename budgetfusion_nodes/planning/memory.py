@@ -129,7 +129,7 @@ def recaller(
         if not path.is_file():
             return None
         from ..calibration.memory_reader import Wanted
-        from ..calibration.records import Encoded
+        from ..calibration.records import Encoded, signed
         from ..predictor.memory_space import signature
 
         memory = CACHE.memory(path, Wanted(planner, setting, dict(asked.facts())))
@@ -148,16 +148,10 @@ def recaller(
         encoded = Encoded.of(tokens, pooled)
         place = signature(encoded.tokens, encoded.pooled)
         key = "" if asked.seed is None else encoded.digest()
-        seed = None if asked.seed is None else _signed(asked.seed)
+        seed = None if asked.seed is None else signed(asked.seed)
         return lambda prediction: memory.recall(prediction, place, asked.risk, key, seed)
 
     return of
-
-
-def _signed(seed: int) -> int:
-    from ..calibration.store_memory import signed
-
-    return signed(seed)
 
 
 def render_facts(negative: Any, latent: Mapping[str, Any]) -> dict[str, str]:
