@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetfusion_nodes.core.curves import FloatArray, tail_min
 from budgetfusion_nodes.core.plan import Decision
 from budgetfusion_nodes.core.risk import RiskTable
 from budgetfusion_nodes.predictor.memory import Recalled
@@ -76,12 +75,6 @@ def decide(prediction: Prediction, table: RiskTable, recalled: Recalled | None, 
         prediction, knots = recalled.prediction, recalled.knots(risk) or knots
     decision = Decision.from_curves(prediction.grid, prediction.high(), prediction.quality(1), knots)
     return decision.steps(q, 1, prediction.grid[-1])
-
-
-def needed(counts: Sequence[int], quality: FloatArray, q: float) -> int:
-    """t* of one render. quality: [C]."""
-    enough = tail_min(quality) >= q
-    return int(counts[int(enough.argmax())] if enough.any() else counts[-1])
 
 
 def row(name: str, tally: Tally) -> str:

@@ -10,11 +10,12 @@ import numpy as np
 from budgetfusion_nodes.core.curves import all_counts
 from budgetfusion_nodes.predictor.memory import Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
+from research.statistics.allocation import needed
 
-from .judging import Tally, decide, needed
+from .judging import Tally, decide
 from .world import GRID, NEW, Kind, Studio, World, kinds, quality_of
 
-COUNTS = all_counts(GRID)
+COUNTS = np.array(all_counts(GRID))
 BIAS = 0.6
 """Of another style, in spreads of what renders need."""
 OWN_SEEDS = 20
@@ -80,5 +81,5 @@ def _judge(
         own = np.nan
         if kind is not NEW:
             renders = quality_of(np.stack([world.level(prompt) for _ in range(OWN_SEEDS)]))
-            own = float(np.quantile([needed(COUNTS, one, q) for one in renders], 1.0 - risk))
-        tally.add(steps, without, needed(COUNTS, quality_of(level[None])[0], q), group, own)
+            own = float(np.quantile(needed(COUNTS, renders, q), 1.0 - risk))
+        tally.add(steps, without, int(needed(COUNTS, quality_of(level[None])[0], q)), group, own)

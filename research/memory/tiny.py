@@ -20,9 +20,10 @@ from budgetfusion_nodes.predictor.memory import Curves, Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import Space, signature
 from budgetfusion_nodes.predictor.prediction import Prediction
+from research.statistics.allocation import needed
 from research.sweeps.nested_study import Study
 
-from .judging import Tally, decide, needed
+from .judging import Tally, decide
 
 FOLDS = 8
 TAILS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 46)
@@ -161,7 +162,7 @@ def _add(
     counts = all_counts(fitted.prediction.grid)
     quality = np.clip(1.0 - interpolate_log_n(fitted.prediction.grid, level[row], counts), 0.0, 1.0)
     steps, without = (decide(fitted.prediction, fitted.table, known, q, risk) for known in (recalled, None))
-    tally.add(steps, without, needed(counts, quality, q), int(scene[row]))
+    tally.add(steps, without, int(needed(np.array(counts), quality, q)), int(scene[row]))
 
 
 def scale_of(study: Study, target_steps: int = 50) -> FloatArray:

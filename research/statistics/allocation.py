@@ -39,9 +39,12 @@ class HeldOut:
 
 
 def needed(counts: IndexArray, quality: FloatArray, q: float) -> FloatArray:
-    """t*(q) of curves [..., C]; NaN where a curve is. This is oracle A: hindsight for each prompt and seed."""
+    """t*(q) of curves [..., C]; NaN where a curve is, the last count where none is enough. This is oracle A: hindsight
+    for each prompt and seed."""
     tail = tail_min(quality)
-    return np.where(np.isnan(tail[..., -1]), np.nan, counts[(tail >= q).argmax(axis=-1)])
+    enough = tail >= q
+    found = np.where(enough.any(axis=-1), counts[enough.argmax(axis=-1)], counts[-1])
+    return np.where(np.isnan(tail[..., -1]), np.nan, found)
 
 
 def per_prompt(held: HeldOut, index: IndexArray, q: float) -> dict[str, FloatArray]:
