@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -37,7 +37,9 @@ COMPONENTS = 24
 ALPHAS = np.logspace(-1, 4, 16)
 WIDTHS = (0.002, 0.005, 0.01, 0.02)
 LEARNERS = ("ridge", "kernel ridge")
-TIMES = 1000
+PRICES = np.geomspace(0.5, 2000.0, 80)
+"""Of a render that falls short, in steps."""
+TIMES = 300
 LEVELS = (0.025, 0.975)
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
 
@@ -115,30 +117,48 @@ def explained(predicted: FloatArray, y: FloatArray) -> float:
     return float(1.0 - (y - predicted).var() / y.var())
 
 
-def steps_at(predicted: FloatArray, need: FloatArray, counts: FloatArray, allowed: float) -> FloatArray:
-    """[N] counts planned as exp(prediction + margin), with the least margin that lets at most `allowed` of the renders
-    fall short. predicted: [N] of log t*; need: [N] t*; counts: [C] rising, the least usable one first."""
-    margins = np.sort(np.log(need) - predicted)
-    place = int(np.ceil(len(need) * (1.0 - allowed))) - 1
-    wanted = np.exp(predicted + margins[min(max(place, 0), len(need) - 1)] - 1e-9)
-    return counts[np.clip(np.searchsorted(counts, wanted), 0, len(counts) - 1)]
+def chances(predicted: FloatArray, need: FloatArray, counts: FloatArray) -> FloatArray:
+    """[N, C] chance that a count falls short, by a logistic regression of each count on the prediction; without a
+    prediction that tells anything it is the share of all renders."""
+    x = StandardScaler().fit_transform(predicted[:, None])
+    found = np.zeros((len(need), len(counts)))
+    for place, count in enumerate(counts):
+        short = need > count
+        if short.all() or not short.any():
+            found[:, place] = float(short[0])
+        else:
+            found[:, place] = LogisticRegression(C=10.0).fit(x, short).predict_proba(x)[:, 1]
+    return found
+
+
+def steps_at(short: FloatArray, need: FloatArray, counts: FloatArray, allowed: float) -> FloatArray:
+    """[N] planned counts: each least in count + price x chance of falling short, with the least price at which at most
+    `allowed` of the renders do. (A margin added to every prediction and rounded up would cost up to a step more than
+    one count for all.) short: [N, C] chances; need: [N] t*; counts: [C] rising.
+    """
+    steps = np.full(len(need), counts[-1])
+    for price in PRICES:
+        steps = counts[(counts + price * short).argmin(axis=1)]
+        if (need > steps).mean() <= allowed:
+            break
+    return steps
 
 
 def saving(
     learner: str, prompt: FloatArray, commit: FloatArray, need: FloatArray, counts: FloatArray, risk: float, seed: int
 ) -> Saving:
     """prompt: [P, S] predictions from the prompt, the same for its seeds; commit: [P, S] with the picture; need: [P, S]
-    t*; every bootstrap draw of prompts finds its own margins."""
+    t*; every bootstrap draw of prompts finds its own prices."""
+    shorts = [
+        chances(values.ravel(), need.ravel(), counts).reshape(*need.shape, -1)
+        for values in (np.zeros_like(need), prompt, commit)
+    ]
 
-    def means(rows: NDArray[np.int64]) -> tuple[float, float, float]:
+    def means(rows: NDArray[np.int64]) -> list[float]:
         t = need[rows].ravel()
-        constant = np.zeros(len(t))
-        each = (constant, prompt[rows].ravel(), commit[rows].ravel())
-        one, by_prompt, by_commit = (float(steps_at(values, t, counts, risk).mean()) for values in each)
-        return one, by_prompt, by_commit
+        return [float(steps_at(s[rows].reshape(len(t), -1), t, counts, risk).mean()) for s in shorts]
 
-    everyone = np.arange(len(need))
-    one, by_prompt, by_commit = means(everyone)
+    one, by_prompt, by_commit = means(np.arange(len(need)))
     rng = np.random.default_rng(seed)
     drawn = [means(rng.integers(0, len(need), len(need))) for _ in range(TIMES)]
     low, high = np.quantile([1.0 - c / p for _, p, c in drawn], LEVELS).tolist()

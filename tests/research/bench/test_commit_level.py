@@ -3,26 +3,42 @@
 import numpy as np
 import pytest
 
-from research.bench.commit_level import cross_validated, explained, saving, steps_at
+from research.bench.commit_level import chances, cross_validated, explained, saving, steps_at
 
 COUNTS = np.arange(6, 51, dtype=float)
 
 
-def test_the_margin_lets_just_the_allowed_share_fall_short():
-    need = np.arange(6.0, 26.0)
-    steps = steps_at(np.zeros(20), need, COUNTS, 0.1)
-    assert set(steps) == {23.0}
-    assert (need > steps).mean() == 0.1
+def geometric(rng, size=400):
+    """t* [N] whose tail falls geometrically from 7 on."""
+    return np.minimum(7.0 + rng.geometric(0.6, size) - 1, 50.0)
 
 
-def test_a_perfect_prediction_needs_no_margin():
-    need = np.array([6.0, 9.0, 14.0, 30.0])
-    assert steps_at(np.log(need), need, COUNTS, 0.0).tolist() == need.tolist()
+def planned(predicted, need, allowed):
+    return steps_at(chances(predicted, need, COUNTS), need, COUNTS, allowed)
+
+
+def test_without_a_prediction_the_plan_is_the_one_count_that_lets_the_allowed_share_fall_short():
+    need = geometric(np.random.default_rng(2))
+    least = next(c for c in COUNTS if (need > c).mean() <= 0.1)
+    assert set(planned(np.zeros(400), need, 0.1)) == {least}
+
+
+def test_a_prediction_that_tells_two_kinds_apart_gives_each_its_own_count():
+    need = np.array([8.0] * 50 + [9.0] * 50)
+    assert planned(np.log(need), need, 0.05).tolist() == need.tolist()
+
+
+def test_a_prediction_without_any_use_costs_no_more_than_one_count():
+    rng = np.random.default_rng(6)
+    need = geometric(rng)
+    useless = np.log(8.0) + 0.02 * rng.normal(size=400)
+    one = planned(np.zeros(400), need, 0.1).mean()
+    assert planned(useless, need, 0.1).mean() <= one + 0.1
 
 
 def test_plans_lie_within_the_counts():
-    assert steps_at(np.array([-5.0, 9.0]), np.array([6.0, 50.0]), COUNTS, 0.0).tolist() == [6.0, 50.0]
-    assert steps_at(np.array([-5.0]), np.array([2.0]), COUNTS, 0.0).tolist() == [6.0]
+    assert set(planned(np.zeros(20), np.full(20, 60.0), 0.0)) <= set(COUNTS)
+    assert set(planned(np.zeros(20), np.full(20, 3.0), 0.0)) == {6.0}
 
 
 @pytest.fixture
