@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--scheduler", default="karras", help="(%(default)s)")
     parser.add_argument("--cfg", type=number(0, 100), default=3.0, help="(%(default)s)")
     parser.add_argument("--steps", type=whole(2, 1000), default=50, help="(%(default)s)")
-    parser.add_argument("--schedule", default="stock", help="stock, or as 'nested 4@0.94' (%(default)s)")
+    parser.add_argument("--schedule", default="stock", help="stock, or as 'nested 5@1.0' (%(default)s)")
     parser.add_argument("--thoroughness", default="thorough", help="(%(default)s)")
     parser.add_argument("--threads", type=whole(1, 1000), default=1, help="CPU threads (%(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="in full single precision (%(default)s)")

@@ -178,7 +178,7 @@ def _tails(study: Study, schedule: NestedSchedule, q: float) -> None:
     from budgetfusion_nodes.core.schedule import density_warp
     from budgetfusion_nodes.metrics.l_snr import l_snr
 
-    from .nested_study import movement, shortest_path
+    from .nested_study import movement, shortest_path, student_paths
 
     dense, trace = study.trace()
     shares = np.array([study.quantile.share(float(s)) for s in dense[:-1]])
@@ -196,9 +196,10 @@ def _tails(study: Study, schedule: NestedSchedule, q: float) -> None:
         (name, m): option.sigmas(prefix + m, study.quantile) for name, option in options.items() for m in SHORT_TAILS
     }
     begin = schedule.sigmas(prefix + 1, study.quantile)[: prefix + 1]
+    optimal = student_paths(dense, trace, first, max(SHORT_TAILS), study.denoised)
     for m in SHORT_TAILS:
-        path = shortest_path(dense, trace, first, m)
-        runs["GITS", m] = np.append(begin, [dense[i] for i in path[1:]]).astype(np.float32)
+        for name, path in (("GITS", shortest_path(dense, trace, first, m)), ("OptimalSteps", optimal[m])):
+            runs[name, m] = np.append(begin, [dense[i] for i in path[1:]]).astype(np.float32)
     longest = schedule.sigmas(prefix + TAILS[-1], study.quantile)
     study.prepare([longest, *runs.values()])
     target, scale = study.render(longest), _scale(study)

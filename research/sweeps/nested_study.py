@@ -5,8 +5,9 @@ Every set of renders is kept under the work folder and never made twice.
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from budgetfusion_nodes.calibration.schedule_search import Measure
 from budgetfusion_nodes.core.curves import METRICS, FloatArray
 from budgetfusion_nodes.core.schedule import Sigmas
+from budgetfusion_nodes.host.batch import stack_conditionings
 from budgetfusion_nodes.host.prefix_cache import PrefixCache
 from budgetfusion_nodes.metrics.l_snr import l_snr
 from budgetfusion_nodes.metrics.measure import Backends, measure
@@ -99,6 +101,18 @@ class Study(Studio):
         states = [(e.x, e.out[1] + (e.out[0] - e.out[1]) * cfg) for e in cache.draft("batch")]
         return sigmas, [*states, (images * 2 - 1, images * 2 - 1)]
 
+    def denoised(self, x: Tensor, sigma: float) -> Tensor:
+        """[B, C, H, W] the prediction at any state x [B, C, H, W] of the first batch."""
+        sample, samplers = importlib.import_module("comfy.sample"), importlib.import_module("comfy.samplers")
+        texts, seeds = zip(*self.sets.rows[:BATCH], strict=True)
+        level, nothing = torch.tensor([sigma]), torch.zeros_like(x)
+        share = self.model.get_model_object("model_sampling").noise_scaling(level, torch.zeros(1), torch.ones(1))
+        prompts = (stack_conditionings(self.renderer.encode(texts)), self.renderer.negative)
+        given = (self.sampling.cfg, samplers.sampler_object("euler"), torch.tensor([sigma, 0.0]), *prompts)
+        with torch.inference_mode():  # a step of Euler down to 0 ends on the prediction
+            found = sample.sample_custom(self.model, nothing, *given, x / share, disable_pbar=True, seed=seeds[0])
+        return found.float().clone()
+
 
 def movement(trace: Sequence[tuple[Tensor, Tensor]]) -> FloatArray:
     """[n] RMS change of the denoised prediction from each evaluation to the next."""
@@ -128,6 +142,36 @@ def shortest_path(sigmas: Sigmas, trace: Sequence[tuple[Tensor, Tensor]], first:
     for k in range(steps, 0, -1):
         path.append(int(back[k, path[-1]]))
     return [places[i] for i in reversed(path)]
+
+
+def student_paths(
+    sigmas: Sigmas,
+    trace: Sequence[tuple[Tensor, Tensor]],
+    first: int,
+    steps: int,
+    denoised: Callable[[Tensor, float], Tensor],
+) -> dict[int, list[int]]:
+    """Tail steps -> places as in `shortest_path`, for tails of 1 to `steps` steps.
+
+    OptimalSteps (Pei et al. 2025, arXiv 2503.21774): as GITS, but each step starts from where the few steps before it
+    have led, and its error is the distance to the dense run's state there.
+    """
+    last = len(sigmas) - 1
+    states: dict[int, tuple[float, Tensor, list[int]]] = {first: (0.0, trace[first][0], [first])}
+    paths: dict[int, list[int]] = {}
+    for k in range(1, steps + 1):
+        best: dict[int, tuple[float, Tensor, list[int]]] = {}
+        for i, (_, x, path) in states.items():
+            if i == last:
+                continue
+            prediction = denoised(x, float(sigmas[i]))
+            for j in range(i + 1, last + 1):
+                stepped = prediction + (x - prediction) * float(sigmas[j] / sigmas[i])
+                error = float((stepped - trace[j][0]).square().mean())
+                if j not in best or error < best[j][0]:
+                    best[j] = (error, stepped, [*path, j])
+        states, paths[k] = best, best[last][2]
+    return paths
 
 
 @dataclass(frozen=True)
