@@ -59,11 +59,11 @@ class HostLooker:
         series = Series(picture, self._renderer.backends, self._renderer.metrics, render_device())
         if kept is None:
             content = save({"samples": latent.cpu().contiguous()})
-            yield dense, self._look(picture, series, started, content)
+            yield dense, self._look(text, picture, series, started, content)
         for sigmas in runs:
             started = time.perf_counter()
             latent = twice(self._latent, shared, text, seed, sigmas, dense)
-            yield sigmas, self._look(self._renderer.decode(latent)[:1], series, started)
+            yield sigmas, self._look(text, self._renderer.decode(latent)[:1], series, started)
 
     def _latent(
         self, shared: PrefixCache, text: str, seed: int, sigmas: Sigmas, dense: Sigmas, careful: bool
@@ -74,16 +74,15 @@ class HostLooker:
             prefix_steps = len(dense) - 1 if steps > 1 and sigmas[1] == dense[1] else 0
             return self._renderer.sample(shared, text, seed, steps, torch.from_numpy(sigmas), prefix_steps)[0]
 
-    def _look(self, picture: Tensor, series: Series, started: float, latent: bytes | None = None) -> Look:
+    def _look(self, text: str, picture: Tensor, series: Series, started: float, latent: bytes | None = None) -> Look:
         """picture: [1, H, W, 3]."""
         found = series.add(picture)
         x = picture.movedim(-1, 1)
         features: dict[str, Tensor] = dict(zip(PLAIN, (low_pass(x), power_spectrum(x)), strict=True))
-        encoder = self._renderer.backends.i_clip
-        if encoder is not None and ENCODER in self._renderer.metrics:
-            features[ENCODER] = encoder.encode(x)
+        if found.embeddings is not None:
+            features[ENCODER] = found.embeddings
         return Look(
-            {metric: float(value) for metric, value in found.distances.items()},
+            {metric: float(value) for metric, value in found.distances.items()} | self._renderer.score(text, [found]),
             float(found.decibel),
             {name: value[0].float().cpu().numpy() for name, value in features.items()},
             _thumbnail(picture[0]),

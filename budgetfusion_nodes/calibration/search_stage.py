@@ -1,6 +1,6 @@
 """Before the calibration proper: looks for a nested schedule on a few prompts, with what was seen kept in the store.
 
-Dense runs find the commit point, metrics without a reference the shortest prefix (`schedule_search`). One picture at a
+Dense runs find the commit point, metrics without a reference a short prefix (`schedule_search`). One picture at a
 time; of each only numbers and a small copy are kept, so that a search that was cut off goes on, and one that has ended
 is never made again. Knows no host.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..core.curves import METRICS, FloatArray
 from ..core.messages import Message, message
 from ..core.schedule import STOCK, NestedSchedule, SigmaQuantile, Sigmas
+from ..metrics.clip_score import NAME as CLIP_SCORE
 from .prompts import CalibrationPrompt
 from .schedule_search import (
     COARSE_TAIL,
@@ -28,6 +29,7 @@ from .schedule_search import (
     commit_runs,
     find_commit,
     find_prefix,
+    worsening,
 )
 from .search_store import Found, Look, SearchStore, run_digest
 from .spec import CRUDEST
@@ -42,6 +44,8 @@ L_SNR_TOLERANCE = 0.1
 ENCODER_TOLERANCE, PLAIN_TOLERANCE = 0.01, 0.03
 """Of kernel distances between sets: in an encoder's features, and in standardised plain ones, where it is a shift of a
 tenth of a standard deviation."""
+CLIP_TOLERANCE = 0.01
+"""Of the dense runs' mean CLIP score."""
 TARGET_TAIL = 20
 """Steps of the tail with which a prefix is judged, at most; more change no picture that eyes or metrics can tell."""
 PAIRS = 10
@@ -108,7 +112,7 @@ class ScheduleSearch:
     """Steps that are not open yet and may be, at most."""
 
     def run(self) -> Found:
-        """The least accepted prefix to the commit point, or the stock schedule; either is kept."""
+        """The commit point with the prefix to take, or the stock schedule; either is kept."""
         self._rows = [[self.kept.looks(row, p.seed(s)) for s in range(self.seeds)] for row, p in self.prompts]
         self._alive = list(range(len(self.prompts)))
         found = self._search()
@@ -153,7 +157,7 @@ class ScheduleSearch:
             self.looker.quantile,
             before,
             start,
-            measures(before),
+            measures(before, len(self._alive), self._scored),
             len(self._alive),
             prefixes=self._prefixes,
             target_tail=TARGET_TAIL,
@@ -161,10 +165,10 @@ class ScheduleSearch:
         )
         tables["sigma_commit"] = start.sigma_commit
         tables["prefixes"] = [_row(trial) for trial in trials]
+        tables["limits"] = {name: found.tolerance for name, found in trials[0].worsening.items()}
         if found is None:
             return Found(STOCK, tables)
-        (accepted,) = [trial for trial in trials if trial.accepted]
-        target = found.sigmas(accepted.target_steps, self.looker.quantile)
+        target = found.sigmas(trials[-1].target_steps, self.looker.quantile)
         return Found(found.to_text(), {**tables, "pairs": [run_digest(dense), run_digest(target)]})
 
     # ------------------------------------------------------------------------------------------------------ rendering
@@ -216,6 +220,12 @@ class ScheduleSearch:
         """That leave room for a tail."""
         return [p for p in PREFIXES if p + COARSE_TAIL <= self.target]
 
+    @property
+    def _scored(self) -> bool:
+        """Whether every picture has a CLIP score; those of a search that an older version began have none."""
+        rows = [seen for place in self._alive for seen in self._rows[place]]
+        return all(CLIP_SCORE in look.distances for seen in rows for look in seen.values())
+
     def _seen(self, sigmas: Sigmas) -> list[Look]:
         """[N] of every prompt and seed that is left."""
         return [seen[run_digest(sigmas)] for place in self._alive for seen in self._rows[place]]
@@ -227,13 +237,25 @@ class ScheduleSearch:
         return np.array([[look.distances[name] for name in names] for look in looks])
 
 
-def measures(dense: Sequence[Look]) -> dict[str, Measure]:
-    """What a prefix's target is judged by, none of it with the dense picture of the same seed."""
+def measures(dense: Sequence[Look], prompts: int, scored: bool) -> dict[str, Measure]:
+    """What a prefix's target is judged by, none of it with the dense picture of the same seed.
+
+    dense: of each of P prompts the seeds one after the other; scored: whether all pictures have a CLIP score.
+    """
     found = {"L-SNR": Measure(lambda looks: np.array([look.l_snr for look in looks]), L_SNR_TOLERANCE, "other")}
+    if scored:
+        level = worsening(Measure(_short_of_prompt, 0.0), _short_of_prompt(dense), np.zeros(len(dense)), prompts)
+        if level.high < 0.0:  # else picture and text encoder share no space, and the scores tell nothing
+            found["CLIP score"] = Measure(_short_of_prompt, -CLIP_TOLERANCE * level.value)
     for name in dense[0].features:
         tolerance = ENCODER_TOLERANCE if name == ENCODER else PLAIN_TOLERANCE
         found[name] = Measure(_features(name, dense), tolerance, "set")
     return found
+
+
+def _short_of_prompt(looks: Sequence[Look]) -> FloatArray:
+    """[N], larger is worse."""
+    return -np.array([look.distances[CLIP_SCORE] for look in looks])
 
 
 def _features(name: str, dense: Sequence[Look]) -> Callable[[Sequence[Look]], FloatArray]:
@@ -266,7 +288,7 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def said(found: Found) -> tuple[Message, ...]:
-    """The search in sentences: what was found, and every commit point and prefix that was tried."""
+    """The search in sentences: what was found, every commit point and prefix that was tried, and the limits."""
     tables = found.tables
     rows = [
         message(
@@ -274,18 +296,17 @@ def said(found: Found) -> tuple[Message, ...]:
         )
         for sigma, share, _low, high in reversed(tables.get("commit", []))
     ]
-    for row in tables.get("prefixes", []):
+    tried = tables.get("prefixes", [])
+    if tried:
+        limits = ", ".join(f"{name} {limit:.3g}" for name, limit in tables["limits"].items())
+        rows.append(message("calibrate_search_limits", limits=limits))
+    for place, row in enumerate(tried):
         cells = ", ".join(
             f"{name} {v:+.3f} ({low:+.3f} to {high:+.3f})" for name, (v, low, high) in row["worsening"].items()
         )
-        accepted = row["accepted"]
-        rows.append(
-            message(
-                "calibrate_search_taken" if accepted else "calibrate_search_refused",
-                prefix=row["prefix"],
-                measures=cells,
-            )
-        )
+        taken = found.schedule != STOCK and place == len(tried) - 1
+        code = "calibrate_search_taken" if taken else f"calibrate_search_{'enough' if row['accepted'] else 'refused'}"
+        rows.append(message(code, prefix=row["prefix"], measures=cells))
     return (_verdict(found), *rows)
 
 

@@ -25,7 +25,8 @@ class Look:
     """One picture of the search, as numbers."""
 
     distances: Mapping[str, float]
-    """Metric -> distance to the dense picture of the same prompt and seed; 0 of the dense picture itself."""
+    """Metric -> distance to the dense picture of the same prompt and seed, 0 of the dense picture itself; and
+    "clip_score", a level without a reference, where picture and prompt can be compared."""
     l_snr: float
     """dB."""
     features: Mapping[str, NDArray[Any]]

@@ -14,6 +14,7 @@ from budgetfusion_nodes.calibration.search_stage import (
     PAIRS,
     ScheduleSearch,
     SearchProgress,
+    measures,
     pairs,
     said,
     share_interval,
@@ -23,6 +24,7 @@ from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.trajectory import RenderError
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from budgetfusion_nodes.metrics.clip_score import NAME as CLIP_SCORE
 from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
 from tests.calibration.test_schedule_search import karras
 
@@ -35,8 +37,9 @@ class StubLooker:
     quantile = SigmaQuantile.from_sigmas(karras(128))
     tail_end = 1.0
 
-    def __init__(self, settled: float, enough: int, stop_after: int = 10**9) -> None:
-        self.settled, self.enough, self.stop_after = settled, enough, stop_after
+    def __init__(self, settled: float, enough: int, stop_after: int = 10**9, scores: float | None = None) -> None:
+        """scores: mean CLIP score; then a short prefix is worse by it alone."""
+        self.settled, self.enough, self.stop_after, self.scores = settled, enough, stop_after, scores
         self.rendered: list[tuple[str, int, str]] = []
         self.fails: tuple[str, ...] = ()
 
@@ -66,10 +69,15 @@ class StubLooker:
         elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
             distance = 0.5
         short = distance > 0.0 and len(sigmas) > 20 and int((sigmas > 0.95).sum()) < self.enough
-        features = {"low-pass": own.normal(size=12) + (1.5 if short else 0.0) + 0.005 * rng.normal(size=12)}
+        scored = self.scores is not None
+        shift = 1.0 if short and not scored else 0.0
+        features = {"low-pass": own.normal(size=12) + 1.5 * shift + 0.005 * rng.normal(size=12)}
         latent = text.encode() if distance == 0.0 else None
-        level = own.normal() - (1.0 if short else 0.0)
-        return Look(dict.fromkeys(METRICS, distance), float(level), features, f"{seed}".encode(), latent)
+        level, score = own.normal() - shift, own.normal(0.0, 0.02) + rng.normal(0.0, 0.002)
+        numbers: dict[str, float] = dict.fromkeys(METRICS, distance)
+        if self.scores is not None:
+            numbers[CLIP_SCORE] = float(self.scores + score - (0.02 if short else 0.0))
+        return Look(numbers, float(level), features, f"{seed}".encode(), latent)
 
     @staticmethod
     def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
@@ -90,16 +98,18 @@ def search(store: Store, looker: StubLooker, prompts: int = PROMPTS, listen: Any
     return ScheduleSearch(kept, looker, rows, 2, TARGET, listen).run()
 
 
-def test_the_commit_point_and_the_least_good_prefix_are_found_and_kept(store: Store) -> None:
+def test_the_commit_point_and_the_second_good_prefix_are_found_and_kept(store: Store) -> None:
     told: list[SearchProgress] = []
     found = search(store, StubLooker(1.2, 5), listen=told.append)
     nested = NestedSchedule.from_text(found.schedule)
-    assert nested is not None and nested.prefix_steps == 5
+    assert nested is not None and nested.prefix_steps == 6
     settled = [sigma for sigma, share, *_ in found.tables["commit"] if share <= 0.02]
     assert nested.sigma_commit == pytest.approx(max(settled), rel=0.01) and max(settled) <= 1.2
-    assert [row["accepted"] for row in found.tables["prefixes"]] == [False, False, True], "a worse target is refused"
+    tried = [row["accepted"] for row in found.tables["prefixes"]]
+    assert tried == [False, False, True, True], "a worse target is refused"
     codes = [one.code for one in said(found)]
-    assert codes[0] == "calibrate_search_found" and codes.count("calibrate_search_refused") == 2
+    assert codes[0] == "calibrate_search_found" and codes[-2:] == ["calibrate_search_enough", "calibrate_search_taken"]
+    assert codes.count("calibrate_search_refused") == 2 and codes.count("calibrate_search_limits") == 1
     kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET)), store.backends_id(BACKENDS))
     assert kept.found() == found
     assert told[0].done == 0 and told[0].messages()[1].code == "calibrate_search_cost"
@@ -122,6 +132,29 @@ def test_a_search_that_was_cut_off_goes_on_and_ends_the_same(store: Store, tmp_p
     last = StubLooker(1.2, 5)
     assert search(store, last) == expected
     assert sorted(rendered + last.rendered) == sorted(whole.rendered), "nothing twice, nothing left out"
+
+
+def test_a_prefix_whose_pictures_fit_their_prompt_less_well_is_refused(store: Store) -> None:
+    found = search(store, StubLooker(1.2, 5, scores=0.4))
+    tried = found.tables["prefixes"]
+    assert [row["accepted"] for row in tried] == [False, False, True, True]
+    value, low, high = tried[0]["worsening"]["CLIP score"]
+    assert low < value < high and value == pytest.approx(0.02, abs=0.002)
+    assert found.tables["limits"]["CLIP score"] == pytest.approx(0.004, rel=0.1), "one percent of the dense runs' mean"
+
+
+def test_scores_of_encoders_without_a_common_space_judge_nothing() -> None:
+    scores = np.random.default_rng(2).normal(0.0, 0.1, (2, PROMPTS * 2)) + np.array([[0.0], [0.4]])
+    without, common = ([Look({CLIP_SCORE: float(one)}, 0.0, {}, b"") for one in row] for row in scores)
+    assert "CLIP score" not in measures(without, PROMPTS, scored=True)
+    assert "CLIP score" in measures(common, PROMPTS, scored=True)
+
+
+def test_a_search_that_began_before_there_were_scores_goes_on_without(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(store, StubLooker(1.2, 5, stop_after=40))
+    found = search(store, StubLooker(1.2, 5, scores=0.4))
+    assert "CLIP score" not in found.tables["limits"]
 
 
 def test_without_a_commit_point_the_stock_schedule_is_kept(store: Store) -> None:
