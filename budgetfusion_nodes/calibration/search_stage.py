@@ -304,9 +304,16 @@ def said(found: Found) -> tuple[Message, ...]:
         cells = ", ".join(
             f"{name} {v:+.3f} ({low:+.3f} to {high:+.3f})" for name, (v, low, high) in row["worsening"].items()
         )
-        taken = found.schedule != STOCK and place == len(tried) - 1
-        code = "calibrate_search_taken" if taken else f"calibrate_search_{'enough' if row['accepted'] else 'refused'}"
-        rows.append(message(code, prefix=row["prefix"], measures=cells))
+        if found.schedule != STOCK and place == len(tried) - 1:
+            rows.append(message("calibrate_search_taken", prefix=row["prefix"], measures=cells))
+        else:
+            rows.append(
+                message(
+                    "calibrate_search_enough" if row["accepted"] else "calibrate_search_refused",
+                    prefix=row["prefix"],
+                    measures=cells,
+                )
+            )
     return (_verdict(found), *rows)
 
 
