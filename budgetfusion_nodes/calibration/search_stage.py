@@ -8,8 +8,9 @@ is never made again. Knows no host.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,6 +107,8 @@ class ScheduleSearch:
     _rows: list[list[dict[str, Look]]] = field(default_factory=list, init=False)
     """[P][S] what was seen of each prompt and seed."""
     _alive: list[int] = field(default_factory=list, init=False)
+    _left_out: list[str] = field(default_factory=list, init=False)
+    """The reason of each prompt that is left out."""
     _done: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
     _ahead: int = field(default=0, init=False)
@@ -116,6 +119,8 @@ class ScheduleSearch:
         self._rows = [[self.kept.looks(row, p.seed(s)) for s in range(self.seeds)] for row, p in self.prompts]
         self._alive = list(range(len(self.prompts)))
         found = self._search()
+        if self._left_out:
+            found = replace(found, tables={**found.tables, "left_out": Counter(self._left_out)})
         self.kept.keep(found)
         return found
 
@@ -184,6 +189,7 @@ class ScheduleSearch:
             except RenderError as error:
                 log.warning("BudgetFusion leaves a prompt out of the search for a nested schedule: %s", error)
                 self._alive.remove(place)
+                self._left_out.append(str(error))
 
     def _trajectory(
         self,
@@ -314,6 +320,8 @@ def said(found: Found) -> tuple[Message, ...]:
                     measures=cells,
                 )
             )
+    left_out = tables.get("left_out", {})
+    rows += [message("calibrate_left_out", count=count, reason=reason) for reason, count in left_out.items()]
     return (_verdict(found), *rows)
 
 

@@ -175,7 +175,11 @@ def test_where_every_prefix_is_worse_the_stock_schedule_is_kept(store: Store) ->
 def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> None:
     looker = StubLooker(1.2, 5)
     looker.fails = ("prompt number 3",)
-    assert search(store, looker).tables["prompts"] == PROMPTS - 1
+    found = search(store, looker)
+    assert found.tables["prompts"] == PROMPTS - 1
+    assert [one.values for one in said(found) if one.code == "calibrate_left_out"] == [
+        {"count": 1, "reason": "no numbers"}
+    ]
     few = search_few(store)
     assert few.schedule == "stock" and said(few)[0].code == "calibrate_search_prompts"
 
