@@ -84,13 +84,19 @@ class SearchProgress:
     evaluations: int
     left: int
     """Steps."""
+    seconds_left: float | None = None
+    """None before two pictures were timed."""
     prompts: int = 0
     wanted: int = 0
     standing: None = None
 
     def messages(self) -> tuple[Message, ...]:
         found = [message("calibrate_search", done=self.done, total=self.total)]
-        return (*found, *([message("calibrate_search_cost", evaluations=self.left)] if not self.done else ()))
+        if self.seconds_left is not None:
+            found.append(message("calibrate_minutes", minutes=max(1, round(self.seconds_left / 60.0))))
+        elif self.left:
+            found.append(message("calibrate_search_cost", evaluations=self.left))
+        return tuple(found)
 
 
 @dataclass
@@ -111,6 +117,7 @@ class ScheduleSearch:
     """The reason of each prompt that is left out."""
     _done: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
+    _seconds: float = field(default=0.0, init=False)
     _ahead: int = field(default=0, init=False)
     """Steps that are not open yet and may be, at most."""
 
@@ -209,6 +216,7 @@ class ScheduleSearch:
             seen[run_digest(sigmas)] = look
             self._done += 1
             self._steps += len(sigmas) - 1
+            self._seconds += look.seconds
             self._tell(runs)
 
     def _tell(self, runs: Sequence[Sigmas]) -> None:
@@ -219,7 +227,9 @@ class ScheduleSearch:
             for sigmas in runs
             if run_digest(sigmas) not in seen
         ]
-        self.listen(SearchProgress(self._done, self._done + len(open_runs), self._steps, sum(open_runs) + self._ahead))
+        left = sum(open_runs) + self._ahead
+        seconds = self._seconds / self._steps * left if self._done >= 2 else None
+        self.listen(SearchProgress(self._done, self._done + len(open_runs), self._steps, left, seconds))
 
     @property
     def _prefixes(self) -> list[int]:

@@ -77,7 +77,7 @@ class StubLooker:
         numbers: dict[str, float] = dict.fromkeys(METRICS, distance)
         if self.scores is not None:
             numbers[CLIP_SCORE] = float(self.scores + score - (0.02 if short else 0.0))
-        return Look(numbers, float(level), features, f"{seed}".encode(), latent)
+        return Look(numbers, float(level), features, f"{seed}".encode(), latent, 2.0 * (len(sigmas) - 1))
 
     @staticmethod
     def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
@@ -114,6 +114,9 @@ def test_the_commit_point_and_the_second_good_prefix_are_found_and_kept(store: S
     assert kept.found() == found
     assert told[0].done == 0 and told[0].messages()[1].code == "calibrate_search_cost"
     assert told[0].left >= told[-1].evaluations, "the cost is said before, and is an upper bound"
+    timed = [progress for progress in told if progress.seconds_left is not None]
+    assert timed[0].done == 2 and timed[0].messages()[1].code == "calibrate_minutes"
+    assert all(one.seconds_left == pytest.approx(2.0 * one.left) for one in timed), "two seconds a step"
     rows = [(i + 1, prompt) for i, prompt in enumerate(stub_prompts(PROMPTS))]
     shown = pairs(kept, found, rows)
     assert len(shown) == min(PAIRS, PROMPTS) and all(one == other for one, other in shown), "the same seed side by side"
