@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from research.in_process_host import HostInterrupted, HostSession, interrupted_after
 from tests.fixtures.tiny_models import VIDEO, make_tiny
@@ -153,10 +154,10 @@ def calibrate(pack: Callable[[str], Any], family: str, vae: Any, schedule: str =
         return job.calibrate_graph(connected, job.Asked(spec.Spec(13, "quick"), "tiny", texts, schedule), None, None)
 
 
-def content(pack: Callable[[str], Any], path: Path) -> tuple[Any, ...]:
-    """What a planner says of the search, and its numbers."""
-    planner = pack("predictor.planner_file").load_planner(path)
-    return planner.provenance["calibration"]["search"], planner.grid, planner.scales, planner.risk.to_dict()
+def content(path: Path) -> tuple[Any, dict[str, bytes]]:
+    """Description and tensors; the file may hold them in another order."""
+    with safe_open(path, framework="numpy") as opened:
+        return opened.metadata(), {key: opened.get_tensor(key).tobytes() for key in opened.keys()}  # noqa: SIM118
 
 
 @pytest.mark.usefixtures("small_search")
@@ -184,7 +185,7 @@ def test_a_search_that_was_cancelled_goes_on_and_ends_the_same_to_the_bit(
     monkeypatch.setattr(
         TinyClip, "encode_from_tokens_scheduled", lambda self, text, **_: encoded.append(text) or encode(self, text)
     )
-    whole = content(pack, planners / calibrate(pack, "sd15", TinyVae()).name)
+    whole = content(planners / calibrate(pack, "sd15", TinyVae()).name)
     assert sorted(text for text in encoded if text) == sorted(TEXTS), "the empty one is the graph's own"
     (planners / "tiny.safetensors").unlink()
     monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: store.with_name("again.sqlite3"))
@@ -200,7 +201,7 @@ def test_a_search_that_was_cancelled_goes_on_and_ends_the_same_to_the_bit(
 
     with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
         calibrate(pack, "sd15", Cancelling())
-    assert content(pack, planners / calibrate(pack, "sd15", TinyVae()).name) == whole
+    assert content(planners / calibrate(pack, "sd15", TinyVae()).name) == whole
 
 
 class Failing(TinyVae):
@@ -221,13 +222,14 @@ class Failing(TinyVae):
 def test_a_render_that_fails_in_the_search_is_made_again_then_left_out_and_said(
     session: HostSession, pack: Any, store: Path, planners: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three pictures a prompt: the first prompt's second fails once, each of the next three has one that fails twice."""
+    """Three pictures a prompt: the first prompt's second fails once, one of each of the next three twice."""
     del session
     monkeypatch.setattr(pack("calibration.search_stage"), "LEAST_PROMPTS", 5)
     twice = {5: "no numbers", 8: "one colour", 12: "out of memory"}
     reasons = {2: "out of memory"} | twice | {turn + 1: reason for turn, reason in twice.items()}
     result = calibrate(pack, "sd15", Failing(reasons))
-    search, *_ = content(pack, planners / result.name)
+    planner = pack("predictor.planner_file").load_planner(planners / result.name)
+    search = planner.provenance["calibration"]["search"]
     assert search["prompts"] == 8 - len(twice)
     assert list(search["left_out"].values()) == [1, 1, 1]
     for said, reason in zip(search["left_out"], twice.values(), strict=True):
