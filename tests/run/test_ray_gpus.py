@@ -1,4 +1,4 @@
-"""Which GPU a worker's ComfyUI gets: a genuine Ray that is told of GPUs, and a ComfyUI that writes down what it sees."""
+"""Which GPU a worker's ComfyUI gets: a genuine Ray that is told of GPUs, and a ComfyUI that says what it sees."""
 
 from __future__ import annotations
 
