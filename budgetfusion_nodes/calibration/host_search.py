@@ -25,7 +25,7 @@ from ..metrics.picture_sets import low_pass, power_spectrum
 from .host_renderer import SHARED_BYTES, HostRenderer, failures
 from .prompts import CalibrationPrompt, rendering_order
 from .records import Encoded, Subject
-from .search_stage import ENCODER, PLAIN, ScheduleSearch, SearchProgress, pairs, said
+from .search_stage import ENCODER, PLAIN, ScheduleSearch, SearchProgress, pairs, said, settled
 from .search_store import Found, Look, SearchStore
 from .spec import FEW_STEPS, SEARCHES, Spec
 from .stopping import roles
@@ -154,7 +154,7 @@ def choose_schedule(
     count, seeds = SEARCHES.get(spec.thoroughness, (0, 0))
     chosen = search_prompts(prompts, spec, renderer.encode, count)
     rows = [(store.prompt_id(renderer.encode(prompt.text), prompt.category), prompt) for prompt in chosen]
-    if found is None:
+    if found is None or not settled(found, len(rows)):
         found = ScheduleSearch(kept, looker, rows, seeds, spec.target, listen).run()
     return Chosen(found.schedule, said(found), found, tuple(pairs(kept, found, rows)))
 

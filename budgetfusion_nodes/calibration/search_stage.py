@@ -126,8 +126,8 @@ class ScheduleSearch:
         self._rows = [[self.kept.looks(row, p.seed(s)) for s in range(self.seeds)] for row, p in self.prompts]
         self._alive = list(range(len(self.prompts)))
         found = self._search()
-        if self._left_out:
-            found = replace(found, tables={**found.tables, "left_out": Counter(self._left_out)})
+        left_out = {"left_out": Counter(self._left_out)} if self._left_out else {}
+        found = replace(found, tables={**found.tables, "asked": len(self.prompts), **left_out})
         self.kept.keep(found)
         return found
 
@@ -301,6 +301,13 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
 def _row(trial: Trial) -> dict[str, Any]:
     found = {name: [w.value, w.low, w.high] for name, w in trial.worsening.items()}
     return {"prefix": trial.schedule.prefix_steps, "worsening": found, "accepted": trial.accepted}
+
+
+def settled(found: Found | None, prompts: int) -> bool:
+    """Whether what was found stands when a search on so many prompts is asked for. A nested schedule does; that there is
+    none does not where more prompts may show one.
+    """
+    return found is not None and (found.schedule != STOCK or found.tables["asked"] >= prompts)
 
 
 def said(found: Found) -> tuple[Message, ...]:

@@ -89,7 +89,8 @@ class SearchStore:
     def keep(self, found: Found) -> None:
         values = {**self._key, "schedule": found.schedule, "tables": dict(found.tables), "made": time.time()}
         with self._store.transaction() as connection:
-            connection.execute(insert(t.found_schedules).values(values).on_conflict_do_nothing())
+            kept = insert(t.found_schedules).values(values)
+            connection.execute(kept.on_conflict_do_update(index_elements=list(self._key), set_=values))
             own = t.search_looks.c
             mine = (own.setting_id == self._key["setting_id"]) & (own.backends_id == self._key["backends_id"])
             connection.execute(t.search_looks.update().where(mine).values(latent=None))  # not needed any more

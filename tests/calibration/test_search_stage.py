@@ -17,6 +17,7 @@ from budgetfusion_nodes.calibration.search_stage import (
     measures,
     pairs,
     said,
+    settled,
     share_interval,
 )
 from budgetfusion_nodes.calibration.search_store import Found, Look, SearchStore, run_digest
@@ -175,6 +176,17 @@ def test_where_every_prefix_is_worse_the_stock_schedule_is_kept(store: Store) ->
     assert not any(row["accepted"] for row in found.tables["prefixes"])
 
 
+def test_more_prompts_may_show_what_fewer_did_not(store: Store) -> None:
+    """A nested schedule stands; none is looked for again with more prompts, and the later finding is kept."""
+    few = search_few(store)
+    assert few.schedule == "stock"
+    assert settled(few, 1) and not settled(few, 2) and not settled(None, 1)
+    assert settled(Found("nested 5@1.0", {"asked": 8}), 32)
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET + 1)), store.backends_id(BACKENDS))
+    kept.keep(later := Found("nested 5@1.0", {"asked": 8}))
+    assert kept.found() == later
+
+
 def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> None:
     looker = StubLooker(1.2, 5)
     looker.fails = ("prompt number 3",)
@@ -189,7 +201,9 @@ def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> N
 
 def search_few(store: Store) -> Found:
     kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET + 1)), store.backends_id(BACKENDS))
-    return ScheduleSearch(kept, StubLooker(1.2, 5), [(1, stub_prompts(1)[0])], 2, TARGET).run()
+    (prompt,) = stub_prompts(1)
+    row = store.prompt_id(StubRenderer(TARGET).encode(prompt.text), prompt.category)
+    return ScheduleSearch(kept, StubLooker(1.2, 5), [(row, prompt)], 2, TARGET).run()
 
 
 def test_the_interval_of_a_share_is_that_of_clopper_and_pearson() -> None:
