@@ -304,8 +304,9 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def settled(found: Found | None, prompts: int) -> bool:
-    """Whether what was found stands when a search on so many prompts is asked for. A nested schedule does; that there is
-    none does not where more prompts may show one.
+    """Whether what was found stands when a search on so many prompts is asked for.
+
+    A nested schedule does; that there is none does not where more prompts may show one.
     """
     return found is not None and (found.schedule != STOCK or found.tables["asked"] >= prompts)
 
