@@ -138,13 +138,12 @@ def along(ready: Prepared, schedule: str) -> Prepared:
     nested = NestedSchedule.from_text(schedule)
     if nested is None or ready.spec.levels_only:
         return replace(ready, name=ready.name or planner_name(ready.subject.setting))
-    old, graph = ready.renderer, ready.renderer.graph
+    graph = ready.renderer.graph
     spec = replace(ready.spec, prefix_steps=nested.prefix_steps)
     nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, nested, spec.grid[-1])
     subject = replace(ready.subject, setting=replace(ready.subject.setting, schedule=nested.to_text()))
-    renderer = HostRenderer(graph, old.backends, old.metrics, old.report, nested, old.texts)
     name = ready.name or planner_name(subject.setting)
-    return replace(ready, renderer=renderer, subject=subject, spec=spec, name=name)
+    return replace(ready, renderer=ready.renderer.along(nested), subject=subject, spec=spec, name=name)
 
 
 def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | None) -> Result:

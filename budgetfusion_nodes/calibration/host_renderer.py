@@ -7,6 +7,7 @@ at a time: it is measured and forgotten, and nothing of a sweep accumulates.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections import OrderedDict
@@ -175,6 +176,13 @@ class HostRenderer:
         self._bytes = 0
         self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
 
+    def along(self, schedule: NestedSchedule) -> HostRenderer:
+        """This one along a nested schedule; to be used in its place, for it goes on with the prompts that this one has
+        encoded."""
+        other = copy.copy(self)
+        other.schedule = schedule
+        return other
+
     def encode(self, text: str) -> Encoded:
         stop_if_cancelled()
         tokens, pooled, _ = extract(self.conditioning(text))
@@ -193,7 +201,7 @@ class HostRenderer:
             series = tuple(Series(one, self.backends, self.metrics, render_device()) for one in pictures.split(1))
             frames = [s.add(one) for s, one in zip(series, pictures.split(1), strict=True)]
             decibel = self._mean([frame.decibel for frame in frames])
-            distances = {**dict.fromkeys(self.metrics, 0.0), **self._score(text, frames)}
+            distances = {**dict.fromkeys(self.metrics, 0.0), **self.score(text, frames)}
             measured = time.perf_counter()
         found = Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
         return HostReference(found, series, samples, shared)
@@ -206,7 +214,7 @@ class HostRenderer:
             rendered = time.perf_counter()
             frames = [s.add(one) for s, one in zip(reference.series, pictures.split(1), strict=True)]
             distances = {m: self._mean([frame.distances[m] for frame in frames]) for m in self.metrics}
-            distances |= self._score(text, frames)
+            distances |= self.score(text, frames)
             decibel = self._mean([frame.decibel for frame in frames])
             measured = time.perf_counter()
         return Measurement(steps, distances, decibel, evaluations, rendered - started, measured - rendered)
@@ -215,7 +223,7 @@ class HostRenderer:
     def _mean(values: Sequence[Tensor]) -> float:
         return float(torch.cat([value.double() for value in values]).mean())
 
-    def _score(self, text: str, frames: Sequence[Measured]) -> dict[str, float]:
+    def score(self, text: str, frames: Sequence[Measured]) -> dict[str, float]:
         """{"clip_score": mean over the frames}; empty where picture and prompt cannot be compared."""
         scores = [self._fit.score(text, frame.embeddings) for frame in frames]
         found = [score for score in scores if score is not None]

@@ -25,7 +25,7 @@ from ..metrics.picture_sets import low_pass, power_spectrum
 from .host_renderer import SHARED_BYTES, HostRenderer, failures
 from .prompts import CalibrationPrompt, rendering_order
 from .records import Encoded, Subject
-from .search_stage import ENCODER, PLAIN, ScheduleSearch, SearchProgress, pairs, said
+from .search_stage import ENCODER, PLAIN, ScheduleSearch, SearchProgress, pairs, said, settled
 from .search_store import Found, Look, SearchStore
 from .spec import FEW_STEPS, SEARCHES, Spec
 from .stopping import roles
@@ -53,37 +53,46 @@ class HostLooker:
         self, text: str, seed: int, dense: Sigmas, runs: Sequence[Sigmas], kept: bytes | None
     ) -> Iterator[tuple[Sigmas, Look]]:
         shared = PrefixCache(SHARED_BYTES)
-        started = time.perf_counter()
-        latent = load(kept)["samples"] if kept is not None else twice(self._latent, shared, text, seed, dense, dense)
-        picture = self._renderer.decode(latent)[:1]
-        series = Series(picture, self._renderer.backends, self._renderer.metrics, render_device())
+        series, look = twice(self._dense, shared, text, seed, dense, kept)
         if kept is None:
-            content = save({"samples": latent.cpu().contiguous()})
-            yield dense, self._look(picture, series, started, content)
+            yield dense, look
         for sigmas in runs:
-            started = time.perf_counter()
-            latent = twice(self._latent, shared, text, seed, sigmas, dense)
-            yield sigmas, self._look(self._renderer.decode(latent)[:1], series, started)
+            yield sigmas, twice(self._run, shared, text, seed, sigmas, dense, series)
 
-    def _latent(
-        self, shared: PrefixCache, text: str, seed: int, sigmas: Sigmas, dense: Sigmas, careful: bool
-    ) -> Tensor:
-        steps = len(sigmas) - 1
+    def _dense(
+        self, shared: PrefixCache, text: str, seed: int, dense: Sigmas, kept: bytes | None, careful: bool
+    ) -> tuple[Series, Look]:
+        """What the other runs are measured against, and the dense run's own look with its latent."""
         with failures(careful):
-            # a run that leaves the dense one's first step would make the cache forget the rest of it
-            prefix_steps = len(dense) - 1 if steps > 1 and sigmas[1] == dense[1] else 0
-            return self._renderer.sample(shared, text, seed, steps, torch.from_numpy(sigmas), prefix_steps)[0]
+            started = time.perf_counter()
+            latent = load(kept)["samples"] if kept is not None else self._latent(shared, text, seed, dense, dense)
+            picture = self._renderer.decode(latent)[:1]
+            series = Series(picture, self._renderer.backends, self._renderer.metrics, render_device())
+            return series, self._look(text, picture, series, started, save({"samples": latent.cpu().contiguous()}))
 
-    def _look(self, picture: Tensor, series: Series, started: float, latent: bytes | None = None) -> Look:
+    def _run(
+        self, shared: PrefixCache, text: str, seed: int, sigmas: Sigmas, dense: Sigmas, series: Series, careful: bool
+    ) -> Look:
+        with failures(careful):
+            started = time.perf_counter()
+            latent = self._latent(shared, text, seed, sigmas, dense)
+            return self._look(text, self._renderer.decode(latent)[:1], series, started)
+
+    def _latent(self, shared: PrefixCache, text: str, seed: int, sigmas: Sigmas, dense: Sigmas) -> Tensor:
+        steps = len(sigmas) - 1
+        # a run that leaves the dense one's first step would make the cache forget the rest of it
+        prefix_steps = len(dense) - 1 if steps > 1 and sigmas[1] == dense[1] else 0
+        return self._renderer.sample(shared, text, seed, steps, torch.from_numpy(sigmas), prefix_steps)[0]
+
+    def _look(self, text: str, picture: Tensor, series: Series, started: float, latent: bytes | None = None) -> Look:
         """picture: [1, H, W, 3]."""
         found = series.add(picture)
         x = picture.movedim(-1, 1)
         features: dict[str, Tensor] = dict(zip(PLAIN, (low_pass(x), power_spectrum(x)), strict=True))
-        encoder = self._renderer.backends.i_clip
-        if encoder is not None and ENCODER in self._renderer.metrics:
-            features[ENCODER] = encoder.encode(x)
+        if found.embeddings is not None:
+            features[ENCODER] = found.embeddings
         return Look(
-            {metric: float(value) for metric, value in found.distances.items()},
+            {metric: float(value) for metric, value in found.distances.items()} | self._renderer.score(text, [found]),
             float(found.decibel),
             {name: value[0].float().cpu().numpy() for name, value in features.items()},
             _thumbnail(picture[0]),
@@ -145,7 +154,7 @@ def choose_schedule(
     count, seeds = SEARCHES.get(spec.thoroughness, (0, 0))
     chosen = search_prompts(prompts, spec, renderer.encode, count)
     rows = [(store.prompt_id(renderer.encode(prompt.text), prompt.category), prompt) for prompt in chosen]
-    if found is None:
+    if found is None or not settled(found, len(rows)):
         found = ScheduleSearch(kept, looker, rows, seeds, spec.target, listen).run()
     return Chosen(found.schedule, said(found), found, tuple(pairs(kept, found, rows)))
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..core.schedule import NESTED, STOCK
+from ..core.errors import InputError
+from ..core.messages import message
+from ..core.schedule import NESTED
 from .host_job import Teller, along, prepare
 from .host_renderer import Graph
 from .leading import Asked
@@ -33,9 +35,9 @@ def answer_task(task: Mapping[str, Any], graph: Graph, asked: Asked, clip_vision
 
 
 def _answers(task: Mapping[str, Any], graph: Graph, asked: Asked, clip_vision: Any) -> Iterator[Json]:
-    # a search is one process's: what is led over many renders along a schedule that is known
-    schedule = STOCK if asked.schedule == NESTED else asked.schedule
-    ready = along(prepare(graph, asked, clip_vision, Teller(None).model_for), schedule)
+    if asked.schedule == NESTED:
+        raise InputError(message("calibrate_task_search"))
+    ready = along(prepare(graph, asked, clip_vision, Teller(None).model_for), asked.schedule)
     executor, asked = ready.executor, replace(asked, spec=ready.spec, name=ready.name)
     if task["kind"] == DESCRIBE:
         yield Described(executor.subject, executor.backends, asked).to_json()

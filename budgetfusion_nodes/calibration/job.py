@@ -71,6 +71,10 @@ class Progress:
     """None before two renders were timed."""
     set_aside: int
     standing: Standing | None
+    seconds: float = 0.0
+    """Of rendering and measuring in this run."""
+    measuring: float = 0.0
+    """Of these, measuring."""
     computed: float = 1.0
     """Share of `left` that is evaluated: a prefix that counts share is, once."""
 
@@ -107,6 +111,7 @@ class _Tally:
     renders: int = 0
     evaluations: int = 0
     seconds: float = 0.0
+    measuring: float = 0.0
     trajectories: int = 0
     """Finished in this run."""
 
@@ -229,6 +234,7 @@ class Job:
             self._tally.renders += 1
             self._tally.evaluations += found.steps
             self._tally.seconds += found.render_seconds + found.measure_seconds
+            self._tally.measuring += found.measure_seconds
             self._claims.renew(work.trajectory_id)
         elif isinstance(event, Failed):
             self.store.set_aside(work.trajectory_id, event.steps, event.reason)
@@ -370,5 +376,7 @@ class Job:
             seconds,
             self._aside,
             self._standing,
+            tally.seconds,
+            tally.measuring,
             spec.computed_steps(spec.grid) / sum(spec.grid),
         )

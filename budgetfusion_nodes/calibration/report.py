@@ -46,6 +46,9 @@ def report_messages(outcome: Outcome) -> tuple[Message, ...]:
         found.append(message("calibrate_moved", best=moved.best, last=moved.last, drop=drop, prompts=moved.pictures))
     elif (fallen := fall(outcome.dataset)) is not None:
         found.append(fallen)
+    if progress.renders:
+        share, seconds = progress.measuring / max(progress.seconds, 1e-9), round(progress.seconds)
+        found.append(message("calibrate_took", renders=progress.renders, seconds=seconds, share=f"{share:.0%}"))
     for reason, count in Counter(outcome.reasons).most_common(3):
         found.append(message("calibrate_left_out", count=count, reason=reason))
     return tuple(found)

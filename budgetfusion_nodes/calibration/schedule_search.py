@@ -1,4 +1,4 @@
-"""Finds the nested schedule of a model: commit point, and the shortest prefix whose target is as good as a dense run.
+"""Finds the nested schedule of a model: commit point, and a short prefix whose target is as good as a dense run.
 
 Knows no host: `render` turns sigmas into pictures of the same prompts and seeds, metrics turn pictures into numbers.
 Only the commit point and the tail, which cannot change what a picture is measured by, are found by nearness to a longer
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ Pictures = Any
 Render = Callable[[Sigmas], Pictures]
 """sigmas [n + 1] -> pictures."""
 
-BOOTSTRAP_TIMES = 1000
-LEVELS = (0.025, 0.975)
+LEVEL = 0.975
+"""Of each end of an interval."""
 COARSE_TAIL = 6
 """Steps of the tail that finds the commit point."""
 PREFIXES = (3, 4, 5, 6, 8, 10, 13)
@@ -52,8 +53,13 @@ class Worsening:
     value: float
     low: float
     high: float
-    accepted: bool
-    """Not surely worse, and by no more than the tolerance."""
+    tolerance: float
+
+    @property
+    def accepted(self) -> bool:
+        """Shown to be not worse by more than the tolerance (non-inferiority): the bad end of the interval is within it.
+        That nothing was seen is no evidence where few pictures would show nothing."""
+        return self.high <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,15 @@ def find_prefix(
     prefixes: Sequence[int] = PREFIXES,
     target_tail: int = 40,
     most_steps: int = LARGEST_PREFIX,
-    seed: int = 0,
     stop: bool = True,
 ) -> tuple[NestedSchedule | None, tuple[Trial, ...]]:
-    """(`start` with the least accepted prefix, or None; every prefix tried). Refused is refused, whatever it saves.
+    """(`start` with the prefix to take, or None; every prefix tried, rising). Refused is refused, whatever it saves.
 
-    dense: pictures of the stock target; prompts: P, each with the same number of seeds. A prefix's target has
-    `target_tail` steps of tail, and no more than `most_steps` in all. stop: at the first accepted.
+    Taken is the first accepted prefix after another accepted one: of prefixes that are too short, chance accepts one in
+    a while, hardly two in a row, and a step too many costs less than a worse target.
+
+    dense: pictures of the stock target; prompts: P >= 3, each with the same number of seeds. A prefix's target has
+    `target_tail` steps of tail, and no more than `most_steps` in all. stop: at the one to take.
     """
     before = {name: measure.values(dense) for name, measure in measures.items()}
     trials: list[Trial] = []
@@ -135,47 +143,55 @@ def find_prefix(
         steps = min(prefix + target_tail, most_steps)
         target = render(schedule.sigmas(steps, quantile))
         found = {
-            name: worsening(measure, measure.values(target), before[name], prompts, seed)
+            name: worsening(measure, measure.values(target), before[name], prompts)
             for name, measure in measures.items()
         }
         trials.append(Trial(schedule, steps, found))
-        if trials[-1].accepted and stop:
+        if stop and _taken(trials) is not None:
             break
-    accepted = [trial.schedule for trial in trials if trial.accepted]
-    return (accepted[0] if accepted else None), tuple(trials)
+    return _taken(trials), tuple(trials)
 
 
-def worsening(measure: Measure, target: FloatArray, dense: FloatArray, prompts: int, seed: int) -> Worsening:
-    """Percentile bootstrap over prompts (Efron & Tibshirani 1993, chapter 13); all seeds of a prompt stay together."""
-    rows = np.random.default_rng(seed).integers(0, prompts, (BOOTSTRAP_TIMES, prompts))
+def _taken(trials: Sequence[Trial]) -> NestedSchedule | None:
+    found = (later.schedule for one, later in pairwise(trials) if one.accepted and later.accepted)
+    return next(found, None)
+
+
+def worsening(measure: Measure, target: FloatArray, dense: FloatArray, prompts: int) -> Worsening:
+    """With Student's t interval over P prompts; all seeds of a prompt stay together."""
+    from scipy.special import stdtrit  # on use: planning never judges a schedule
+
     if measure.kind == "set":
-        statistic = _set_statistic(target, dense, prompts)
-        value, drawn = statistic(np.arange(prompts)), np.array([statistic(row) for row in rows])
+        value, error = _set_distance(target, dense, prompts)
     else:
         difference = (np.asarray(target, float) - np.asarray(dense, float)).reshape(prompts, -1).mean(axis=1)
-        value, drawn = float(difference.mean()), difference[rows].mean(axis=1)
-    low, high = np.quantile(drawn, LEVELS).tolist()
-    if measure.kind == "other" and value < 0:  # a departure to either side is the same
-        value, low, high = -value, -high, -low
-    return Worsening(value, low, high, low <= 0.0 and value <= measure.tolerance)
+        value, error = float(difference.mean()), float(difference.std(ddof=1)) / prompts**0.5
+    if measure.kind == "other":  # a departure to either side is the same
+        value = abs(value)
+    half = float(stdtrit(prompts - 1, LEVEL)) * error
+    return Worsening(value, value - half, value + half, measure.tolerance)
 
 
-def _set_statistic(target: FloatArray, dense: FloatArray, prompts: int) -> Callable[[NDArray[np.int64]], float]:
-    """MMD^2 to the dense runs of the other seeds, target less dense, for drawn prompts.
+def _set_distance(target: FloatArray, dense: FloatArray, prompts: int) -> tuple[float, float]:
+    """(MMD^2 to the dense runs of the other seeds, target less dense; its standard error over prompts).
 
     Kernel (x . y / D + 1)^3 (KID, Binkowski et al. 2018). The first half of each prompt's seeds is compared with the
-    second half of the dense runs; pairs of one prompt are left out, so that nothing is compared with itself.
+    second half of the dense runs; pairs of one prompt are left out, so that nothing is compared with itself. That is a
+    U statistic, whose variance for P prompts is 4 (P - 2) / (P (P - 1)) cov(h12, h13) + 2 / (P (P - 1)) var(h12)
+    (Hoeffding 1948), both estimated from all pairs and triples of different prompts.
     """
     t, d = (np.asarray(f, float).reshape(prompts, -1, np.shape(f)[-1]) for f in (target, dense))
     half = max(1, t.shape[1] // 2)
     ours, theirs, other = t[:, :half], d[:, :half], d[:, half:] if d.shape[1] > half else d[:, :half]
     gain = _pairs(ours, ours) - 2 * _pairs(ours, other) - _pairs(theirs, theirs) + 2 * _pairs(theirs, other)
-
-    def statistic(rows: NDArray[np.int64]) -> float:
-        apart = rows[:, None] != rows[None, :]
-        return float(gain[rows][:, rows][apart].mean()) if apart.any() else 0.0
-
-    return statistic
+    gain = (gain + gain.T) / 2
+    np.fill_diagonal(gain, 0.0)
+    pairs = prompts * (prompts - 1)
+    mean = gain.sum() / pairs
+    rows, squares = gain.sum(axis=1), (gain**2).sum(axis=1)
+    shared = (rows**2 - squares).sum() / (pairs * (prompts - 2)) - mean**2
+    variance = (4 * (prompts - 2) * max(shared, 0.0) + 2 * (squares.sum() / pairs - mean**2)) / pairs
+    return float(mean), float(max(variance, 0.0)) ** 0.5
 
 
 def _pairs(x: FloatArray, y: FloatArray) -> FloatArray:

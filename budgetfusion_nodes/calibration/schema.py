@@ -142,7 +142,7 @@ search_looks = Table(
     Column("prompt_id", ForeignKey("prompts.id", ondelete="CASCADE"), nullable=False),
     Column("seed", Integer, nullable=False),
     Column("run", Text, nullable=False),  # digest of the sigmas
-    Column("distances", JSON, nullable=False),  # metric -> distance to the dense picture
+    Column("distances", JSON, nullable=False),  # metric -> distance to the dense picture, or level
     Column("l_snr", Float, nullable=False),
     Column("features", LargeBinary, nullable=False),  # safetensors: what sets of pictures are compared by
     Column("picture", LargeBinary, nullable=False),  # PNG of a few pixels
@@ -202,12 +202,18 @@ def _search(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
+def _search_again(connection: Connection) -> None:
+    """What was found under a weaker rule is judged again; pictures that were seen are kept."""
+    connection.execute(found_schedules.delete())
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _calibration,
     _claims,
     _blind_test,
     _remember_what_is_there,
     _search,
+    _search_again,
 )
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""

@@ -1,6 +1,6 @@
 """Before the calibration proper: looks for a nested schedule on a few prompts, with what was seen kept in the store.
 
-Dense runs find the commit point, metrics without a reference the shortest prefix (`schedule_search`). One picture at a
+Dense runs find the commit point, metrics without a reference a short prefix (`schedule_search`). One picture at a
 time; of each only numbers and a small copy are kept, so that a search that was cut off goes on, and one that has ended
 is never made again. Knows no host.
 """
@@ -8,8 +8,9 @@ is never made again. Knows no host.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..core.curves import METRICS, FloatArray
 from ..core.messages import Message, message
 from ..core.schedule import STOCK, NestedSchedule, SigmaQuantile, Sigmas
+from ..metrics.clip_score import NAME as CLIP_SCORE
 from .prompts import CalibrationPrompt
 from .schedule_search import (
     COARSE_TAIL,
@@ -28,6 +30,7 @@ from .schedule_search import (
     commit_runs,
     find_commit,
     find_prefix,
+    worsening,
 )
 from .search_store import Found, Look, SearchStore, run_digest
 from .spec import CRUDEST
@@ -42,6 +45,8 @@ L_SNR_TOLERANCE = 0.1
 ENCODER_TOLERANCE, PLAIN_TOLERANCE = 0.01, 0.03
 """Of kernel distances between sets: in an encoder's features, and in standardised plain ones, where it is a shift of a
 tenth of a standard deviation."""
+CLIP_TOLERANCE = 0.01
+"""Of the dense runs' mean CLIP score."""
 TARGET_TAIL = 20
 """Steps of the tail with which a prefix is judged, at most; more change no picture that eyes or metrics can tell."""
 PAIRS = 10
@@ -79,13 +84,19 @@ class SearchProgress:
     evaluations: int
     left: int
     """Steps."""
+    seconds_left: float | None = None
+    """None before two pictures were timed."""
     prompts: int = 0
     wanted: int = 0
     standing: None = None
 
     def messages(self) -> tuple[Message, ...]:
         found = [message("calibrate_search", done=self.done, total=self.total)]
-        return (*found, *([message("calibrate_search_cost", evaluations=self.left)] if not self.done else ()))
+        if self.seconds_left is not None:
+            found.append(message("calibrate_minutes", minutes=max(1, round(self.seconds_left / 60.0))))
+        elif self.left:
+            found.append(message("calibrate_search_cost", evaluations=self.left))
+        return tuple(found)
 
 
 @dataclass
@@ -102,16 +113,21 @@ class ScheduleSearch:
     _rows: list[list[dict[str, Look]]] = field(default_factory=list, init=False)
     """[P][S] what was seen of each prompt and seed."""
     _alive: list[int] = field(default_factory=list, init=False)
+    _left_out: list[str] = field(default_factory=list, init=False)
+    """The reason of each prompt that is left out."""
     _done: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
+    _seconds: float = field(default=0.0, init=False)
     _ahead: int = field(default=0, init=False)
     """Steps that are not open yet and may be, at most."""
 
     def run(self) -> Found:
-        """The least accepted prefix to the commit point, or the stock schedule; either is kept."""
+        """The commit point with the prefix to take, or the stock schedule; either is kept."""
         self._rows = [[self.kept.looks(row, p.seed(s)) for s in range(self.seeds)] for row, p in self.prompts]
         self._alive = list(range(len(self.prompts)))
         found = self._search()
+        left_out = {"left_out": Counter(self._left_out)} if self._left_out else {}
+        found = replace(found, tables={**found.tables, "asked": len(self.prompts), **left_out})
         self.kept.keep(found)
         return found
 
@@ -153,7 +169,7 @@ class ScheduleSearch:
             self.looker.quantile,
             before,
             start,
-            measures(before),
+            measures(before, len(self._alive), self._scored),
             len(self._alive),
             prefixes=self._prefixes,
             target_tail=TARGET_TAIL,
@@ -161,10 +177,10 @@ class ScheduleSearch:
         )
         tables["sigma_commit"] = start.sigma_commit
         tables["prefixes"] = [_row(trial) for trial in trials]
+        tables["limits"] = {name: found.tolerance for name, found in trials[0].worsening.items()}
         if found is None:
             return Found(STOCK, tables)
-        (accepted,) = [trial for trial in trials if trial.accepted]
-        target = found.sigmas(accepted.target_steps, self.looker.quantile)
+        target = found.sigmas(trials[-1].target_steps, self.looker.quantile)
         return Found(found.to_text(), {**tables, "pairs": [run_digest(dense), run_digest(target)]})
 
     # ------------------------------------------------------------------------------------------------------ rendering
@@ -180,6 +196,7 @@ class ScheduleSearch:
             except RenderError as error:
                 log.warning("BudgetFusion leaves a prompt out of the search for a nested schedule: %s", error)
                 self._alive.remove(place)
+                self._left_out.append(str(error))
 
     def _trajectory(
         self,
@@ -199,6 +216,7 @@ class ScheduleSearch:
             seen[run_digest(sigmas)] = look
             self._done += 1
             self._steps += len(sigmas) - 1
+            self._seconds += look.seconds
             self._tell(runs)
 
     def _tell(self, runs: Sequence[Sigmas]) -> None:
@@ -209,12 +227,20 @@ class ScheduleSearch:
             for sigmas in runs
             if run_digest(sigmas) not in seen
         ]
-        self.listen(SearchProgress(self._done, self._done + len(open_runs), self._steps, sum(open_runs) + self._ahead))
+        left = sum(open_runs) + self._ahead
+        seconds = self._seconds / self._steps * left if self._done >= 2 else None
+        self.listen(SearchProgress(self._done, self._done + len(open_runs), self._steps, left, seconds))
 
     @property
     def _prefixes(self) -> list[int]:
         """That leave room for a tail."""
         return [p for p in PREFIXES if p + COARSE_TAIL <= self.target]
+
+    @property
+    def _scored(self) -> bool:
+        """Whether every picture has a CLIP score; those of a search that an older version began have none."""
+        rows = [seen for place in self._alive for seen in self._rows[place]]
+        return all(CLIP_SCORE in look.distances for seen in rows for look in seen.values())
 
     def _seen(self, sigmas: Sigmas) -> list[Look]:
         """[N] of every prompt and seed that is left."""
@@ -227,13 +253,25 @@ class ScheduleSearch:
         return np.array([[look.distances[name] for name in names] for look in looks])
 
 
-def measures(dense: Sequence[Look]) -> dict[str, Measure]:
-    """What a prefix's target is judged by, none of it with the dense picture of the same seed."""
+def measures(dense: Sequence[Look], prompts: int, scored: bool) -> dict[str, Measure]:
+    """What a prefix's target is judged by, none of it with the dense picture of the same seed.
+
+    dense: of each of P prompts the seeds one after the other; scored: whether all pictures have a CLIP score.
+    """
     found = {"L-SNR": Measure(lambda looks: np.array([look.l_snr for look in looks]), L_SNR_TOLERANCE, "other")}
+    if scored:
+        level = worsening(Measure(_short_of_prompt, 0.0), _short_of_prompt(dense), np.zeros(len(dense)), prompts)
+        if level.high < 0.0:  # else picture and text encoder share no space, and the scores tell nothing
+            found["CLIP score"] = Measure(_short_of_prompt, -CLIP_TOLERANCE * level.value)
     for name in dense[0].features:
         tolerance = ENCODER_TOLERANCE if name == ENCODER else PLAIN_TOLERANCE
         found[name] = Measure(_features(name, dense), tolerance, "set")
     return found
+
+
+def _short_of_prompt(looks: Sequence[Look]) -> FloatArray:
+    """[N], larger is worse."""
+    return -np.array([look.distances[CLIP_SCORE] for look in looks])
 
 
 def _features(name: str, dense: Sequence[Look]) -> Callable[[Sequence[Look]], FloatArray]:
@@ -265,8 +303,16 @@ def _row(trial: Trial) -> dict[str, Any]:
     return {"prefix": trial.schedule.prefix_steps, "worsening": found, "accepted": trial.accepted}
 
 
+def settled(found: Found | None, prompts: int) -> bool:
+    """Whether what was found stands when a search on so many prompts is asked for.
+
+    A nested schedule does; that there is none does not where more prompts may show one.
+    """
+    return found is not None and (found.schedule != STOCK or found.tables["asked"] >= prompts)
+
+
 def said(found: Found) -> tuple[Message, ...]:
-    """The search in sentences: what was found, and every commit point and prefix that was tried."""
+    """The search in sentences: what was found, every commit point and prefix that was tried, and the limits."""
     tables = found.tables
     rows = [
         message(
@@ -274,18 +320,26 @@ def said(found: Found) -> tuple[Message, ...]:
         )
         for sigma, share, _low, high in reversed(tables.get("commit", []))
     ]
-    for row in tables.get("prefixes", []):
+    tried = tables.get("prefixes", [])
+    if tried:
+        limits = ", ".join(f"{name} {limit:.3g}" for name, limit in tables["limits"].items())
+        rows.append(message("calibrate_search_limits", limits=limits))
+    for place, row in enumerate(tried):
         cells = ", ".join(
             f"{name} {v:+.3f} ({low:+.3f} to {high:+.3f})" for name, (v, low, high) in row["worsening"].items()
         )
-        accepted = row["accepted"]
-        rows.append(
-            message(
-                "calibrate_search_taken" if accepted else "calibrate_search_refused",
-                prefix=row["prefix"],
-                measures=cells,
+        if found.schedule != STOCK and place == len(tried) - 1:
+            rows.append(message("calibrate_search_taken", prefix=row["prefix"], measures=cells))
+        else:
+            rows.append(
+                message(
+                    "calibrate_search_enough" if row["accepted"] else "calibrate_search_refused",
+                    prefix=row["prefix"],
+                    measures=cells,
+                )
             )
-        )
+    left_out = tables.get("left_out", {})
+    rows += [message("calibrate_left_out", count=count, reason=reason) for reason, count in left_out.items()]
     return (_verdict(found), *rows)
 
 

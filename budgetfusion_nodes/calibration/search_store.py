@@ -25,7 +25,8 @@ class Look:
     """One picture of the search, as numbers."""
 
     distances: Mapping[str, float]
-    """Metric -> distance to the dense picture of the same prompt and seed; 0 of the dense picture itself."""
+    """Metric -> distance to the dense picture of the same prompt and seed, 0 of the dense picture itself; and
+    "clip_score", a level without a reference, where picture and prompt can be compared."""
     l_snr: float
     """dB."""
     features: Mapping[str, NDArray[Any]]
@@ -88,7 +89,8 @@ class SearchStore:
     def keep(self, found: Found) -> None:
         values = {**self._key, "schedule": found.schedule, "tables": dict(found.tables), "made": time.time()}
         with self._store.transaction() as connection:
-            connection.execute(insert(t.found_schedules).values(values).on_conflict_do_nothing())
+            kept = insert(t.found_schedules).values(values)
+            connection.execute(kept.on_conflict_do_update(index_elements=list(self._key), set_=values))
             own = t.search_looks.c
             mine = (own.setting_id == self._key["setting_id"]) & (own.backends_id == self._key["backends_id"])
             connection.execute(t.search_looks.update().where(mine).values(latent=None))  # not needed any more

@@ -38,9 +38,9 @@ AMOUNTS: dict[str, Amount] = {
 """quick at 20 steps is at most 97 ordinary renders; each is the beginning of the next, which goes on from there.
 thorough does not end early: counts for all prompts settle after some 60 prompts, what a prompt tells does not."""
 THOROUGHNESS = tuple(AMOUNTS)
-SEARCHES: dict[str, tuple[int, int]] = {"standard": (16, 2), "thorough": (32, 2)}
-"""Prompts and seeds of the search for a nested schedule. quick has none: what 8 prompts show of a commit point (at most
-2 % of the pictures may change) is chance, and more would cost as much as the calibration itself."""
+SEARCHES: dict[str, tuple[int, int]] = {"standard": (24, 2), "thorough": (32, 2)}
+"""Prompts and seeds of the search for a nested schedule: 16 prompts seldom show that a good prefix is good
+(docs/calibration.md). quick has none: it would cost more than the calibration itself."""
 CRUDEST = DEFAULT_GRID[0]
 """The least count of a model that is no distilled one."""
 LEVEL_PROMPTS = 56

@@ -116,15 +116,18 @@ def _server(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
 
 
 def _with_ray(args: argparse.Namespace, graph: Mapping[str, Any], node: str) -> int:
-    from ..core.schedule import NESTED
+    from ..core.schedule import NESTED, STOCK
     from .ray_calibrate import calibrate, executor_of
 
     inputs = graph[node]["inputs"]
-    if inputs.get("schedule", NESTED) == NESTED and inputs["thoroughness"] != "quick":  # quick is stock
-        raise InputError(
-            "--ray: looking for a nested schedule is the work of one ComfyUI. Add --schedule stock, or the one that a "
-            "calibration without --ray has found, such as --schedule 'nested 5@1.0'."
-        )
+    if inputs.get("schedule", NESTED) == NESTED:
+        if inputs["thoroughness"] != "quick":
+            raise InputError(
+                "--ray: looking for a nested schedule is the work of one ComfyUI. Add --schedule stock, or the one "
+                "that a calibration without --ray has found, such as --schedule 'nested 5@1.0'."
+            )
+        inputs["schedule"] = STOCK  # quick looks for none
+        say("quick with --ray: along the stock schedule. --schedule 'nested 5@1.0' names a nested one.", sys.stderr)
     comfyui = find_comfyui(args.base_directory)
     with executor_of(args.ray, args.workers, graph, node, comfyui, args.comfyui_option) as executor:
         result, throughput = calibrate(executor, comfyui, args.json)

@@ -46,10 +46,10 @@ def executor_of(
     address: str, workers: int | None, graph: Mapping[str, Any], node: str, comfyui: ComfyUI, options: Sequence[str]
 ) -> Iterator[RayExecutor]:
     """Workers, as long as the block lasts."""
-    ray, count, takes = connect(address, workers)
+    ray, count, place = connect(address, workers)
     given = (dict(graph), node, str(comfyui.folder), str(comfyui.base), tuple(options))
     try:
-        with RayExecutor(ray, count, takes, lambda actor: actor.remote(*given)) as executor:
+        with RayExecutor(ray, count, place, lambda actor: actor.remote(*given)) as executor:
             yield executor
     finally:
         ray.shutdown()

@@ -42,9 +42,13 @@ DEATHS = 2
 """Workers that one trajectory may take down before it is set aside."""
 
 
-def connect(address: str, workers: int | None) -> tuple[Any, int, dict[str, float]]:
-    """(ray, number of workers, what each takes of a machine). address: `local` starts Ray on this machine; else a
-    cluster's. workers: None for one a GPU, or one a machine where there is none. InputError without Ray."""
+def connect(address: str, workers: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """(ray, number of workers, how Ray places each). address: `local` starts Ray on this machine; else a cluster's.
+    workers: None for one a GPU, or one a machine where there is none. InputError without Ray.
+
+    Where there are GPUs each worker has one of its own: Ray names it to the worker and its ComfyUI alone
+    (CUDA_VISIBLE_DEVICES, or what other makers' GPUs go by). Else workers are spread over the machines.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -66,8 +70,8 @@ def connect(address: str, workers: int | None) -> tuple[Any, int, dict[str, floa
         raise ServerError(f"No Ray answers at {address} ({error}). 'ray start --head' starts one.") from error
     gpus = int(ray.cluster_resources().get("GPU", 0))
     machines = sum(bool(node["Alive"]) for node in ray.nodes())
-    takes = {"num_gpus": 1.0, "num_cpus": 0.0} if gpus else {"num_cpus": 1.0}
-    return ray, workers or gpus or machines, takes
+    place = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+    return ray, workers or gpus or machines, place
 
 
 @dataclass
@@ -86,10 +90,11 @@ class _Place:
 class RayExecutor:
     """See `calibration.executors.Executor`. Close it, or use it in a `with`."""
 
-    def __init__(self, ray: Any, workers: int, takes: Mapping[str, float], make: Callable[[Any], Any]) -> None:
-        """make: from the actor class to a new actor. ServerError where no worker starts."""
+    def __init__(self, ray: Any, workers: int, place: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
+        """place: Ray's options for each worker. make: from the actor class to a new actor. ServerError where no worker
+        starts."""
         self._ray, self._make = ray, make
-        self._actor = ray.remote(Worker).options(max_restarts=0, **takes)
+        self._actor = ray.remote(Worker).options(max_restarts=0, **place)
         self._described: Described | None = None
         self._first: Json = {}
         self._places: list[_Place] = []

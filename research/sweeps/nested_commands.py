@@ -164,12 +164,12 @@ def _prefix(study: Study, start: NestedSchedule) -> NestedSchedule | None:
         stop=False,
     )
     names = list(study.measures())
-    _say(f"\n| prefix to sigma {start.sigma_commit:g}, worsening of its target | {' | '.join(names)} | taken |")
+    _say(f"\n| prefix to sigma {start.sigma_commit:g}, worsening of its target | {' | '.join(names)} | within limits |")
     _say("|---|" + "---|" * (len(names) + 1))
     for trial in trials:
         cells = [f"{w.value:+.4f} ({w.low:+.4f} to {w.high:+.4f})" for w in trial.worsening.values()]
-        taken = "yes" if trial.accepted else "no"
-        _say(f"| {trial.schedule.prefix_steps} | {' | '.join(cells)} | {taken} |")
+        within = "yes" if trial.accepted else "no"
+        _say(f"| {trial.schedule.prefix_steps} | {' | '.join(cells)} | {within} |")
     return found
 
 

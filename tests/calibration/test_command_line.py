@@ -242,7 +242,9 @@ def test_ray_refuses_what_one_comfyui_must_do(
     assert "--schedule stock" in capsys.readouterr().err
     for more in ([], ["--thoroughness", "standard", "--schedule", "stock"]):
         assert main([*command, *more]) == 1
-        assert "requirements/ray.txt" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "requirements/ray.txt" in said
+        assert ("along the stock schedule" in said) == (not more), "quick looks for none, and that is said"
 
 
 # ------------------------------------------------------------------------------------------------------- planners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from budgetfusion_nodes.calibration.spec import Spec
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.trajectory import Work
 from budgetfusion_nodes.command_line.comfyui import ServerError, ServerGone
-from budgetfusion_nodes.command_line.ray_executor import DEATHS, STARTS_IN_VAIN, RayExecutor
+from budgetfusion_nodes.command_line.ray_executor import DEATHS, STARTS_IN_VAIN, RayExecutor, connect
 from budgetfusion_nodes.command_line.ray_worker import Worker
 from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
 from tests.calibration.test_job import make_job, planner_content, run, same_data
@@ -161,6 +162,28 @@ def test_a_place_where_nothing_starts_is_given_up() -> None:
     with pytest.raises(ServerGone, match="ended at once"):
         executor(make)
     assert len(made) == 2 * (1 + STARTS_IN_VAIN)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "workers", "place"),
+    [
+        (8.0, None, 8, {"num_gpus": 1, "num_cpus": 0}),
+        (8.0, 3, 3, {"num_gpus": 1, "num_cpus": 0}),
+        (0.0, None, 2, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}),
+        (0.0, 5, 5, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}),
+    ],
+)
+def test_one_worker_a_gpu_else_one_a_machine(
+    gpus: float, asked: int | None, workers: int, place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines, and one that has left the cluster."""
+    ray = SimpleNamespace(
+        init=lambda **_: None,
+        cluster_resources=lambda: {"CPU": 32.0} | ({"GPU": gpus} if gpus else {}),
+        nodes=lambda: [{"Alive": alive} for alive in (True, False, True)],
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert connect("10.0.0.1:6379", asked) == (ray, workers, place)
 
 
 def test_a_worker_whose_comfyui_does_not_start_says_so(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from budgetfusion_nodes.calibration.search_stage import (
     PAIRS,
     ScheduleSearch,
     SearchProgress,
+    measures,
     pairs,
     said,
+    settled,
     share_interval,
 )
 from budgetfusion_nodes.calibration.search_store import Found, Look, SearchStore, run_digest
@@ -23,6 +25,7 @@ from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.trajectory import RenderError
 from budgetfusion_nodes.core.curves import METRICS
 from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from budgetfusion_nodes.metrics.clip_score import NAME as CLIP_SCORE
 from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
 from tests.calibration.test_schedule_search import karras
 
@@ -35,8 +38,9 @@ class StubLooker:
     quantile = SigmaQuantile.from_sigmas(karras(128))
     tail_end = 1.0
 
-    def __init__(self, settled: float, enough: int, stop_after: int = 10**9) -> None:
-        self.settled, self.enough, self.stop_after = settled, enough, stop_after
+    def __init__(self, settled: float, enough: int, stop_after: int = 10**9, scores: float | None = None) -> None:
+        """scores: mean CLIP score; then a short prefix is worse by it alone."""
+        self.settled, self.enough, self.stop_after, self.scores = settled, enough, stop_after, scores
         self.rendered: list[tuple[str, int, str]] = []
         self.fails: tuple[str, ...] = ()
 
@@ -66,10 +70,15 @@ class StubLooker:
         elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
             distance = 0.5
         short = distance > 0.0 and len(sigmas) > 20 and int((sigmas > 0.95).sum()) < self.enough
-        features = {"low-pass": own.normal(size=12) + (1.5 if short else 0.0) + 0.005 * rng.normal(size=12)}
+        scored = self.scores is not None
+        shift = 1.0 if short and not scored else 0.0
+        features = {"low-pass": own.normal(size=12) + 1.5 * shift + 0.005 * rng.normal(size=12)}
         latent = text.encode() if distance == 0.0 else None
-        level = own.normal() - (1.0 if short else 0.0)
-        return Look(dict.fromkeys(METRICS, distance), float(level), features, f"{seed}".encode(), latent)
+        level, score = own.normal() - shift, own.normal(0.0, 0.02) + rng.normal(0.0, 0.002)
+        numbers: dict[str, float] = dict.fromkeys(METRICS, distance)
+        if self.scores is not None:
+            numbers[CLIP_SCORE] = float(self.scores + score - (0.02 if short else 0.0))
+        return Look(numbers, float(level), features, f"{seed}".encode(), latent, 2.0 * (len(sigmas) - 1))
 
     @staticmethod
     def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
@@ -90,20 +99,25 @@ def search(store: Store, looker: StubLooker, prompts: int = PROMPTS, listen: Any
     return ScheduleSearch(kept, looker, rows, 2, TARGET, listen).run()
 
 
-def test_the_commit_point_and_the_least_good_prefix_are_found_and_kept(store: Store) -> None:
+def test_the_commit_point_and_the_second_good_prefix_are_found_and_kept(store: Store) -> None:
     told: list[SearchProgress] = []
     found = search(store, StubLooker(1.2, 5), listen=told.append)
     nested = NestedSchedule.from_text(found.schedule)
-    assert nested is not None and nested.prefix_steps == 5
+    assert nested is not None and nested.prefix_steps == 6
     settled = [sigma for sigma, share, *_ in found.tables["commit"] if share <= 0.02]
     assert nested.sigma_commit == pytest.approx(max(settled), rel=0.01) and max(settled) <= 1.2
-    assert [row["accepted"] for row in found.tables["prefixes"]] == [False, False, True], "a worse target is refused"
+    tried = [row["accepted"] for row in found.tables["prefixes"]]
+    assert tried == [False, False, True, True], "a worse target is refused"
     codes = [one.code for one in said(found)]
-    assert codes[0] == "calibrate_search_found" and codes.count("calibrate_search_refused") == 2
+    assert codes[0] == "calibrate_search_found" and codes[-2:] == ["calibrate_search_enough", "calibrate_search_taken"]
+    assert codes.count("calibrate_search_refused") == 2 and codes.count("calibrate_search_limits") == 1
     kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET)), store.backends_id(BACKENDS))
     assert kept.found() == found
     assert told[0].done == 0 and told[0].messages()[1].code == "calibrate_search_cost"
     assert told[0].left >= told[-1].evaluations, "the cost is said before, and is an upper bound"
+    timed = [progress for progress in told if progress.seconds_left is not None]
+    assert timed[0].done == 2 and timed[0].messages()[1].code == "calibrate_minutes"
+    assert all(one.seconds_left == pytest.approx(2.0 * one.left) for one in timed), "two seconds a step"
     rows = [(i + 1, prompt) for i, prompt in enumerate(stub_prompts(PROMPTS))]
     shown = pairs(kept, found, rows)
     assert len(shown) == min(PAIRS, PROMPTS) and all(one == other for one, other in shown), "the same seed side by side"
@@ -124,6 +138,29 @@ def test_a_search_that_was_cut_off_goes_on_and_ends_the_same(store: Store, tmp_p
     assert sorted(rendered + last.rendered) == sorted(whole.rendered), "nothing twice, nothing left out"
 
 
+def test_a_prefix_whose_pictures_fit_their_prompt_less_well_is_refused(store: Store) -> None:
+    found = search(store, StubLooker(1.2, 5, scores=0.4))
+    tried = found.tables["prefixes"]
+    assert [row["accepted"] for row in tried] == [False, False, True, True]
+    value, low, high = tried[0]["worsening"]["CLIP score"]
+    assert low < value < high and value == pytest.approx(0.02, abs=0.002)
+    assert found.tables["limits"]["CLIP score"] == pytest.approx(0.004, rel=0.1), "one percent of the dense runs' mean"
+
+
+def test_scores_of_encoders_without_a_common_space_judge_nothing() -> None:
+    scores = np.random.default_rng(2).normal(0.0, 0.1, (2, PROMPTS * 2)) + np.array([[0.0], [0.4]])
+    without, common = ([Look({CLIP_SCORE: float(one)}, 0.0, {}, b"") for one in row] for row in scores)
+    assert "CLIP score" not in measures(without, PROMPTS, scored=True)
+    assert "CLIP score" in measures(common, PROMPTS, scored=True)
+
+
+def test_a_search_that_began_before_there_were_scores_goes_on_without(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(store, StubLooker(1.2, 5, stop_after=40))
+    found = search(store, StubLooker(1.2, 5, scores=0.4))
+    assert "CLIP score" not in found.tables["limits"]
+
+
 def test_without_a_commit_point_the_stock_schedule_is_kept(store: Store) -> None:
     looker = StubLooker(0.001, 5)
     found = search(store, looker)
@@ -139,17 +176,34 @@ def test_where_every_prefix_is_worse_the_stock_schedule_is_kept(store: Store) ->
     assert not any(row["accepted"] for row in found.tables["prefixes"])
 
 
+def test_more_prompts_may_show_what_fewer_did_not(store: Store) -> None:
+    """A nested schedule stands; none is looked for again with more prompts, and the later finding is kept."""
+    few = search_few(store)
+    assert few.schedule == "stock"
+    assert settled(few, 1) and not settled(few, 2) and not settled(None, 1)
+    assert settled(Found("nested 5@1.0", {"asked": 8}), 32)
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET + 1)), store.backends_id(BACKENDS))
+    kept.keep(later := Found("nested 5@1.0", {"asked": 8}))
+    assert kept.found() == later
+
+
 def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> None:
     looker = StubLooker(1.2, 5)
     looker.fails = ("prompt number 3",)
-    assert search(store, looker).tables["prompts"] == PROMPTS - 1
+    found = search(store, looker)
+    assert found.tables["prompts"] == PROMPTS - 1
+    assert [one.values for one in said(found) if one.code == "calibrate_left_out"] == [
+        {"count": 1, "reason": "no numbers"}
+    ]
     few = search_few(store)
     assert few.schedule == "stock" and said(few)[0].code == "calibrate_search_prompts"
 
 
 def search_few(store: Store) -> Found:
     kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET + 1)), store.backends_id(BACKENDS))
-    return ScheduleSearch(kept, StubLooker(1.2, 5), [(1, stub_prompts(1)[0])], 2, TARGET).run()
+    (prompt,) = stub_prompts(1)
+    row = store.prompt_id(StubRenderer(TARGET).encode(prompt.text), prompt.category)
+    return ScheduleSearch(kept, StubLooker(1.2, 5), [(row, prompt)], 2, TARGET).run()
 
 
 def test_the_interval_of_a_share_is_that_of_clopper_and_pearson() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -259,3 +260,38 @@ def save_variant(session: HostSession, planner: Planner) -> Any:
     yield save
     for path in written:
         path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------ calibration
+
+
+FOREIGN = "foreign.safetensors"
+
+
+@pytest.fixture
+def store(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of this test's own."""
+    path = tmp_path / "calibration.sqlite3"
+    monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: path)
+    return path
+
+
+@pytest.fixture
+def planners(session: HostSession, tmp_path: Path) -> Iterator[Path]:
+    """The artist's planner folder, empty, and no shipped one."""
+    folders, endings = sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"]
+    own = tmp_path / "planners"
+    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = ([str(own)], endings)
+    session.clear_cache()
+    yield own
+    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = (folders, endings)
+    session.clear_cache()
+
+
+@pytest.fixture(scope="module")
+def foreign(session: HostSession) -> str:
+    """Tiny Scenes under another name, as a checkpoint that the pack knows nothing of."""
+    target = session.base_dir / "models" / "checkpoints" / FOREIGN
+    shutil.copy(PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors", target)
+    sys.modules["folder_paths"].filename_list_cache.pop("checkpoints", None)
+    return FOREIGN

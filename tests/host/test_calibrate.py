@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from research.in_process_host import PACK_ROOT, HostInterrupted, HostRunError, H
 from research.shipped_models import MODELS
 from tests.fixtures.tiny_models import VIDEO, make_tiny
 
-FOREIGN = "foreign.safetensors"
 CAPTIONS = (
     "a plain red background",
     "two large blue circles on a green background",
@@ -32,35 +29,6 @@ CAPTIONS = (
     "four small yellow squares on a blue striped background",
     "a large outlined orange cross on a grey background",
 )
-
-
-@pytest.fixture
-def store(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of this test's own."""
-    path = tmp_path / "calibration.sqlite3"
-    monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: path)
-    return path
-
-
-@pytest.fixture
-def planners(session: HostSession, tmp_path: Path) -> Iterator[Path]:
-    """The artist's planner folder, empty, and no shipped one."""
-    folders, endings = sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"]
-    own = tmp_path / "planners"
-    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = ([str(own)], endings)
-    session.clear_cache()
-    yield own
-    sys.modules["folder_paths"].folder_names_and_paths["budgetfusion"] = (folders, endings)
-    session.clear_cache()
-
-
-@pytest.fixture(scope="module")
-def foreign(session: HostSession) -> str:
-    """Tiny Scenes under another name, as a checkpoint that the pack knows nothing of."""
-    target = session.base_dir / "models" / "checkpoints" / FOREIGN
-    shutil.copy(PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors", target)
-    sys.modules["folder_paths"].filename_list_cache.pop("checkpoints", None)
-    return FOREIGN
 
 
 def graph(make_node: Any, to: Any, checkpoint: str, **changes: Any) -> dict[str, Any]:
@@ -405,114 +373,3 @@ def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: A
     assert read("list.txt") == ["first", "second"]
     assert read("list.json") == ["a", "b"]
     assert read("output") == ["a picture of a fox"], "the positive prompt, not the negative one"
-
-
-# -------------------------------------------------------------------------------------------------- nested schedules
-
-
-@pytest.mark.parametrize("sampler_name", ["dpmpp_2m", "heun"])
-def test_every_count_of_a_nested_trajectory_is_a_run_from_scratch_and_the_prefix_is_paid_once(
-    session: HostSession, pack: Any, loaded: Any, sampler_name: str
-) -> None:
-    del session
-    nested = pack("core.schedule").NestedSchedule(3, 1.0)
-    calls: list[float] = []
-    kinds = sys.modules["comfy.patcher_extension"].WrappersMP
-
-    def count(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(float(args[1][0]))
-        return executor(*args, **kwargs)
-
-    model = loaded.model.clone()
-    model.add_wrapper_with_key(kinds.APPLY_MODEL, "budgetfusion_count", count)
-    renderer = pack("calibration.host_renderer")
-    backends, metrics = pack("metrics.measure").Backends.from_values("tiny_scenes", "shipped"), ("l_snr", "d_sim")
-    negative = loaded.encode("")
-    with torch.inference_mode():
-        graph = renderer.Graph.connected(
-            model, loaded.clip, loaded.vae, negative, sampler_name, "karras", 3.0, width=64, height=64
-        )
-        made = renderer.HostRenderer(graph, backends, metrics, lambda steps, given: given, nested)
-        told = [made.reference(CAPTIONS[1], 7, 9, None, False)]
-        counts = (2, 4, 5, 7)
-        found = [told[0].found, *(made.measure(told[0], CAPTIONS[1], 7, n, False) for n in counts)]
-        spent = len(calls)
-        nfe = pack("host.sampling").nfe
-        shared = 3 * (2 if sampler_name == "heun" else 1) + 1
-        expected = [nfe(sampler_name, n) for n in (9, *counts)]
-        assert [one.evaluations for one in found] == expected[:2] + [whole - shared for whole in expected[2:]]
-        assert spent == sum(one.evaluations for one in found)
-        for n in (9, *counts):
-            assert torch.equal(
-                made._sample(told[0].shared, CAPTIONS[1], 7, n)[0],
-                made._sample(pack("host.prefix_cache").PrefixCache(), CAPTIONS[1], 7, n)[0],
-            )
-
-
-def test_a_model_that_nobody_can_read_is_calibrated_without_sharing(pack: Any, loaded: Any) -> None:
-    """A wrapper of another pack may keep state from one evaluation to the next."""
-    kinds = sys.modules["comfy.patcher_extension"].WrappersMP
-    model = loaded.model.clone()
-    model.add_wrapper_with_key(
-        kinds.APPLY_MODEL, "another_pack", lambda executor, *args, **more: executor(*args, **more)
-    )
-    renderer = pack("calibration.host_renderer")
-    with torch.inference_mode():
-        graph = renderer.Graph.connected(
-            model, loaded.clip, loaded.vae, loaded.encode(""), "euler", "karras", 3.0, width=64, height=64
-        )
-        made = renderer.HostRenderer(graph, None, (), lambda steps, given: given)
-        shared = pack("host.prefix_cache").PrefixCache()
-        assert [made._sample(shared, CAPTIONS[1], 7, n)[1] for n in (3, 2)] == [3, 2]
-
-
-def test_a_known_nested_schedule_is_calibrated(
-    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
-) -> None:
-    run = session.execute(graph(make_node, to, foreign, name="", schedule="nested 2@1.0", max_steps=5))
-    assert run.outputs["5"][0] == "foreign dpmpp_2m karras nested.safetensors"
-    planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
-    assert planner.setting.schedule == "nested 2@1.0"
-    assert planner.grid == (2, 3, 4, 5)
-    with pack("calibration.store").Store.at(store) as opened:
-        (own,) = opened.contents()
-    assert own.schedule["prefix_steps"] == 2
-
-
-def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
-    session: HostSession,
-    pack: Any,
-    store: Path,
-    planners: Path,
-    foreign: str,
-    make_node: Any,
-    to: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A small search: one candidate for the commit point, two prefixes, 8 prompts beside the calibration's."""
-    spec, stage, search = (pack(f"calibration.{name}") for name in ("spec", "search_stage", "schedule_search"))
-    monkeypatch.setitem(spec.SEARCHES, "quick", (8, 1))
-    monkeypatch.setitem(spec.AMOUNTS, "quick", spec.Amount(9, 1, 8, 0.08, 28, False))
-    monkeypatch.setattr(stage, "commit_candidates", lambda quantile: search.commit_candidates(quantile, (0.75,)))
-    monkeypatch.setattr(stage, "PREFIXES", (6, 7))
-    texts = [*CAPTIONS, *(f"{caption} with a small red star" for caption in CAPTIONS)]
-    whole = graph(make_node, to, foreign, name="", prompt_text="\n".join(texts), max_steps=13)
-    with interrupted_after(60), pytest.raises(HostInterrupted):
-        session.execute(whole)
-    run = session.execute(whole)
-    (shown,) = run.ui["5"]["calibration"]
-    codes = [one["code"] for one in shown["messages"]]
-    assert "calibrate_search_found" in codes, run.outputs["5"][1]
-    planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
-    nested = pack("core.schedule").NestedSchedule.from_text(planner.setting.schedule)
-    assert nested is not None and nested.prefix_steps in (6, 7)
-    tables = planner.provenance["calibration"]["search"]
-    assert tables["prompts"] == 8 and tables["prefixes"][-1]["accepted"]
-    assert run.outputs["5"][2].shape[0] == 2, "the curves, and the pairs of pictures"
-    events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
-    assert events[0]["messages"][0]["code"] == "calibrate_search"
-
-    rendered = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
-    (receipt,) = rendered.ui["6"]["receipt"]
-    assert receipt["fallback"] is None
-    assert receipt["prefix_steps"] == nested.prefix_steps < receipt["steps"]
