@@ -23,6 +23,7 @@ from ..host.conditioning import extract_all
 from ..host.identity import read_identity
 from ..host.paths import store_path
 from ..predictor.planner import Planner
+from ..predictor.prediction import Prediction
 from .choice import AUTO, choose_planner
 from .memory import only_seed, render_facts
 from .service import Request, render_setting
@@ -120,12 +121,16 @@ def remember(
 
 
 def _predicted(origin: Origin, target: int) -> tuple[str, bytes]:
-    """(fingerprint, float32 [2, K] median and high) of the planner that serves this render; empty without one."""
+    """(fingerprint, `predicted_bytes`) of the planner that serves this render; empty without one."""
     try:
         planner = choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
     except BudgetFusionError:
         return "", b""
     if not isinstance(planner, Planner) or planner.target_steps != target:
         return "", b""
-    curves = planner.predict(origin.tokens, origin.pooled).normalised.max(axis=1)  # [K, 3]
-    return planner.fingerprint, np.ascontiguousarray(curves[:, 1:].T, np.float32).tobytes()
+    return planner.fingerprint, predicted_bytes(planner.predict(origin.tokens, origin.pooled))
+
+
+def predicted_bytes(said: Prediction) -> bytes:
+    """float32 [2 K + 1]: median and high shortfall over the scale, and the out-of-distribution score."""
+    return np.append(said.normalised.max(axis=1)[:, 1:].T, said.distance).astype(np.float32).tobytes()

@@ -20,14 +20,19 @@ from budgetfusion_nodes.predictor.memory import Curves, Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import Space, signature
 from budgetfusion_nodes.predictor.prediction import Prediction
+from budgetfusion_nodes.tiny_scenes.captions import describe
 from research.statistics.allocation import needed
 from research.sweeps.nested_study import Study
+from research.sweeps.prompts import LARGEST_SEED, PromptList
+from research.tiny_scenes_training.scene_check import scene_from_key
 
 from .judging import Tally, decide
 
 FOLDS = 8
 TAILS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 46)
 QUANTILES = (0.1, 0.5, 0.9)
+WORDINGS = 50
+"""Tries to say a scene in other words."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ class Renders:
     """[J, K] worst shortfall over its scale."""
     signatures: NDArray[np.float16]
     """[J, S] of each render's prompt."""
+
+
+def in_other_words(prompts: PromptList, seed: int = 0) -> PromptList:
+    """The same scenes described anew, with other noise seeds; those whose words can only be the same are left out."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for prompt in prompts.prompts:
+        texts = (describe(scene_from_key(prompt.key), rng) for _ in range(WORDINGS))
+        text = next((text for text in texts if text != prompt.text), None)
+        if text is not None:
+            seeds = tuple(int(s) for s in rng.choice(LARGEST_SEED, len(prompt.seeds), replace=False))
+            found.append(replace(prompt, text=text, seeds=seeds))
+    return PromptList(tuple(found), {"rephrased": dict(prompts.source), "seed": seed})
 
 
 def measured(
@@ -139,6 +157,7 @@ def _curves(
         level=level[rows],
         median=np.tile(median, (len(rows), 1)),
         high=np.tile(high, (len(rows), 1)),
+        distance=np.full(len(rows), np.nan),
         signatures=place[rows][first],
         keys=tuple(map(str, first)),
     )
