@@ -123,6 +123,6 @@ def _check(curves: Curves, space: Space, norms: Any) -> None:
     shapes = [getattr(curves, name).shape == (renders, len(curves.grid)) for name in ("level", "median", "high")]
     shapes += [getattr(curves, name).shape == (renders,) for name in ("rows", "seeds", "distance")]
     shapes += [space.places.shape[0] == prompts, norms.shape == (prompts,), space.places.shape[1:] == space.scale.shape]
-    inside = not renders or (0 <= curves.prompts.min() and curves.prompts.max() < prompts)
+    inside = not renders or (curves.prompts.min() >= 0 and curves.prompts.max() < prompts)
     if not (all(shapes) and inside):
         raise ValueError("its parts do not fit together")

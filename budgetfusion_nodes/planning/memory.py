@@ -171,7 +171,7 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
 
     table, memory = wanted.planner.risk_table, known.ready.memory
     if memory is not None and not known.unread and abs(len(memory.curves) - memory.fitted) <= GROWN * memory.fitted:
-        ready = Ready(refit(memory, table), known.ready.seen)
+        ready = Ready(refit(memory.compacted(), table), known.ready.seen)
         stamp = known.stamp
     else:
         stamp = _stamp(path)

@@ -30,9 +30,6 @@ from .service import Request, render_setting
 
 log = logging.getLogger(__name__)
 
-SWEPT, LEARNED, COMPARED = "sweep", "learn", "blind test"
-"""As in calibration/records.py, which would import more than a start may cost."""
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -95,7 +92,7 @@ def remember(
     """Keeps what was measured; says so, or why it could not. Never raises for the store's sake.
 
     distances: count -> metric -> distance to the picture at the greatest count, which is among them with zeros.
-    decibel: count -> L-SNR. source: one of records.SOURCES. What the planner that serves this render says of the prompt
+    decibel: count -> L-SNR. source: one of core.sources. What the planner that serves this render says of the prompt
     is kept beside, so that it can be judged later.
     """
     try:

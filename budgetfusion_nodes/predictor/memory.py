@@ -154,6 +154,14 @@ class Memory:
         curves, new = curves.joined(fresh)
         return replace(self, curves=curves, space=self.space.joined(signatures[new]))
 
+    def compacted(self) -> Memory:
+        """Without prompts that no render is left of."""
+        used, place = np.unique(self.curves.prompts, return_inverse=True)
+        if len(used) == len(self.curves.keys):
+            return self
+        curves = replace(self.curves, prompts=place.astype(np.int64), keys=self.curves.keys[used])
+        return replace(self, curves=curves, space=replace(self.space, places=self.space.places[used]))
+
     def recall(
         self,
         prediction: Prediction,

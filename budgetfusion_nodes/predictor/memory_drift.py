@@ -1,10 +1,10 @@
 """Whether the latest prompts still are what the planner's promise was made for: two tests of exchangeability.
 
-A planner's thresholds hold for prompts like those of its calibration. An artist who changes style leaves them; that is
-seen in the prompts (too many lie further off than 95 % of the calibration's, which takes two or three of them), or, where
-the words tell nothing, in measured renders that fall short too often (some thirty). Each is a bet against the
-calibration's rate; what it has won since its best beginning is evidence and beginning in one (Page 1954, CUSUM; Vovk et
-al. 2005, ch. 7, conformal test martingales).
+A planner's thresholds hold for prompts like those of its calibration. An artist who changes style leaves them. That is
+seen in the prompts: too many lie further off than 95 % of the calibration's, and two or three tell. Or, where the words
+tell nothing, in measured renders that fall short too often, of which it takes some thirty. Each is a bet against the
+calibration's rate; what it won since its best beginning is evidence and place in one (Page 1954, CUSUM; Vovk et al.
+2005, ch. 7, conformal test martingales).
 """
 
 from __future__ import annotations

@@ -45,14 +45,15 @@ def costs(path: Path, renders: int) -> str:
         refit, _ = _seconds(again.wait, time.perf_counter)
         rows[-1] += [_seconds(partial(_plan, again, path, wanted, encoded))[0], refit]
         rows[-1].append(_seconds(lambda: planner.plan(encoded.tokens, encoded.pooled))[0])
-    first, after, later, refit, plain = 1e3 * np.median(rows, axis=0)
-    worst = 1e3 * np.max(rows, axis=0)
+    median, worst = np.median(rows, axis=0), np.max(rows, axis=0)
     beside = sum(file.stat().st_size for file in path.with_name(FOLDER).iterdir())
+    stored = f"store {path.stat().st_size / 1e6:.0f} MB and {beside / 1e6:.0f} MB fitted"
+    names = ("the first plan of a session", "the first after a new memory", "later ones")
+    each = (f"{name} {1e3 * m:.1f} ({1e3 * w:.1f}) ms" for name, m, w in zip(names, median, worst, strict=False))
     return (
-        f"{renders} renders: store {path.stat().st_size / 1e6:.0f} MB and {beside / 1e6:.0f} MB fitted; one core, median "
-        f"(worst of {PLANS}): the first plan of a session {first:.1f} ({worst[0]:.1f}) ms, the first after a new memory "
-        f"{after:.1f} ({worst[1]:.1f}) ms, later ones {later:.1f} ({worst[2]:.1f}) ms, without memory {plain:.1f} ms; in "
-        f"a thread beside: reading and fitting all {fitting:.2f} s, thresholds after a new memory {refit / 1e3:.2f} s"
+        f"{renders} renders: {stored}; one core, median (worst of {PLANS}): {', '.join(each)}, without memory "
+        f"{1e3 * median[4]:.1f} ms; in a thread beside: reading and fitting all {fitting:.2f} s, thresholds after "
+        f"a new memory {median[3]:.2f} s"
     )
 
 
