@@ -126,7 +126,7 @@ class Learner:
         distances |= {last: rest, planner.target_steps: dict.fromkeys(planner.metrics, 0.0)}
         level = reference.found.l_snr
         decibel = {n: found[n].l_snr if n in found else level for n in distances}
-        return remember(origin, distances, decibel, names, LEARNED)
+        return remember(origin, distances, decibel, names, LEARNED, planner)
 
     def _origin(self, plan: Plan) -> Origin | None:
         graph = self.graph
@@ -154,7 +154,7 @@ class Learner:
                 both = {one.steps: one for one in (target, found)}
                 distances = {n: one.distances for n, one in both.items()}
                 decibel = {n: one.l_snr for n, one in both.items()}
-                said = remember(origin, distances, decibel, backends, LEARNED)
+                said = remember(origin, distances, decibel, backends, LEARNED, planner)
         except GivesWay:
             return (message("learn_gave_way"),)
         return (said or message("learn_nothing"),)

@@ -1,7 +1,7 @@
 """A memory as it was fitted, beside the store, so that no plan waits for reading and fitting 10,000 renders.
 
 The store alone holds what was measured; these files can be deleted at any time and are made anew. One file for each
-planner and render setting, safetensors, named by a digest of both. A file that is damaged or of another make is no file.
+planner and render setting, safetensors, named by a digest of both. A damaged file, or one of another make, is none.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Ready:
     memory: Memory | None
     """None where none of them is of use."""
     seen: Seen
+    stamp: tuple[Any, ...] | None = None
+    """Of the database's files when it was fitted; while they are the same, the database need not be asked."""
 
 
 def key_of(wanted: Wanted) -> str:
@@ -79,7 +81,7 @@ def forget_ready(store: Path) -> None:
 
 def _to_bytes(ready: Ready) -> bytes:
     arrays: dict[str, Any] = {"seen_rows": ready.seen.rows, "seen_at": ready.seen.at}
-    about: dict[str, Any] = {"format": FORMAT}
+    about: dict[str, Any] = {"format": FORMAT, "stamp": ready.stamp}
     memory = ready.memory
     if memory is not None:
         curves, space = memory.curves, memory.space
@@ -98,9 +100,10 @@ def _from_bytes(content: bytes) -> Ready:
     if about["format"] != FORMAT:
         raise ValueError("another make")
     arrays = load(content)
-    seen = Seen(arrays["seen_rows"], arrays["seen_at"])
+    seen, stamp = Seen(arrays["seen_rows"], arrays["seen_at"]), about["stamp"]
+    stamp = None if stamp is None else tuple(None if one is None else tuple(one) for one in stamp)
     if "kernel" not in about:
-        return Ready(None, seen)
+        return Ready(None, seen, stamp)
     of_renders = {name: arrays[name] for name in OF_RENDERS}
     keys = np.frombuffer(arrays["keys"].tobytes(), "S64")
     curves = Curves(grid=tuple(about["grid"]), keys=keys, **of_renders)
@@ -109,7 +112,7 @@ def _from_bytes(content: bytes) -> Ready:
     space.__dict__["norms"] = arrays["norms"]
     tables = {name: None if table is None else _table(table) for name, table in about["tables"].items()}
     memory = Memory(curves, space, Kernel(**about["kernel"]), fitted=int(about["fitted"]), **tables)
-    return Ready(memory, seen)
+    return Ready(memory, seen, stamp)
 
 
 def _table(data: dict[str, Any]) -> RiskTable:

@@ -110,17 +110,24 @@ class Seen:
 
     def now(self, connection: sqlite3.Connection, settings: Sequence[int]) -> Seen:
         """What is remembered now; read as a whole only where more is gone than the oldest."""
-        query = f"SELECT count(*), ifnull(sum(t.id), 0), min(m.at), max(m.at) {_REMEMBERED}"
-        count, total, oldest, latest = connection.execute(query, [_listed(settings)]).fetchone()
-        there = (count, total, oldest, latest) if count else Seen.nothing().summary
+        query = (
+            "SELECT count(*), ifnull(sum(t.id), 0), min(m.at), max(m.at), "
+            f"json_group_array(t.id) FILTER (WHERE m.at > ?) {_REMEMBERED}"
+        )
+        given = [self.at.max(initial=-1.0), _listed(settings)]
+        *found, fresh_rows = connection.execute(query, given).fetchone()
+        there = tuple(found) if found[0] else Seen.nothing().summary
         if there == self.summary:
             return self
-        query = f"SELECT t.id, m.at {_REMEMBERED} AND m.at > ? ORDER BY m.at, t.id"
-        fresh = Seen._of(connection.execute(query, [_listed(settings), self.at.max(initial=-1.0)]))
-        kept = (self.at >= (oldest or 0.0)) & ~np.isin(self.rows, fresh.rows)
-        found = Seen(np.concatenate([self.rows[kept], fresh.rows]), np.concatenate([self.at[kept], fresh.at]))
-        if found.summary == there:
-            return found
+        oldest = there[2]
+        query = (
+            "SELECT trajectory_id, at FROM memories WHERE trajectory_id IN (SELECT value FROM json_each(?)) ORDER BY at"
+        )
+        fresh = Seen._of(connection.execute(query, [fresh_rows or "[]"]))
+        kept = (self.at >= oldest) & ~np.isin(self.rows, fresh.rows)
+        both = Seen(np.concatenate([self.rows[kept], fresh.rows]), np.concatenate([self.at[kept], fresh.at]))
+        if both.summary == there:
+            return both
         return Seen._of(connection.execute(f"SELECT t.id, m.at {_REMEMBERED} ORDER BY m.at, t.id", [_listed(settings)]))
 
     @classmethod
@@ -162,7 +169,7 @@ def read_curves(
         rows=np.array([row[0] for row in rows], np.int64),
         prompts=np.array([place[row[1]] for row in rows], np.int64),
         seeds=np.array([row[2] for row in rows], np.int64),
-        level=np.stack([levels[row[0]] for row in rows]),
+        level=np.stack([levels[row[0]] for row in rows]).astype(np.float32),
         median=predicted[:, :count],
         high=predicted[:, count : 2 * count],
         distance=predicted[:, 2 * count],
@@ -226,7 +233,7 @@ def _predicted(connection: sqlite3.Connection, planner: Planner, rows: Sequence[
     """[J, 2 K + 1] median, high and the out-of-distribution score; as this planner's predictor said before the render
     was measured, else as it says of the prompts `ids` where their conditioning was kept; else NaN."""
     width = 2 * len(planner.grid) + 1
-    found = np.full((len(rows), width), np.nan)
+    found = np.full((len(rows), width), np.nan, np.float32)
     lacking: dict[int, list[int]] = {}
     own = planner.fingerprint
     for index, (_, prompt, _, predictor, predicted) in enumerate(rows):

@@ -148,6 +148,8 @@ def _caught_up(path: Path, wanted: Wanted, stamp: Any, known: Loaded | None) -> 
 
     ready = read_ready(path, key_of(wanted)) if known is None else known.ready
     ready = ready or Ready(None, Seen.nothing())
+    if known is None and ready.stamp == stamp:
+        return Loaded(stamp, ready, False)
     try:
         with reading(path) as connection:
             settings = matching_settings(connection, wanted)
@@ -181,7 +183,7 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
             found = read_curves(connection, wanted, settings)
         ready = Ready(None if found is None else fit_memory(*found, table), seen)
     try:
-        write_ready(path, key_of(wanted), ready)
+        write_ready(path, key_of(wanted), replace(ready, stamp=stamp))
     except OSError as error:  # the next process fits again
         log.warning("BudgetFusion could not keep its fitted memory: %s", error)
     return Loaded(stamp, ready, False)

@@ -88,12 +88,13 @@ def remember(
     decibel: Mapping[int, float],
     backends: Mapping[str, str],
     source: str,
+    planner: Planner | None = None,
 ) -> Message:
     """Keeps what was measured; says so, or why it could not. Never raises for the store's sake.
 
     distances: count -> metric -> distance to the picture at the greatest count, which is among them with zeros.
-    decibel: count -> L-SNR. source: one of core.sources. What the planner that serves this render says of the prompt
-    is kept beside, so that it can be judged later.
+    decibel: count -> L-SNR. source: one of core.sources. planner: that of the render; left out, the one that would be
+    chosen for it. What it says of the prompt is kept beside, so that it can be judged later.
     """
     try:
         from ..calibration.records import Encoded, Measurement, Subject
@@ -105,7 +106,7 @@ def remember(
         facts = {name: value for name, value in origin.facts.items() if value}
         subject = Subject(origin.setting, counts[-1], facts)
         measured = [Measurement(n, dict(distances[n]), decibel[n], 0, 0.0, 0.0) for n in counts]
-        predictor, predicted = _predicted(origin, counts[-1])
+        predictor, predicted = _predicted(origin, counts[-1], planner)
         encoded = Encoded.of(origin.tokens, origin.pooled)
         found = Remembered(subject, encoded, origin.seed, backends, measured, source, predictor, predicted)
         with Store.at(store_path()) as store:
@@ -117,10 +118,10 @@ def remember(
         return message("not_remembered", reason=said)
 
 
-def _predicted(origin: Origin, target: int) -> tuple[str, bytes]:
+def _predicted(origin: Origin, target: int, chosen: Planner | None) -> tuple[str, bytes]:
     """(fingerprint, `predicted_bytes`) of the planner that serves this render; empty without one."""
     try:
-        planner = choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
+        planner = chosen or choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
     except BudgetFusionError:
         return "", b""
     if not isinstance(planner, Planner) or planner.target_steps != target:

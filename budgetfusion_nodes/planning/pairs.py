@@ -12,6 +12,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ from ..metrics.l_snr import l_snr
 from ..metrics.matching import differences, matching_backends
 from ..metrics.measure import measure
 from ..predictor.planner import Planner
-from .choice import AUTO, choose_planner
+from .choice import planner_of
 from .memory import only_seed
 from .origin import Origin, origin_of, remember
 from .service import Request
@@ -45,7 +46,7 @@ SAME = ("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negati
 MOST = 16
 """Renders that are known, and pairs that need not be measured again."""
 
-_RENDERED: OrderedDict[str, tuple[Origin, int]] = OrderedDict()
+_RENDERED: OrderedDict[str, tuple[Origin, int, Planner]] = OrderedDict()
 _MEASURED: OrderedDict[tuple[str, str], None] = OrderedDict()
 
 
@@ -64,8 +65,12 @@ def keep_for_memory(
     if not isinstance(graph, Mapping) or BLIND_TEST not in (one.get("class_type") for one in graph.values()):
         return
     key, origin = graph_key(graph, node), origin_of(*inputs, request, seed, plan.schedule)
-    if key is not None and origin is not None:
-        _put(_RENDERED, key, (origin, done.steps))
+    if key is None or origin is None:
+        return
+    try:
+        _put(_RENDERED, key, (origin, done.steps, planner_of(plan)))
+    except BudgetFusionError:
+        log.warning("BudgetFusion cannot remember this render", exc_info=True)
 
 
 def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:
@@ -77,37 +82,47 @@ def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:
             return None
         inputs = graph[node]["inputs"]
         found = _pair(graph, inputs["planned"], inputs["full"])
-        if found is None or found[0] in _MEASURED:
+        if found is None or found.key in _MEASURED:
             return None
-        key, origin, steps, target = found
-        said = _measured(origin, steps, target, planned, full)
+        said = _measured(found, planned, full)
         if said is not None:
-            _put(_MEASURED, key, None)
+            _put(_MEASURED, found.key, None)
         return said
     except Exception:  # for the store's sake no test may fail
         log.warning("BudgetFusion could not remember this pair", exc_info=True)
         return None
 
 
-def _pair(graph: Mapping[str, Any], planned: Any, full: Any) -> tuple[tuple[str, str], Origin, int, int] | None:
-    """(key, origin, steps of the planned picture, of the full one)."""
+@dataclass(frozen=True)
+class _Pair:
+    key: tuple[str, str]
+    origin: Origin
+    planner: Planner
+    steps: int
+    """Of the planned picture."""
+    target: int
+    """Of the full one."""
+
+
+def _pair(graph: Mapping[str, Any], planned: Any, full: Any) -> _Pair | None:
+    """None where the pictures are not of one trajectory."""
     one, other = _sampler(graph, planned), _sampler(graph, full)
     keys = graph_key(graph, one), graph_key(graph, other)
     if keys[0] is None or keys[1] is None or keys[0] not in _RENDERED:
         return None
-    origin, steps = _RENDERED[keys[0]]
+    origin, steps, planner = _RENDERED[keys[0]]
     mine, its = graph[one]["inputs"], graph[other]["inputs"]
     if not all(json.dumps(mine.get(name)) == json.dumps(its.get(name)) for name in SAME):
         return None
     if keys[1] in _RENDERED:
-        second, target = _RENDERED[keys[1]]
+        second, target, _ = _RENDERED[keys[1]]
         same = second.setting == origin.setting
     else:
         target, same = its.get("steps"), graph[other]["class_type"] == STOCK_SAMPLER and its.get("denoise", 1.0) == 1.0
         same = same and origin.setting.schedule == STOCK
-    if not same or not isinstance(target, int) or steps >= target:
+    if not same or target != planner.target_steps or steps >= planner.target_steps:
         return None
-    return (keys[0], keys[1]), origin, steps, target
+    return _Pair((keys[0], keys[1]), origin, planner, steps, planner.target_steps)
 
 
 def _sampler(graph: Mapping[str, Any], image: Any) -> str:
@@ -117,23 +132,22 @@ def _sampler(graph: Mapping[str, Any], image: Any) -> str:
     return str(samples[0]) if decoder.get("class_type") in DECODERS and _is_link(samples) and samples[1] == 0 else ""
 
 
-def _measured(origin: Origin, steps: int, target: int, planned: Tensor, full: Tensor) -> Message | None:
-    """None where no planner needs it, or a backend of its own is missing."""
-    try:
-        planner = choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
-    except BudgetFusionError:
-        return None
-    if not isinstance(planner, Planner) or planner.target_steps != target:
-        return None
+def _measured(pair: _Pair, planned: Tensor, full: Tensor) -> Message | None:
+    """None where a backend of the planner's is missing."""
+    planner = pair.planner
     wanted = {metric: planner.backends[metric] for metric in planner.metrics}
     backends = matching_backends(wanted, "auto", None, encoder_folders())
     if differences(wanted, backends.names(), "auto", None):
         return None
     with render_device(backends, *to_bchw(planned).shape[2:]) as device:
         found = measure(planned, full, backends, device=device)
-    distances = {steps: {m: float(found[m]) for m in planner.metrics}, target: dict.fromkeys(planner.metrics, 0.0)}
-    decibel = {steps: float(l_snr(planned)), target: float(l_snr(full))}
-    return remember(origin, distances, decibel, {m: backends.names()[m] for m in planner.metrics}, COMPARED)
+    distances = {
+        pair.steps: {m: float(found[m]) for m in planner.metrics},
+        pair.target: dict.fromkeys(planner.metrics, 0.0),
+    }
+    decibel = {pair.steps: float(l_snr(planned)), pair.target: float(l_snr(full))}
+    names = {m: backends.names()[m] for m in planner.metrics}
+    return remember(pair.origin, distances, decibel, names, COMPARED, planner)
 
 
 def graph_key(graph: Mapping[str, Any], node: str) -> str | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from budgetfusion_nodes.core.curves import METRICS, FloatArray, all_counts, interpolate_log_n
 from budgetfusion_nodes.core.risk import RiskTable, calibrate
 from budgetfusion_nodes.core.schedule import NestedSchedule
+from budgetfusion_nodes.predictor.features import fit_out_of_distribution
 from budgetfusion_nodes.predictor.memory import Curves, Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import Space, signature
@@ -116,6 +117,7 @@ class _Fitted:
     table: RiskTable
     memory: Memory
     rows: NDArray[np.intp]
+    far: FloatArray
 
 
 def _fit(
@@ -137,7 +139,18 @@ def _fit(
     for index, group in enumerate(groups):
         seeds[index, : len(group)] = quality[group]
     table = calibrate(np.tile(upper, (len(groups), 1)), seeds)
-    return _Fitted(prediction, table, fit_memory(_curves(prediction, scene, wording, level, place, rows), table), rows)
+    far = _distances(place, rows)
+    curves, signatures = _curves(prediction, scene, wording, level, place, far, rows)
+    return _Fitted(prediction, table, fit_memory(curves, signatures, table), rows, far)
+
+
+def _distances(place: NDArray[np.float16], rows: NDArray[np.intp]) -> FloatArray:
+    """[J] out-of-distribution scores of all renders' prompts, made from those of `rows`."""
+    own = torch.from_numpy(np.unique(place[rows], axis=0).astype(np.float32))
+    own = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
+    scorer = fit_out_of_distribution(own[: len(own) // 2], own[len(own) // 2 :])
+    whitened = (torch.from_numpy(place.astype(np.float32)) - scorer.centre) @ scorer.whitening
+    return (whitened.norm(dim=1) / scorer.limit).double().numpy()
 
 
 def _curves(
@@ -146,21 +159,23 @@ def _curves(
     wording: NDArray[np.int64],
     level: FloatArray,
     place: NDArray[np.float16],
+    far: FloatArray,
     rows: NDArray[np.intp],
-) -> Curves:
+) -> tuple[Curves, NDArray[np.float16]]:
     _, first, prompts = np.unique(2 * scene[rows] + wording[rows], return_index=True, return_inverse=True)
     _, median, high = prediction.normalised[:, 0].T
-    return Curves(
+    curves = Curves(
         grid=prediction.grid,
+        rows=rows.astype(np.int64),
         prompts=prompts.astype(np.int64),
         seeds=np.arange(len(rows), dtype=np.int64),
         level=level[rows],
         median=np.tile(median, (len(rows), 1)),
         high=np.tile(high, (len(rows), 1)),
-        distance=np.full(len(rows), np.nan),
-        signatures=place[rows][first],
-        keys=tuple(map(str, first)),
+        distance=far[rows],
+        keys=np.array(list(map(str, first)), np.bytes_),
     )
+    return curves, place[rows][first]
 
 
 def _add(
@@ -175,9 +190,10 @@ def _add(
     q: float,
     risk: float,
 ) -> None:
-    curves = _curves(fitted.prediction, scene, wording, level, place, np.concatenate([fitted.rows, extra]))
-    memory = replace(fitted.memory, curves=curves, space=Space.of(curves.signatures))
-    recalled = memory.recall(fitted.prediction, place[row], risk)
+    rows = np.concatenate([fitted.rows, extra])
+    curves, signatures = _curves(fitted.prediction, scene, wording, level, place, fitted.far, rows)
+    memory = replace(fitted.memory, curves=curves, space=Space.of(signatures))
+    recalled = memory.recall(replace(fitted.prediction, distance=float(fitted.far[row])), place[row], risk)
     counts = all_counts(fitted.prediction.grid)
     quality = np.clip(1.0 - interpolate_log_n(fitted.prediction.grid, level[row], counts), 0.0, 1.0)
     steps, without = (decide(fitted.prediction, fitted.table, known, q, risk) for known in (recalled, None))
