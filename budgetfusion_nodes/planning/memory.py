@@ -167,7 +167,7 @@ def _caught_up(path: Path, wanted: Wanted, stamp: Any, known: Loaded | None) -> 
 
 def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
     """From all renders; where few came or went, with the same kernel from what is known of them."""
-    from ..calibration.memory_file import Ready, key_of, write_ready
+    from ..calibration.memory_file import Ready, forget_ready, key_of, write_ready
     from ..calibration.memory_reader import Seen, matching_settings, read_curves, reading
     from ..predictor.memory_fit import fit_memory, refit
 
@@ -184,6 +184,10 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
         ready = Ready(None if found is None else fit_memory(*found, table), seen)
     try:
         write_ready(path, key_of(wanted), replace(ready, stamp=stamp))
+        with reading(path) as connection:
+            now = ready.seen.now(connection, matching_settings(connection, wanted))
+        if ready.seen.lacks(now).any():  # forgotten meanwhile
+            forget_ready(path)
     except OSError as error:  # the next process fits again
         log.warning("BudgetFusion could not keep its fitted memory: %s", error)
     return Loaded(stamp, ready, False)

@@ -136,6 +136,7 @@ def test_what_was_forgotten_or_evicted_is_in_no_plan_and_in_no_file(
     with Store.at(path) as store:
         remember(store, found(planner, encoded=encoded(50), seed=200), most=10)
     assert seeds_in(cache, path, wanted) == [*range(2 * PROMPTS - 9, 2 * PROMPTS), 200]
+    cache.wait()
     with Store.at(path) as store:
         store_memory.forget_prompt(store, "11")
         forget_ready(path)
@@ -149,6 +150,28 @@ def test_what_was_forgotten_or_evicted_is_in_no_plan_and_in_no_file(
     with Store.at(path) as store:
         store_memory.forget_older(store, time.time() + 1.0)
     assert seeds_in(cache, path, wanted) == []
+    cache.wait()
+
+
+def test_a_fit_that_runs_while_renders_are_forgotten_leaves_no_file_of_them(
+    path: Path, planner: Planner, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(path, planner, *range(4))
+    real = memory_file.write_ready
+
+    def forgotten_meanwhile(*written: Any) -> None:
+        with Store.at(path) as store:
+            store_memory.forget_prompt(store, "1")
+            forget_ready(path)
+        real(*written)
+
+    monkeypatch.setattr(memory_file, "write_ready", forgotten_meanwhile)
+    cache = Cache()
+    seeds_in(cache, path, wanted)
+    cache.wait()
+    assert read_ready(path, key_of(wanted)) is None
+    monkeypatch.undo()
+    assert seeds_in(cache, path, wanted) == [2, 3]
     cache.wait()
 
 
