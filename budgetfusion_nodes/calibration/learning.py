@@ -7,11 +7,10 @@ queue is empty. It gives way: as soon as something is queued it ends within one 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
@@ -39,6 +38,10 @@ NEARLY = 0.02
 it are invisible (predictor/fit.LOG_OFFSET)."""
 ENOUGH_STEPS = 1000
 """The learner plans for nobody: no limit of the artist's may keep it from the curve."""
+
+
+_LEARNED: deque[tuple[str, str]] = deque(maxlen=64)
+"""Trajectories whose whole curve was measured in this process."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Learner:
         if lacking:
             return tuple(lacking)
         schedule = NestedSchedule.from_text(plan.schedule)
-        finished = self._finished(plan)
+        key = self._key(plan)
+        if key is not None and (key, plan.schedule) in _LEARNED:
+            return (message("learn_nothing"),)
+        finished = FINISHED.of(key, plan.schedule)
         renderer = HostRenderer(
             graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule, finished=finished
         )
@@ -89,16 +95,18 @@ class Learner:
         if self.per_hour and self._learned() >= self.per_hour:
             found = self._from_draft(renderer, planner, plan.decision, origin, names)
             return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
-        return self._measure(renderer, planner, origin, names)
+        said = self._measure(renderer, planner, origin, names)
+        if key is not None and said[0].code == "remembered":
+            _LEARNED.append((key, plan.schedule))
+        return said
 
-    def _finished(self, plan: Plan) -> Mapping[int, Tensor]:
-        """Steps -> samples of this very picture that the artist has rendered."""
+    def _key(self, plan: Plan) -> str | None:
+        """By which host/drafts knows the pictures of this trajectory that the artist has rendered."""
         graph, request = self.graph, self.request
         positive, negative, latent = graph.positive, graph.negative, graph.latent
-        key = trajectory_key(
+        return trajectory_key(
             graph.model, self.seed, request.cfg, request.sampler_name, positive, negative, latent, plan.prefix_steps
         )
-        return FINISHED.of(key, plan.schedule)
 
     def _from_draft(
         self, renderer: HostRenderer, planner: Planner, decision: Decision, origin: Origin, names: Mapping[str, str]

@@ -32,6 +32,7 @@ def store(session: HostSession, pack: Any) -> Any:
     def clear() -> None:
         pack("planning.memory").CACHE.clear()
         pack("host.drafts").FINISHED._kept.clear()
+        pack("calibration.learning")._LEARNED.clear()
         for kept in (pack("planning.pairs")._RENDERED, pack("planning.pairs")._MEASURED):
             kept.clear()
         pack("calibration.memory_file").forget_ready(path)
@@ -238,6 +239,10 @@ def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_ho
     again = dict(rows(store, query))
     assert sorted(again) >= [3, 4, 9]
     assert json.loads(again[4]) == pytest.approx(found[4])
+    monkeypatch.setattr(pack("calibration.host_renderer"), "render", lambda *_, **__: rendered.append(1))
+    planned(bench, name, again=False, quality=0.8, max_steps=9, min_steps=6)
+    learn(name)  # its curve is known
+    assert not rendered
 
 
 @pytest.mark.parametrize("other", ["steps", "seed", "inverted"])
