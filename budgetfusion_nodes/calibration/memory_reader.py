@@ -169,7 +169,7 @@ def read_curves(
         rows=np.array([row[0] for row in rows], np.int64),
         prompts=np.array([place[row[1]] for row in rows], np.int64),
         seeds=np.array([row[2] for row in rows], np.int64),
-        level=np.stack([levels[row[0]] for row in rows]).astype(np.float32),
+        level=np.stack([levels[row[0]] for row in rows]),
         median=predicted[:, :count],
         high=predicted[:, count : 2 * count],
         distance=predicted[:, 2 * count],
@@ -233,7 +233,7 @@ def _predicted(connection: sqlite3.Connection, planner: Planner, rows: Sequence[
     """[J, 2 K + 1] median, high and the out-of-distribution score; as this planner's predictor said before the render
     was measured, else as it says of the prompts `ids` where their conditioning was kept; else NaN."""
     width = 2 * len(planner.grid) + 1
-    found = np.full((len(rows), width), np.nan, np.float32)
+    found = np.full((len(rows), width), np.nan)
     lacking: dict[int, list[int]] = {}
     own = planner.fingerprint
     for index, (_, prompt, _, predictor, predicted) in enumerate(rows):
