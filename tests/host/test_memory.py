@@ -237,7 +237,7 @@ def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_ho
     monkeypatch.undo()
     learn(name)  # with time to spare: the same distances by rendering
     again = dict(rows(store, query))
-    assert sorted(again) >= [3, 4, 9]
+    assert set(again) >= {3, 4, 9}
     assert json.loads(again[4]) == pytest.approx(found[4])
     monkeypatch.setattr(pack("calibration.host_renderer"), "render", lambda *_, **__: rendered.append(1))
     planned(bench, name, again=False, quality=0.8, max_steps=9, min_steps=6)
