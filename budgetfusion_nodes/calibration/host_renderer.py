@@ -167,11 +167,14 @@ class HostRenderer:
         report: Report,
         schedule: NestedSchedule | None = None,
         texts: Sequence[str] = (),
+        finished: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """texts: prompts of the job, of which some are the others that a picture's own is compared with."""
+        """texts: prompts of the job, of which some are the others that a picture's own is compared with; finished:
+        steps -> samples that were rendered before, for a job of one prompt and seed."""
         self.graph, self.backends, self.metrics, self.schedule = graph, backends, tuple(metrics), schedule
         self.report = report
         self.texts = tuple(texts)
+        self.finished = finished or {}
         self._encoded: OrderedDict[str, Any] = OrderedDict()
         self._bytes = 0
         self._fit = PromptFit(backends.i_clip if "i_clip" in metrics else None, self._pooled, texts)
@@ -244,6 +247,8 @@ class HostRenderer:
 
     def _sample(self, shared: PrefixCache, text: str, seed: int, steps: int) -> tuple[Tensor, int]:
         """(the latent [1, C, ...] after `steps` steps, evaluations that were not in `shared`)."""
+        if steps in self.finished:
+            return self.finished[steps], 0
         return self.sample(shared, text, seed, steps, *self.sigmas(steps))
 
     def sample(

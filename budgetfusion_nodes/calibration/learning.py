@@ -7,30 +7,41 @@ queue is empty. It gives way: as soon as something is queued it ends within one 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
-from ..core.plan import Plan
+from ..core.plan import Decision, Plan
 from ..core.schedule import NestedSchedule
+from ..core.sources import LEARNED
+from ..host.drafts import FINISHED
 from ..host.paths import encoder_folders, store_path
 from ..host.queue import GivesWay, giving_way
+from ..host.sampling import trajectory_key
 from ..metrics.matching import differences, matching_backends
 from ..planning.choice import planner_of
-from ..planning.origin import LEARNED, Origin, origin_of, remember
+from ..planning.origin import Origin, origin_of, remember
 from ..planning.service import Request, plan_render
 from ..predictor.planner import Planner
 from .host_renderer import Graph, HostRenderer, first_of
 from .memory_reader import SETTLED
 from .store import Store
 from .store_memory import learned_since
-from .trajectory import Failed, Measured, Work, run_trajectory
+from .trajectory import Failed, Measured, RenderError, Work, run_trajectory
 
 HOUR = 3600.0
+NEARLY = 0.02
+"""Predicted upper shortfall, over its scale, from which on a finished picture stands for the target: differences below
+it are invisible (predictor/fit.LOG_OFFSET)."""
 ENOUGH_STEPS = 1000
 """The learner plans for nobody: no limit of the artist's may keep it from the curve."""
+
+
+_LEARNED: deque[tuple[str, str]] = deque(maxlen=64)
+"""Trajectories whose whole curve was measured in this process."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,6 @@ class Learner:
         origin = self._origin(plan)
         if origin is None or plan.decision is None:
             return (plan.fallback or message("learn_not_one"),)
-        if self.per_hour and self._learned() >= self.per_hour:
-            return (message("learn_enough", n=self.per_hour),)
         try:
             planner = planner_of(plan)
             wanted = {metric: planner.backends[metric] for metric in planner.metrics}
@@ -75,10 +84,57 @@ class Learner:
         if lacking:
             return tuple(lacking)
         schedule = NestedSchedule.from_text(plan.schedule)
-        renderer = HostRenderer(graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule)
-        return self._measure(
-            renderer, planner, origin, {metric: backends.names()[metric] for metric in planner.metrics}
+        key = self._key(plan)
+        if key is not None and (key, plan.schedule) in _LEARNED:
+            return (message("learn_nothing"),)
+        finished = FINISHED.of(key, plan.schedule)
+        renderer = HostRenderer(
+            graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule, finished=finished
         )
+        names = {metric: backends.names()[metric] for metric in planner.metrics}
+        if self.per_hour and self._learned() >= self.per_hour:
+            found = self._from_draft(renderer, planner, plan.decision, origin, names)
+            return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
+        said = self._measure(renderer, planner, origin, names)
+        if key is not None and said[0].code == "remembered":
+            _LEARNED.append((key, plan.schedule))
+        return said
+
+    def _key(self, plan: Plan) -> str | None:
+        """By which host/drafts knows the pictures of this trajectory that the artist has rendered."""
+        graph, request = self.graph, self.request
+        positive, negative, latent = graph.positive, graph.negative, graph.latent
+        return trajectory_key(
+            graph.model, self.seed, request.cfg, request.sampler_name, positive, negative, latent, plan.prefix_steps
+        )
+
+    def _from_draft(
+        self, renderer: HostRenderer, planner: Planner, decision: Decision, origin: Origin, names: Mapping[str, str]
+    ) -> Message | None:
+        """Remembers a draft and the finished picture that the artist made of it, where that is nearly the target;
+        None where there are no such two. Nothing is rendered, so no hour's limit counts.
+
+        A distance to the target is at most that to the finished picture and the finished picture's own, of which the
+        predicted upper value is taken: it errs toward more steps.
+        """
+        counts = [n for n in sorted(renderer.finished) if decision.counts[0] <= n <= planner.target_steps]
+        if len(counts) < 2:
+            return None
+        *drafts, last = counts
+        own = decision.upper[last - decision.counts[0]]
+        if own > NEARLY:
+            return None
+        try:
+            reference = renderer.reference("", self.seed, last, None, False)
+            found = {n: renderer.measure(reference, "", self.seed, n, False) for n in drafts}
+        except RenderError as error:
+            return message("learn_failed", reason=str(error))
+        rest = {metric: own * scale for metric, scale in zip(planner.metrics, planner.scale, strict=True)}
+        distances = {n: {m: one.distances[m] + rest[m] for m in planner.metrics} for n, one in found.items()}
+        distances |= {last: rest, planner.target_steps: dict.fromkeys(planner.metrics, 0.0)}
+        level = reference.found.l_snr
+        decibel = {n: found[n].l_snr if n in found else level for n in distances}
+        return remember(origin, distances, decibel, names, LEARNED, planner)
 
     def _origin(self, plan: Plan) -> Origin | None:
         graph = self.graph
@@ -106,7 +162,7 @@ class Learner:
                 both = {one.steps: one for one in (target, found)}
                 distances = {n: one.distances for n, one in both.items()}
                 decibel = {n: one.l_snr for n, one in both.items()}
-                said = remember(origin, distances, decibel, backends, LEARNED)
+                said = remember(origin, distances, decibel, backends, LEARNED, planner)
         except GivesWay:
             return (message("learn_gave_way"),)
         return (said or message("learn_nothing"),)

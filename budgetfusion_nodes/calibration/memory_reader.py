@@ -84,62 +84,115 @@ def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[
     return [row for row, names in rows if own.items() <= json.loads(names).items()]
 
 
-def state(connection: sqlite3.Connection, settings: Sequence[int]) -> tuple[Any, ...]:
-    """Changes whenever a render of these settings is remembered or forgotten."""
-    query = (
-        "SELECT count(*), max(m.at), max(m.trajectory_id) FROM memories m "
-        f"JOIN trajectories t ON t.id = m.trajectory_id WHERE t.setting_id IN ({_places(settings)})"
-    )
-    return tuple(connection.execute(query, list(settings)).fetchone())
+_REMEMBERED = """FROM memories m JOIN trajectories t ON t.id = m.trajectory_id
+WHERE t.setting_id IN (SELECT value FROM json_each(?)) AND t.id NOT IN (SELECT trajectory_id FROM set_aside)"""
+_ONLY = " AND t.id IN (SELECT value FROM json_each(?))"
 
 
-def read_curves(connection: sqlite3.Connection, wanted: Wanted, settings: Sequence[int]) -> Curves | None:
-    """None where nothing is remembered."""
+@dataclass(frozen=True)
+class Seen:
+    """Renders that are remembered for some settings, whether or not a plan can use them."""
+
+    rows: NDArray[np.int64]
+    """[N]"""
+    at: FloatArray
+    """[N] when each was measured last, seconds since 1970."""
+
+    @classmethod
+    def nothing(cls) -> Seen:
+        return cls(np.zeros(0, np.int64), np.zeros(0))
+
+    @property
+    def summary(self) -> tuple[int, int, float, float]:
+        """Equal where the renders are the same."""
+        low, high = self.at.min(initial=np.inf), self.at.max(initial=-np.inf)
+        return len(self.rows), int(self.rows.sum()), float(low), float(high)
+
+    def now(self, connection: sqlite3.Connection, settings: Sequence[int]) -> Seen:
+        """What is remembered now; read as a whole only where more is gone than the oldest."""
+        query = (
+            "SELECT count(*), ifnull(sum(t.id), 0), min(m.at), max(m.at), "
+            f"json_group_array(t.id) FILTER (WHERE m.at > ?) {_REMEMBERED}"
+        )
+        given = [self.at.max(initial=-1.0), _listed(settings)]
+        *found, fresh_rows = connection.execute(query, given).fetchone()
+        there = tuple(found) if found[0] else Seen.nothing().summary
+        if there == self.summary:
+            return self
+        oldest = there[2]
+        query = (
+            "SELECT trajectory_id, at FROM memories WHERE trajectory_id IN (SELECT value FROM json_each(?)) ORDER BY at"
+        )
+        fresh = Seen._of(connection.execute(query, [fresh_rows or "[]"]))
+        kept = (self.at >= oldest) & ~np.isin(self.rows, fresh.rows)
+        both = Seen(np.concatenate([self.rows[kept], fresh.rows]), np.concatenate([self.at[kept], fresh.at]))
+        if both.summary == there:
+            return both
+        return Seen._of(connection.execute(f"SELECT t.id, m.at {_REMEMBERED} ORDER BY m.at, t.id", [_listed(settings)]))
+
+    @classmethod
+    def _of(cls, found: sqlite3.Cursor) -> Seen:
+        rows = found.fetchall()
+        return cls(np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64))
+
+    def lacks(self, known: Seen) -> NDArray[np.bool_]:
+        """[N] which of these are not in `known`, or were measured again since."""
+        if not len(known.rows):
+            return np.ones(len(self.rows), bool)
+        order = np.argsort(known.rows)
+        place = order[np.minimum(np.searchsorted(known.rows, self.rows, sorter=order), len(order) - 1)]
+        return ~((known.rows[place] == self.rows) & (known.at[place] == self.at))
+
+
+def read_curves(
+    connection: sqlite3.Connection, wanted: Wanted, settings: Sequence[int], only: Sequence[int] | None = None
+) -> tuple[Curves, NDArray[np.float16]] | None:
+    """(curves, signatures [P, S] of their prompts); None where nothing is remembered. only: of these renders, and with
+    no predictions but those that were kept."""
     planner, backends = wanted.planner, matching_backends(connection, wanted.planner)
     if not settings or not backends:
         return None
-    levels = _levels(connection, planner, settings, backends)
-    query = (
-        "SELECT t.id, t.prompt_id, t.seed, m.predictor, m.predicted FROM memories m "
-        "JOIN trajectories t ON t.id = m.trajectory_id "
-        f"WHERE t.setting_id IN ({_places(settings)}) AND t.id NOT IN (SELECT trajectory_id FROM set_aside) "
-        "ORDER BY m.at, t.id"
-    )
-    rows = [row for row in connection.execute(query, list(settings)) if row[0] in levels]
+    chosen, given = ("", [_listed(settings)]) if only is None else (_ONLY, [_listed(settings), _listed(only)])
+    query = f"SELECT t.id, t.prompt_id, t.seed, m.predictor, m.predicted {_REMEMBERED}{chosen} ORDER BY m.at, t.id"
+    rows = connection.execute(query, given).fetchall()
+    levels = _levels(connection, planner, [row[0] for row in rows], backends)
+    rows = [row for row in rows if row[0] in levels]
     if not rows:
         return None
     ids = list(dict.fromkeys(row[1] for row in rows))
     place = {prompt: index for index, prompt in enumerate(ids)}
     keys, signatures = _prompts(connection, ids)
-    prompts = np.array([place[row[1]] for row in rows], np.int64)
-    predicted = _predicted(connection, planner, rows, ids)
-    return Curves(
+    predicted = _predicted(connection, planner, rows, ids if only is None else ())
+    count = len(planner.grid)
+    curves = Curves(
         grid=planner.grid,
-        prompts=prompts,
+        rows=np.array([row[0] for row in rows], np.int64),
+        prompts=np.array([place[row[1]] for row in rows], np.int64),
         seeds=np.array([row[2] for row in rows], np.int64),
         level=np.stack([levels[row[0]] for row in rows]),
-        median=predicted[:, 0],
-        high=predicted[:, 1],
-        signatures=signatures,
+        median=predicted[:, :count],
+        high=predicted[:, count : 2 * count],
+        distance=predicted[:, 2 * count],
         keys=keys,
     )
+    return curves, signatures
 
 
-def _places(values: Sequence[int]) -> str:
-    return ", ".join("?" * len(values))
+def _listed(values: Sequence[int]) -> str:
+    return json.dumps(list(values))
 
 
 def _levels(
-    connection: sqlite3.Connection, planner: Planner, settings: Sequence[int], backends: Sequence[int]
+    connection: sqlite3.Connection, planner: Planner, renders: Sequence[int], backends: Sequence[int]
 ) -> dict[int, FloatArray]:
     """Trajectory -> [K] worst shortfall over its scale at the planner's counts."""
     columns = ", ".join(f"json_extract(distances, '$.{metric}')" for metric in planner.metrics)
     query = (
-        f"SELECT trajectory_id, steps, {columns} FROM measurements m JOIN trajectories t ON t.id = m.trajectory_id "
-        f"WHERE t.setting_id IN ({_places(settings)}) AND m.backends_id IN ({_places(backends)}) "
+        f"SELECT trajectory_id, steps, {columns} FROM measurements WHERE trajectory_id IN "
+        "(SELECT value FROM json_each(?)) AND backends_id IN (SELECT value FROM json_each(?)) "
         "ORDER BY trajectory_id, steps"
     )
-    rows = connection.execute(query, [*settings, *backends]).fetchall()
+    rows = connection.execute(query, [_listed(renders), _listed(backends)]).fetchall()
     if not rows:
         return {}
     values = np.array(rows, np.float64)
@@ -165,23 +218,27 @@ def on_grid(grid: Sequence[int], steps: NDArray[Any], level: FloatArray) -> Floa
     return np.where(known, found, np.nan)
 
 
-def _prompts(connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[tuple[str, ...], NDArray[np.float16]]:
-    """(digests, signatures [P, S])."""
-    rows = connection.execute("SELECT p.id, p.digest, s.vector FROM prompts p JOIN signatures s ON s.prompt_id = p.id")
-    known = {row[0]: row[1:] for row in rows}
+def _prompts(connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[NDArray[np.bytes_], NDArray[np.float16]]:
+    """([P] digests, signatures [P, S])."""
+    query = (
+        "SELECT p.id, p.digest, s.vector FROM prompts p JOIN signatures s ON s.prompt_id = p.id "
+        "WHERE p.id IN (SELECT value FROM json_each(?))"
+    )
+    known = {row[0]: row[1:] for row in connection.execute(query, [_listed(ids)])}
     vectors = np.stack([np.frombuffer(known[prompt][1], np.float16) for prompt in ids])
-    return tuple(known[prompt][0] for prompt in ids), vectors
+    return np.array([known[prompt][0] for prompt in ids], np.bytes_), vectors
 
 
 def _predicted(connection: sqlite3.Connection, planner: Planner, rows: Sequence[Any], ids: Sequence[int]) -> FloatArray:
-    """[J, 2, K] median and high; as this planner's predictor said before the render was measured, else as it says of
-    the prompt's conditioning, where that was kept; else NaN."""
-    found = np.full((len(rows), 2, len(planner.grid)), np.nan)
+    """[J, 2 K + 1] median, high and the out-of-distribution score; as this planner's predictor said before the render
+    was measured, else as it says of the prompts `ids` where their conditioning was kept; else NaN."""
+    width = 2 * len(planner.grid) + 1
+    found = np.full((len(rows), width), np.nan)
     lacking: dict[int, list[int]] = {}
     own = planner.fingerprint
     for index, (_, prompt, _, predictor, predicted) in enumerate(rows):
-        if predictor == own and predicted is not None and len(predicted) == found[0].size * 4:
-            found[index] = np.frombuffer(predicted, np.float32).reshape(found[0].shape)
+        if predictor == own and predicted is not None and len(predicted) in (4 * width - 4, 4 * width):
+            found[index, : len(predicted) // 4] = np.frombuffer(predicted, np.float32)
         else:
             lacking.setdefault(prompt, []).append(index)
     for prompt, curves in _predict(connection, planner, [p for p in ids if p in lacking][-WINDOW:]).items():
@@ -190,10 +247,12 @@ def _predicted(connection: sqlite3.Connection, planner: Planner, rows: Sequence[
 
 
 def _predict(connection: sqlite3.Connection, planner: Planner, prompts: Sequence[int]) -> dict[int, FloatArray]:
-    query = f"SELECT id, features FROM prompts WHERE length(features) > 0 AND id IN ({_places(prompts)})"
-    known = {row: Encoded.from_bytes(features) for row, features in connection.execute(query, list(prompts))}
+    query = "SELECT id, features FROM prompts WHERE length(features) > 0 AND id IN (SELECT value FROM json_each(?))"
+    known = {row: Encoded.from_bytes(features) for row, features in connection.execute(query, [_listed(prompts)])}
     if not known:
         return {}
-    batch = collate([planner.features(one.tokens, one.pooled) for one in known.values()])
-    curves = ensemble_quantiles(planner.networks, batch).double().numpy()[..., 1:].max(axis=2)  # [B, K, 2]
-    return dict(zip(known, curves.transpose(0, 2, 1), strict=True))
+    features = [planner.features(one.tokens, one.pooled) for one in known.values()]
+    curves = ensemble_quantiles(planner.networks, collate(features)).double().numpy()[..., 1:].max(axis=2)  # [B, K, 2]
+    flat = curves.transpose(0, 2, 1).reshape(len(known), -1)
+    scores = np.array([planner.out_of_distribution.score(one) for one in features])
+    return dict(zip(known, np.concatenate([flat, scores[:, None]], axis=1), strict=True))

@@ -20,9 +20,6 @@ from ..predictor.features import shorten
 LARGE = 1 << 16
 """Numbers of a conditioning from which on bfloat16, which has float32's range, halves the store."""
 
-CALIBRATED, SWEPT, LEARNED, COMPARED = SOURCES = ("calibrate", "sweep", "learn", "blind test")
-"""What measured a remembered render."""
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -122,9 +122,9 @@ memories = Table(
     metadata,
     Column("trajectory_id", ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True),
     Column("at", Float, nullable=False),  # when it was measured
-    Column("source", Text, nullable=False),  # what measured it: records.SOURCES
+    Column("source", Text, nullable=False),  # what measured it: core.sources
     Column("predictor", Text),  # fingerprint of the predictor that said ...
-    Column("predicted", LargeBinary),  # ... before: float32 [2, K] median and high shortfall over the scale
+    Column("predicted", LargeBinary),  # ... before: float32 [2 K], [2 K + 1] since the score stands behind
 )
 claims = Table(
     "claims",

@@ -20,9 +20,10 @@ from sqlalchemy.dialects.sqlite import insert
 from ..core.errors import InputError
 from ..core.messages import Message
 from ..core.setting import Setting
+from ..core.sources import CALIBRATED
 from ..predictor.memory_space import signature
 from . import schema as t
-from .records import CALIBRATED, Encoded, Measurement, SetAside, Subject
+from .records import Encoded, Measurement, SetAside, Subject
 from .store_file import disposing, new_engine, open_engine, outside_transactions
 
 

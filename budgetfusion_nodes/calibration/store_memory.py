@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from ..core.sources import CALIBRATED
 from . import schema as t
-from .records import CALIBRATED, Encoded, Measurement, Subject, signed
+from .records import Encoded, Measurement, Subject, signed
 from .store import Store, put_backends, put_measurement, put_prompt, put_setting
 
 MOST = 10_000
@@ -29,7 +30,7 @@ class Remembered:
     measured: Sequence[Measurement]
     """At several counts, the target among them."""
     source: str
-    """One of records.SOURCES."""
+    """One of core.sources."""
     predictor: str = ""
     """Fingerprint of the predictor; empty where nothing was predicted."""
     predicted: bytes = b""

@@ -110,7 +110,10 @@ def run_prompts(args: argparse.Namespace) -> int:
 def run_forget(args: argparse.Namespace) -> int:
     if args.setting is None:
         return _forget_renders(args)
+    from ..calibration.memory_file import forget_ready
+
     with open_store(args) as store:
+        forget_ready(store.path)
         known = [one.setting_id for one in store.contents()]
         chosen = known if args.setting == "all" else [n for n in known if str(n) == args.setting]
         if not chosen and args.setting != "all":
@@ -123,8 +126,10 @@ def run_forget(args: argparse.Namespace) -> int:
 
 def _forget_renders(args: argparse.Namespace) -> int:
     from ..calibration import store_memory
+    from ..calibration.memory_file import forget_ready
 
     with open_store(args) as store:
+        forget_ready(store.path)
         if args.older_than is not None:
             gone = store_memory.forget_older(store, time.time() - args.older_than * DAY)
         elif args.model is not None:

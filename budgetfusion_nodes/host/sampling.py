@@ -96,6 +96,8 @@ class Render:
     """Of the denoiser that `steps` steps need."""
     replayed: int = 0
     """Of these, taken from the draft: an earlier run with the same beginning."""
+    key: str | None = None
+    """prefix_cache.run_key; None where something that the picture depends on cannot be told."""
 
     @property
     def seconds_per_step(self) -> float:
@@ -199,7 +201,7 @@ def render(
     """
     check_latent(latent_image)
     laps: list[Lap] = []
-    key = run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
+    key = trajectory_key(model, seed, cfg, sampler_name, positive, negative, latent_image, prefix_steps, denoise)
     clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps), cache)
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
     if sigmas is not None:
@@ -218,7 +220,23 @@ def render(
         watt_hours=sum(used) if used and len(used) == len(laps) else None,
         evaluations=nfe(sampler_name, done),
         replayed=0 if replay is None else replay.replayed,
+        key=key,
     )
+
+
+def trajectory_key(
+    model: Any,
+    seed: int,
+    cfg: float,
+    sampler_name: str,
+    positive: Any,
+    negative: Any,
+    latent_image: Mapping[str, Any],
+    prefix_steps: int,
+    denoise: float = 1.0,
+) -> str | None:
+    """Equal for renders that `prefix_steps` steps of one schedule are the same in."""
+    return run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
 
 
 def sweep(

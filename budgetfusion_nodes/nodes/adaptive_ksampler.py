@@ -13,6 +13,7 @@ from ..host.sampling import check_latent, nfe, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
 from ..planning.nested import plan_sigmas
+from ..planning.pairs import keep_for_memory
 from ..planning.receipt import make_receipt
 from ..planning.service import Request, obey, plan_render
 from . import schema as s
@@ -143,6 +144,8 @@ class AdaptiveKSampler(io.ComfyNode):
             sigmas=None if decided.schedule == STOCK else plan_sigmas(decided, model, request),
             prefix_steps=decided.prefix_steps,
         )
+        if memory:
+            keep_for_memory(decided, done, cls.hidden, request, seed, (model, positive, negative, latent_image))
         receipt = make_receipt(decided, done, nfe(sampler_name, done.steps))
         text = f"{decided.summary()}\n{receipt.text()}"
         ui = {"text": [text], "budget_plan": [decided.to_dict()], "receipt": [receipt.to_dict()]}

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_QUALITY, QUALITY_RANGE
+from ..planning.pairs import remember_pair
 from . import schema as s
 
 
@@ -23,6 +24,7 @@ class BlindTest(io.ComfyNode):
             "your eyes stop telling.",
             search_aliases=["a/b test", "2afc", "forced choice", "compare images", "blind", "budgetfusion"],
             is_output_node=True,
+            hidden=s.HIDDEN,
             inputs=[
                 io.Image.Input("planned", tooltip="The pictures with the planned steps. Each is shown beside its own."),
                 io.Image.Input(
@@ -76,4 +78,8 @@ class BlindTest(io.ComfyNode):
         # on use: the database library would add to the start of every host
         from ..calibration.host_blind_test import ask
 
-        return io.NodeOutput(ui={"blind_test": [ask(planned, full, reference, label, quality, plan)]})
+        asked = ask(planned, full, reference, label, quality, plan)
+        kept = remember_pair(cls.hidden, planned, full)
+        if kept is not None:
+            asked["messages"].append(kept.to_dict())
+        return io.NodeOutput(ui={"blind_test": [asked]})

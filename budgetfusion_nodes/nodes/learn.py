@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.drafts import FINISHED
 from ..host.model_name import learn_name
 from ..planning.choice import AUTO
 from ..planning.service import Request
@@ -55,6 +56,11 @@ class Learn(io.ComfyNode):
         """A planner file that is not there is said by the node."""
         del planner
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Another one after each planned render: the same inputs may have one more picture to learn from."""
+        return str(FINISHED.renders)
 
     @classmethod
     def execute(

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.errors import BudgetFusionError
@@ -26,13 +28,18 @@ from ..predictor.planner import Planner
 from ..predictor.prediction import Prediction
 
 if TYPE_CHECKING:
+    from ..calibration.memory_file import Ready
     from ..calibration.memory_reader import Wanted
-    from ..predictor.memory import Memory, Recalled
+    from ..predictor.memory import Curves, Memory, Recalled
 
 log = logging.getLogger(__name__)
 
 KEPT = 4
 """Settings whose memory stays loaded: at 10,000 renders each takes about 10 MB."""
+AT_ONCE = 100
+"""Renders that a plan reads; more wait for the thread."""
+GROWN = 0.1
+"""Share of renders that may come or go before space and kernel are made anew."""
 
 
 class Asked(Protocol):
@@ -46,25 +53,31 @@ class Asked(Protocol):
     def seed(self) -> int | None: ...
 
 
-@dataclass
-class _Loaded:
+@dataclass(frozen=True)
+class Loaded:
+    """What a planner's memory is now."""
+
     stamp: Any
-    """Of the database's files."""
-    state: Any
-    """Of the rows that matter here."""
-    memory: Memory | None
+    """Of the database's files when it was read."""
+    ready: Ready
+    stale: bool
+    """Renders came or went since it was fitted; a thread fits it again."""
+    unread: int = 0
+    """Renders that are not in it yet."""
 
 
 @dataclass
 class Cache:
-    """What was read last, for a few planners and settings."""
+    """What was read and fitted last, for a few planners and settings. A plan reads what is new, which takes
+    milliseconds; fitting takes a second and is done in a thread of its own, for the plans after."""
 
-    _entries: OrderedDict[Any, _Loaded] = field(default_factory=OrderedDict)
+    _entries: OrderedDict[Any, Loaded] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _fitting: threading.Thread | None = None
 
-    def memory(self, path: Path, wanted: Wanted) -> Memory | None:
-        """What is remembered for this planner and render; None where there is nothing. Read again only where rows of
-        this setting have changed. sqlite3.Error, OSError, BudgetFusionError where it cannot be read."""
+    def memory(self, path: Path, wanted: Wanted) -> Loaded | None:
+        """What is remembered for this planner and render; None where there is nothing. sqlite3.Error, OSError,
+        BudgetFusionError where it cannot be read."""
         stamp = _stamp(path)
         if stamp is None:
             return None
@@ -72,12 +85,42 @@ class Cache:
         with self._lock:
             known = self._entries.get(key)
             if known is None or known.stamp != stamp:
-                known = _load(path, wanted, stamp, known)
-                self._entries[key] = known
+                known = _caught_up(path, wanted, stamp, known)
+                self._keep(key, known)
             self._entries.move_to_end(key)
-            while len(self._entries) > KEPT:
-                self._entries.popitem(last=False)
-            return known.memory
+            if known.stale and self._fitting is None:
+                self._fitting = threading.Thread(
+                    target=self._fit, args=(key, path, wanted, known), name="budgetfusion-memory", daemon=True
+                )
+                self._fitting.start()
+            return known
+
+    def wait(self) -> None:
+        """Until nothing is fitted any more."""
+        thread = self._fitting
+        if thread is not None:
+            thread.join()
+
+    def clear(self) -> None:
+        """Forgets what was read, not what is stored."""
+        self.wait()
+        with self._lock:
+            self._entries.clear()
+
+    def _keep(self, key: Any, loaded: Loaded) -> None:
+        self._entries[key] = loaded
+        while len(self._entries) > KEPT:
+            self._entries.popitem(last=False)
+
+    def _fit(self, key: Any, path: Path, wanted: Wanted, known: Loaded) -> None:
+        found = replace(known, stale=False)
+        try:
+            found = _fitted(path, wanted, known)
+        except Exception:  # another process may hold the store, or have deleted it
+            log.warning("BudgetFusion could not fit its memory", exc_info=True)
+        with self._lock:
+            self._keep(key, found)
+            self._fitting = None
 
 
 CACHE = Cache()
@@ -97,23 +140,76 @@ def _stamp(path: Path) -> Any:
     return tuple(found) if found[0] is not None else None
 
 
-def _load(path: Path, wanted: Wanted, stamp: Any, known: _Loaded | None) -> _Loaded:
-    from ..calibration.memory_reader import OlderStoreError, matching_settings, read_curves, reading, state
+def _caught_up(path: Path, wanted: Wanted, stamp: Any, known: Loaded | None) -> Loaded:
+    """With the latest of the renders that came since, and without those that went."""
+    from ..calibration.memory_file import Ready, key_of, read_ready
+    from ..calibration.memory_reader import OlderStoreError, Seen, matching_settings, read_curves, reading
     from ..calibration.store import Store
-    from ..predictor.memory_fit import fit_memory
 
+    ready = read_ready(path, key_of(wanted)) if known is None else known.ready
+    ready = ready or Ready(None, Seen.nothing())
+    if known is None and ready.stamp == stamp:
+        return Loaded(stamp, ready, False)
     try:
         with reading(path) as connection:
             settings = matching_settings(connection, wanted)
-            now = (tuple(settings), state(connection, settings))
-            if known is not None and known.state == now:
-                return replace(known, stamp=stamp)
-            curves = read_curves(connection, wanted, settings)
+            seen = ready.seen.now(connection, settings)
+            if seen is ready.seen:
+                return Loaded(stamp, ready, known is not None and known.stale, 0 if known is None else known.unread)
+            fresh = seen.rows[seen.lacks(ready.seen)]
+            found = read_curves(connection, wanted, settings, fresh[-AT_ONCE:].tolist())
     except OlderStoreError:
         Store.at(path).close()
-        return _load(path, wanted, _stamp(path), None)
-    memory = None if curves is None else fit_memory(curves, wanted.planner.risk_table)
-    return _Loaded(stamp, now, memory)
+        return _caught_up(path, wanted, _stamp(path), None)
+    unread = max(len(fresh) - AT_ONCE, 0) + (0 if known is None else known.unread)
+    return Loaded(stamp, Ready(with_changes(ready.memory, seen.rows, fresh, found), seen), True, unread)
+
+
+def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
+    """From all renders; where few came or went, with the same kernel from what is known of them."""
+    from ..calibration.memory_file import Ready, forget_ready, key_of, write_ready
+    from ..calibration.memory_reader import Seen, matching_settings, read_curves, reading
+    from ..predictor.memory_fit import fit_memory, refit
+
+    table, memory = wanted.planner.risk_table, known.ready.memory
+    if memory is not None and not known.unread and abs(len(memory.curves) - memory.fitted) <= GROWN * memory.fitted:
+        ready = Ready(refit(memory.compacted(), table), known.ready.seen)
+        stamp = known.stamp
+    else:
+        stamp = _stamp(path)
+        with reading(path) as connection:
+            settings = matching_settings(connection, wanted)
+            seen = Seen.nothing().now(connection, settings)
+            found = read_curves(connection, wanted, settings)
+        ready = Ready(None if found is None else fit_memory(*found, table), seen)
+    try:
+        write_ready(path, key_of(wanted), replace(ready, stamp=stamp))
+        with reading(path) as connection:
+            now = ready.seen.now(connection, matching_settings(connection, wanted))
+        if ready.seen.lacks(now).any():  # forgotten meanwhile
+            forget_ready(path)
+    except OSError as error:  # the next process fits again
+        log.warning("BudgetFusion could not keep its fitted memory: %s", error)
+    return Loaded(stamp, ready, False)
+
+
+def with_changes(
+    memory: Memory | None,
+    rows: NDArray[np.int64],
+    fresh: NDArray[np.int64],
+    found: tuple[Curves, NDArray[np.float16]] | None,
+) -> Memory | None:
+    """The same memory with the renders `rows` alone; found: what those of them that are new, `fresh`, measured."""
+    from ..predictor.memory import Memory
+    from ..predictor.memory_space import Space
+
+    if memory is None:
+        return None if found is None else Memory(found[0], Space.of(found[1]))
+    known = memory.curves.rows
+    kept = np.isin(known, rows) & ~np.isin(known, fresh)
+    if found is None:
+        return memory.updated(kept)
+    return memory.updated(kept, *found)
 
 
 Recall = Callable[[Prediction], "Recalled"]
@@ -132,7 +228,7 @@ def recaller(
         from ..calibration.records import Encoded, signed
         from ..predictor.memory_space import signature
 
-        memory = CACHE.memory(path, Wanted(planner, setting, dict(asked.facts())))
+        loaded = CACHE.memory(path, Wanted(planner, setting, dict(asked.facts())))
     except (sqlite3.Error, OSError, BudgetFusionError) as error:
         log.warning("BudgetFusion plans without memory: %s", error)
         notes.append(message("memory_unavailable", reason=str(error)))
@@ -141,8 +237,11 @@ def recaller(
         log.exception("BudgetFusion plans without memory")
         notes.append(message("memory_unavailable", reason=f"{type(error).__name__}: {error}"))
         return None
-    if memory is None:
+    memory = None if loaded is None else loaded.ready.memory
+    if loaded is None or memory is None:
         return None
+    if loaded.unread:
+        notes.append(message("memory_reading", n=loaded.unread))
 
     def of(tokens: Tensor, pooled: Tensor | None) -> Recall:
         encoded = Encoded.of(tokens, pooled)

@@ -23,14 +23,12 @@ from ..host.conditioning import extract_all
 from ..host.identity import read_identity
 from ..host.paths import store_path
 from ..predictor.planner import Planner
+from ..predictor.prediction import Prediction
 from .choice import AUTO, choose_planner
 from .memory import only_seed, render_facts
 from .service import Request, render_setting
 
 log = logging.getLogger(__name__)
-
-SWEPT, LEARNED, COMPARED = "sweep", "learn", "blind test"
-"""As in calibration/records.py, which would import more than a start may cost."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,13 @@ def remember(
     decibel: Mapping[int, float],
     backends: Mapping[str, str],
     source: str,
+    planner: Planner | None = None,
 ) -> Message:
     """Keeps what was measured; says so, or why it could not. Never raises for the store's sake.
 
     distances: count -> metric -> distance to the picture at the greatest count, which is among them with zeros.
-    decibel: count -> L-SNR. source: one of records.SOURCES. What the planner that serves this render says of the prompt
-    is kept beside, so that it can be judged later.
+    decibel: count -> L-SNR. source: one of core.sources. planner: that of the render; left out, the one that would be
+    chosen for it. What it says of the prompt is kept beside, so that it can be judged later.
     """
     try:
         from ..calibration.records import Encoded, Measurement, Subject
@@ -107,7 +106,7 @@ def remember(
         facts = {name: value for name, value in origin.facts.items() if value}
         subject = Subject(origin.setting, counts[-1], facts)
         measured = [Measurement(n, dict(distances[n]), decibel[n], 0, 0.0, 0.0) for n in counts]
-        predictor, predicted = _predicted(origin, counts[-1])
+        predictor, predicted = _predicted(origin, counts[-1], planner)
         encoded = Encoded.of(origin.tokens, origin.pooled)
         found = Remembered(subject, encoded, origin.seed, backends, measured, source, predictor, predicted)
         with Store.at(store_path()) as store:
@@ -119,13 +118,17 @@ def remember(
         return message("not_remembered", reason=said)
 
 
-def _predicted(origin: Origin, target: int) -> tuple[str, bytes]:
-    """(fingerprint, float32 [2, K] median and high) of the planner that serves this render; empty without one."""
+def _predicted(origin: Origin, target: int, chosen: Planner | None) -> tuple[str, bytes]:
+    """(fingerprint, `predicted_bytes`) of the planner that serves this render; empty without one."""
     try:
-        planner = choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
+        planner = chosen or choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
     except BudgetFusionError:
         return "", b""
     if not isinstance(planner, Planner) or planner.target_steps != target:
         return "", b""
-    curves = planner.predict(origin.tokens, origin.pooled).normalised.max(axis=1)  # [K, 3]
-    return planner.fingerprint, np.ascontiguousarray(curves[:, 1:].T, np.float32).tobytes()
+    return planner.fingerprint, predicted_bytes(planner.predict(origin.tokens, origin.pooled))
+
+
+def predicted_bytes(said: Prediction) -> bytes:
+    """float32 [2 K + 1]: median and high shortfall over the scale, and the out-of-distribution score."""
+    return np.append(said.normalised.max(axis=1)[:, 1:].T, said.distance).astype(np.float32).tobytes()

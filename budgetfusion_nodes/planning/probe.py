@@ -15,6 +15,7 @@ from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
 from ..core.messages import Message, message, word
 from ..core.plan import Plan
+from ..core.sources import SWEPT
 from ..host.measuring import render_device
 from ..host.paths import encoder_folders
 from ..metrics.images import to_bchw
@@ -23,7 +24,7 @@ from ..metrics.matching import differences, matching_backends
 from ..metrics.measure import measure
 from ..predictor.planner import Planner
 from .choice import planner_of
-from .origin import SWEPT, marked, remember
+from .origin import marked, remember
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ remembered render from the others and calibrates on that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,10 @@ class Curves:
 
     grid: tuple[int, ...]
     """The planner's, [K]."""
+    rows: NDArray[np.int64]
+    """[J] what the store calls them."""
     prompts: NDArray[np.int64]
-    """[J] row of `signatures`."""
+    """[J] row of `keys`."""
     seeds: NDArray[np.int64]
     """[J], as the store has them: 64 bits with a sign."""
     level: FloatArray
@@ -48,9 +50,9 @@ class Curves:
     """[J, K] what the planner predicts for the prompt; NaN where nobody knows it."""
     high: FloatArray
     """[J, K]"""
-    signatures: NDArray[np.float16]
-    """[P, S]"""
-    keys: tuple[str, ...]
+    distance: FloatArray
+    """[J] the planner's out-of-distribution score of the prompt; NaN where nobody knows it."""
+    keys: NDArray[np.bytes_]
     """[P] digests of the conditionings."""
 
     def __len__(self) -> int:
@@ -60,6 +62,24 @@ class Curves:
     def complete(self) -> NDArray[np.bool_]:
         """[J] whether a render was measured at every count."""
         return np.asarray(~np.isnan(self.level).any(axis=1))
+
+    def take(self, rows: NDArray[np.bool_]) -> Curves:
+        """Some renders, of the same prompts."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in OF_RENDERS})
+
+    def joined(self, fresh: Curves) -> tuple[Curves, NDArray[np.bool_]]:
+        """(these and later ones, [P of fresh] which of its prompts are new)."""
+        known = [np.flatnonzero(self.keys == key) for key in fresh.keys]
+        new = np.array([not len(place) for place in known])
+        added = iter(range(len(self.keys), len(self.keys) + int(new.sum())))
+        place = np.array([int(p[0]) if len(p) else next(added) for p in known], np.int64)
+        moved = replace(fresh, prompts=place[fresh.prompts])
+        both = {name: np.concatenate([getattr(self, name), getattr(moved, name)]) for name in OF_RENDERS}
+        return replace(self, **both, keys=np.concatenate([self.keys, fresh.keys[new]])), new
+
+
+OF_RENDERS = ("rows", "prompts", "seeds", "level", "median", "high", "distance")
+"""Fields of Curves with an entry for each render."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +133,34 @@ class Memory:
 
     curves: Curves
     space: Space
-    kernel: Kernel
-    own: RiskTable | None
+    kernel: Kernel = field(default_factory=Kernel)
+    own: RiskTable | None = None
     """Thresholds for prompts met before; None where they cannot be promised or save nothing."""
-    near: RiskTable | None
+    near: RiskTable | None = None
     """The same for prompts near one met before."""
-    new: RiskTable | None
+    new: RiskTable | None = None
     """For all others; None while the planner's own hold."""
+    fitted: int = 0
+    """Renders that space and kernel were made from; 0: none, so that only a very same render counts."""
+
+    def updated(
+        self, kept: NDArray[np.bool_], fresh: Curves | None = None, signatures: NDArray[np.float16] | None = None
+    ) -> Memory:
+        """Without some renders and with later ones, by the same kernel and thresholds. kept: [J]; signatures: [P, S] of
+        the prompts of `fresh`."""
+        curves = self.curves if kept.all() else self.curves.take(kept)
+        if fresh is None or signatures is None:
+            return replace(self, curves=curves)
+        curves, new = curves.joined(fresh)
+        return replace(self, curves=curves, space=self.space.joined(signatures[new]))
+
+    def compacted(self) -> Memory:
+        """Without prompts that no render is left of."""
+        used, place = np.unique(self.curves.prompts, return_inverse=True)
+        if len(used) == len(self.curves.keys):
+            return self
+        curves = replace(self.curves, prompts=place.astype(np.int64), keys=self.curves.keys[used])
+        return replace(self, curves=curves, space=replace(self.space, places=self.space.places[used]))
 
     def recall(
         self,
@@ -136,9 +177,11 @@ class Memory:
         own = np.flatnonzero(to_renders <= OWN)
         points = self._points(own)
         same = [
-            j for j in own if seed is not None and curves.seeds[j] == seed and curves.keys[curves.prompts[j]] == key
+            j
+            for j in own
+            if seed is not None and curves.seeds[j] == seed and curves.keys[curves.prompts[j]] == key.encode()
         ]
-        if same and curves.complete[same[-1]]:
+        if same and not np.isnan(curves.level[same[-1]]).any():
             return Recalled(_measured(prediction, curves.level[same[-1]]), None, 1, 0, True, points)
         plain = Recalled(prediction, _promising(self.new, risk), 0, 0, points=points)
         if not self.kernel.share or _promising(self.own if len(own) else self.near, risk) is None:
@@ -175,6 +218,10 @@ class Memory:
 
 def nearest(to_renders: FloatArray, most: int) -> NDArray[np.intp]:
     """Rows of the `most` least finite distances [J], the latest first among equals, in ascending order of rows."""
+    if len(to_renders) > 4 * most:  # sorting all of 10,000 would take a millisecond
+        near = np.flatnonzero(to_renders <= np.partition(to_renders, most - 1)[most - 1])
+        if len(near) < len(to_renders):
+            return near[nearest(to_renders[near], most)]
     ranked = np.argsort(to_renders[::-1], kind="stable")[:most]
     rows = len(to_renders) - 1 - ranked
     return np.sort(rows[np.isfinite(to_renders[rows])])

@@ -8,7 +8,6 @@ Only the latest prompts count, so that the promise follows an artist who changes
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +16,13 @@ from ..core.curves import FloatArray, all_counts, interpolate_log_n, tail_max
 from ..core.plan import DEFAULT_QUALITY, DEFAULT_RISK, threshold_at
 from ..core.risk import RiskTable, calibrate, critical_thetas
 from .memory import LEAST_SUPPORT, NEIGHBOURS, Curves, Memory
+from .memory_drift import SHORT, beginning, since_change
 from .memory_space import Kernel, Space, high_level, standardised
 
 WINDOW = 120
 """Prompts that thresholds are calibrated on, the latest."""
 SEEDS = 6
 """Renders of each of them, the latest."""
-RECENT = (15, 30, 60)
-"""Latest prompts that show whether the planner's own promise still holds for new ones: few see a change of style soon,
-many see a small one."""
-DOUBT = 0.02
-"""Chance of as many violations among them as there were, below which it does not."""
-SUSPICION = 0.2
-"""The same for prompts that memory knows something of: it takes over, even where that takes more steps."""
 FITTED = 150
 """Renders that the kernel is fitted to."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
@@ -52,21 +45,38 @@ class Trial:
     """[R, n, n]"""
 
 
-def fit_memory(curves: Curves, planner: RiskTable) -> Memory:
-    """curves: at least one; planner: the planner's own thresholds."""
-    space = Space.of(curves.signatures)
+def fit_memory(curves: Curves, signatures: NDArray[np.float16], planner: RiskTable) -> Memory:
+    """curves: at least one; signatures: [P, S] of their prompts; planner: the planner's own thresholds."""
+    memory = Memory(curves, Space.of(signatures), fitted=len(curves))
     rows = _window(curves)
     if not len(rows):
-        return Memory(curves, space, Kernel(), None, None, None)
-    recent = _since_change(curves, rows, planner)
-    new = None if recent is None else _table(curves, recent, curves.high[recent])
-    again, apart = _trial(curves, space, rows, False), _trial(curves, space, rows, True)
-    kernel = fit_kernel(curves, (again, apart))
+        return memory
+    trials = _trial(memory, rows, False), _trial(memory, rows, True)
+    return _with_thresholds(replace(memory, kernel=fit_kernel(curves, trials)), rows, trials, planner)
+
+
+def refit(memory: Memory, planner: RiskTable) -> Memory:
+    """The same space and kernel with thresholds from the latest renders."""
+    rows = _window(memory.curves)
+    if not len(rows):
+        return memory
+    return _with_thresholds(memory, rows, (_trial(memory, rows, False), _trial(memory, rows, True)), planner)
+
+
+def _with_thresholds(
+    memory: Memory, rows: NDArray[np.int64], trials: tuple[Trial, Trial], planner: RiskTable
+) -> Memory:
+    """rows: of _window, at least one; trials: without the render itself, without its prompt."""
+    curves, kernel, (again, apart) = memory.curves, memory.kernel, trials
+    latest = _since_change(curves, rows, planner)
+    new = None if latest is None else since_change(_measured(curves, latest), planner)
     if not kernel.share:
-        return Memory(curves, space, kernel, None, None, new)
-    own = _group(curves, again, kernel, again.apart.min(axis=1) == 0.0, new or planner, by_render=True)
-    near = _group(curves, apart, kernel, np.ones(len(rows), bool), new or planner)
-    return Memory(curves, space, kernel, own, near, new)
+        return replace(memory, own=None, near=None, new=new)
+    counted = np.ones(len(rows), bool) if latest is None else np.isin(curves.prompts[rows], curves.prompts[latest])
+    met = counted & (again.apart.min(axis=1) == 0.0)
+    own = _group(curves, again, kernel, met, planner, new, by_render=True)
+    near = _group(curves, apart, kernel, counted, planner, new)
+    return replace(memory, own=own, near=near, new=new)
 
 
 def _window(curves: Curves) -> NDArray[np.int64]:
@@ -83,8 +93,9 @@ def _window(curves: Curves) -> NDArray[np.int64]:
     return np.array(sorted(row for rows in found.values() for row in rows), np.int64)
 
 
-def _trial(curves: Curves, space: Space, rows: NDArray[np.int64], whole_prompt: bool) -> Trial:
+def _trial(memory: Memory, rows: NDArray[np.int64], whole_prompt: bool) -> Trial:
     """The nearest complete renders of each row but itself, or but all renders of its prompt."""
+    curves, space = memory.curves, memory.space
     others = np.flatnonzero(curves.complete)
     prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
     squared = space.distances(space.places[prompts])[:, curves.prompts[others]]  # [W, J]
@@ -147,11 +158,12 @@ def _group(
     trial: Trial,
     kernel: Kernel,
     allowed: NDArray[np.bool_],
-    otherwise: RiskTable,
+    planner: RiskTable,
+    new: RiskTable | None,
     by_render: bool = False,
 ) -> RiskTable | None:
-    """Thresholds for the renders that memory says something of; None where plans without memory, by the thresholds
-    `otherwise`, keep the promise on them and take no more steps."""
+    """Thresholds for the renders that memory says something of; None where the planner's own keep the promise on them
+    and plans without memory take no more steps. new: in place of the planner's, after a change."""
     mean, explained = _expected(curves, trial, kernel)
     kept = allowed & (explained >= LEAST_SUPPORT)
     if not kept.any():
@@ -160,10 +172,9 @@ def _group(
     median, high = curves.median[rows], curves.high[rows]
     with_memory = high_level(median, high, mean[kept], explained[kept, None])
     table = _table(curves, rows, with_memory, by_render)
-    saves = _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, otherwise)
-    broken = _broken(curves, rows, otherwise)
-    kept_promise = at_least(int(broken.sum()), len(broken), DEFAULT_RISK) > SUSPICION
-    return table if saves or not kept_promise else None
+    if new is not None or SHORT.beginning(_broken(curves, rows, planner)) is not None:
+        return table
+    return table if _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, planner) else None
 
 
 def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray, by_render: bool = False) -> RiskTable:
@@ -195,14 +206,6 @@ def _mean_steps(curves: Curves, upper: FloatArray, table: RiskTable) -> float:
     return float(np.asarray(counts)[enough.argmax(axis=1)].mean())
 
 
-def _holds(curves: Curves, rows: NDArray[np.int64], table: RiskTable) -> bool:
-    """Whether plans without memory may well keep the promise of these thresholds on `rows`, the latest last: one
-    render of each prompt."""
-    broken = _broken(curves, _first(curves, rows), table)
-    parts = [broken[-most:] for most in RECENT if len(broken) >= most]
-    return all(at_least(int(part.sum()), len(part), DEFAULT_RISK) > DOUBT for part in parts)
-
-
 def _first(curves: Curves, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """One row of each prompt, in the order of rows."""
     _, place = np.unique(curves.prompts[rows], return_index=True)
@@ -227,15 +230,14 @@ def _place_among(which: NDArray[np.intp]) -> NDArray[np.int64]:
 
 
 def _since_change(curves: Curves, rows: NDArray[np.int64], planner: RiskTable) -> NDArray[np.int64] | None:
-    """One render of each of the latest prompts, taken as new, where the planner breaks its promise on them."""
+    """One render of each prompt since the planner's promise holds no more, taken as new; None where it holds."""
     latest = _first(curves, rows)
-    for most in RECENT:
-        part = latest[-most:]
-        if planner.enough_prompts(DEFAULT_RISK) and len(part) == most and not _holds(curves, part, planner):
-            return part
-    return None
+    with np.errstate(invalid="ignore"):
+        far = curves.distance[latest] > 1.0
+    place = beginning(far, _broken(curves, latest, planner))
+    return None if place is None else latest[place:]
 
 
-def at_least(found: int, of: int, chance: float) -> float:
-    """Probability of `found` or more among `of` independent ones of this chance."""
-    return sum(comb(of, k) * chance**k * (1.0 - chance) ** (of - k) for k in range(found, of + 1))
+def _measured(curves: Curves, rows: NDArray[np.int64]) -> RiskTable:
+    """Thresholds for plans without memory, from these renders."""
+    return _table(curves, rows, curves.high[rows])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,15 +60,23 @@ class Space:
         centre = values.mean(axis=0)
         return cls(centre, scale, ((values - centre) / scale).astype(np.float32))
 
+    @cached_property
+    def norms(self) -> NDArray[np.float32]:
+        """[P] squared lengths of `places`."""
+        return np.einsum("ps,ps->p", self.places, self.places)
+
+    def joined(self, signatures: NDArray[np.float16]) -> Space:
+        """With more prompts [B, S], in the same units."""
+        return replace(self, places=np.concatenate([self.places, self.place(signatures)]))
+
     def place(self, wanted: NDArray[np.float16]) -> NDArray[np.float32]:
-        """[S] in the units of `places`."""
+        """[..., S] in the units of `places`."""
         return ((wanted.astype(np.float64) - self.centre) / self.scale).astype(np.float32)
 
     def distances(self, places: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances [B, P] from `places` [B, S] to every prompt."""
         own = (places * places).sum(axis=1)[:, None]
-        all_ = (self.places * self.places).sum(axis=1)[None]
-        return np.maximum(own + all_ - 2.0 * (places @ self.places.T), 0.0)
+        return np.maximum(own + self.norms[None] - 2.0 * (places @ self.places.T), 0.0)
 
 
 @dataclass(frozen=True)

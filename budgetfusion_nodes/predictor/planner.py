@@ -33,6 +33,15 @@ if TYPE_CHECKING:
     from .memory import Recalled
 
 
+def decision_of(
+    prediction: Prediction, thresholds: RiskTable, risk: float, recalled: Recalled | None = None
+) -> Decision:
+    """What a prediction, or what memory made of it, is decided by. thresholds: the planner's."""
+    known = prediction if recalled is None else recalled.prediction
+    knots = (None if recalled is None else recalled.knots(risk)) or thresholds.thresholds(risk)
+    return Decision.from_curves(known.grid, known.high(), known.quality(1), knots)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planner(Calibrated):
     """Fitted parts; built by fit.py or read by planner_file.load_planner."""
@@ -95,15 +104,12 @@ class Planner(Calibrated):
         check_request(quality, risk, min_steps, max_steps, self.risk_range)
         min_steps = max(min_steps, min(least_steps(self.setting.schedule), max_steps))
         prediction = self.predict(tokens, pooled)
-        knots = self.risk_table.thresholds(risk)
-        decision = Decision.from_curves(self.grid, prediction.high(), prediction.quality(1), knots)
+        decision = decision_of(prediction, self.risk_table, risk)
         steps = without = decision.steps(quality, min_steps, max_steps)
         recalled = None if recall is None else recall(prediction)
         if recalled is not None:
             prediction = recalled.prediction
-            decision = Decision.from_curves(
-                self.grid, prediction.high(), prediction.quality(1), recalled.knots(risk) or knots
-            )
+            decision = decision_of(prediction, self.risk_table, risk, recalled)
             steps = decision.steps(quality, min_steps, max_steps)
         return Plan(
             steps=steps,

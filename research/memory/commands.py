@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
     from .judging import Tally
 
 
+BEFORE = 1000
+"""Renders before a change of style."""
+
+
 def add_parser(commands: Any) -> None:
     """Adds `memory`; `args.run(args)` returns the exit code."""
     text = "violations and savings after 10 to 10,000 remembered renders, in a simulated studio"
     parser = commands.add_parser("memory", help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--sizes", default="10,100,1000,10000", help="remembered renders (%(default)s)")
-    parser.add_argument("--after", default="30,200", help="renders after a change of style (%(default)s)")
+    parser.add_argument("--after", default="5,30,200", help="renders after a change of style (%(default)s)")
     parser.add_argument("--worlds", type=whole(1, 10_000), default=10, help="studios of each size (%(default)s)")
     parser.add_argument("--tests", type=whole(1, 10_000), default=60, help="new renders of each kind (%(default)s)")
     parser.add_argument("--share", type=number(0.0, 0.95), default=0.5, help="the prompt's share (%(default)s)")
@@ -28,6 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--risk", type=number(0.02, 0.3), default=0.1, help="chance of falling short (%(default)s)")
     text = "renders in a real store whose size and planning time are measured; 0: none (%(default)s)"
     parser.add_argument("--cost", type=whole(0, 1_000_000), default=10_000, help=text)
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draws the simulated studio's table")
     _add_pictures(parser)
     parser.set_defaults(run=run)
 
@@ -38,7 +44,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     both = ("PROMPTS", "FOLDER")
     text = "prompt list and folder of Tiny Scenes pictures, as 'study nested' keeps them; left out: no real renders"
     parser.add_argument("--pictures", type=Path, nargs=2, metavar=both, help=text)
-    text = "the same scenes, the first ones, in other words"
+    text = "the same scenes in other words; drawn where the list is not there"
     parser.add_argument("--rephrased", type=Path, nargs=2, metavar=both, help=text)
     parser.add_argument("--prompts", type=whole(1, 10_000), default=80, help="of --pictures (%(default)s)")
     parser.add_argument("--schedule", default="nested 4@0.94", help="of dpmpp_2m, karras (%(default)s)")
@@ -55,17 +61,19 @@ def run(args: argparse.Namespace) -> int:
 
     from .costs import costs
     from .judging import HEAD, row
-    from .simulation import simulate, simulate_drift
 
     torch.set_num_threads(1)
-    law = (args.worlds, args.tests, args.quality, args.risk, args.share, lambda _: None)
     _say(HEAD)
-    for size in map(int, filter(None, args.sizes.split(","))):
-        for kind, tally in simulate(size, *law).items():
-            _say(row(f"{size} remembered, {kind}", tally))
-    for after in map(int, filter(None, args.after.split(","))):
-        for kind, tally in simulate_drift(1000, after, *law).items():
-            _say(row(f"1000, then {after} in a new style, {kind}", tally))
+    cases: dict[str, dict[str, Tally]] = {}
+    for case, kinds in _simulated(args):
+        cases[case] = kinds
+        for kind, tally in kinds.items():
+            _say(row(f"{case}, {kind}", tally))
+    if args.figure and cases:
+        from .figure import draw
+
+        found = {case: {kind: tally.figures() for kind, tally in kinds.items()} for case, kinds in cases.items()}
+        draw(found, args.risk, args.figure)
     if args.pictures and args.rephrased:
         for kind, tally in _real(args).items():
             _say(row(f"Tiny Scenes, {kind}", tally))
@@ -73,6 +81,19 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-") as folder:
             _say(costs(Path(folder) / "calibration.sqlite3", args.cost))
     return 0
+
+
+def _simulated(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tally]]]:
+    """(what is remembered, kind of prompt -> tally)."""
+    from .simulation import simulate, simulate_drift
+
+    law = (args.worlds, args.tests, args.quality, args.risk, args.share, lambda _: None)
+    for size in map(int, filter(None, args.sizes.split(","))):
+        yield f"{size:,}", simulate(size, *law)
+    for shift, style in ((None, "a new style"), (0.0, "a style that the words do not tell")):
+        for after in map(int, filter(None, args.after.split(","))):
+            more = {} if shift is None else {"shift": shift}
+            yield f"{BEFORE:,} + {after} in {style}", simulate_drift(BEFORE, after, *law, **more)
 
 
 def _real(args: argparse.Namespace) -> dict[str, Tally]:
@@ -86,7 +107,7 @@ def _real(args: argparse.Namespace) -> dict[str, Tally]:
     from research.sweeps.rendering import Renderer, Sampling, load_model
     from research.tiny_scenes_training.classifier import load_classifier
 
-    from .tiny import Renders, judge, measured, scale_of
+    from .tiny import Renders, in_other_words, judge, measured, scale_of
 
     schedule = NestedSchedule.from_text(args.schedule)
     if schedule is None:
@@ -100,6 +121,8 @@ def _real(args: argparse.Namespace) -> dict[str, Tally]:
         parts: list[Renders] = []
         scale, grid = None, ()
         for wording, (listed, folder) in enumerate((args.pictures, args.rephrased)):
+            if wording and not listed.is_file():
+                in_other_words(PromptList.load(args.pictures[0])).save(listed)
             prompts = PromptList.load(listed)
             prompts = replace(prompts, prompts=prompts.prompts[: args.prompts])
             study = Study(renderer, PictureSets(folder, prompts), classifier, backends)

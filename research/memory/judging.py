@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetfusion_nodes.core.plan import Decision
 from budgetfusion_nodes.core.risk import RiskTable
 from budgetfusion_nodes.predictor.memory import Recalled
+from budgetfusion_nodes.predictor.planner import decision_of
 from budgetfusion_nodes.predictor.prediction import Prediction
 
 RESAMPLES = 200
@@ -69,12 +69,8 @@ class Tally:
 
 
 def decide(prediction: Prediction, table: RiskTable, recalled: Recalled | None, q: float, risk: float) -> int:
-    """As Planner.plan decides."""
-    knots = table.thresholds(risk)
-    if recalled is not None:
-        prediction, knots = recalled.prediction, recalled.knots(risk) or knots
-    decision = Decision.from_curves(prediction.grid, prediction.high(), prediction.quality(1), knots)
-    return decision.steps(q, 1, prediction.grid[-1])
+    """Steps, without limits."""
+    return decision_of(prediction, table, risk, recalled).steps(q, 1, prediction.grid[-1])
 
 
 def row(name: str, tally: Tally) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 
 from budgetfusion_nodes.core.curves import all_counts
 from budgetfusion_nodes.predictor.memory import Memory
-from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from research.statistics.allocation import needed
 
 from .judging import Tally, decide
@@ -18,6 +17,8 @@ from .world import GRID, NEW, Kind, Studio, World, kinds, quality_of
 COUNTS = np.array(all_counts(GRID))
 BIAS = 0.6
 """Of another style, in spreads of what renders need."""
+SHIFT = 1.0
+"""Of its prompts, in each number of a signature, in units of their spread; 0: the words do not tell."""
 OWN_SEEDS = 20
 """Renders of a prompt that tell what nine in ten of its renders need."""
 
@@ -30,7 +31,7 @@ def simulate(
     for index in range(worlds):
         studio = Studio(World(1000 * size + index, share))
         studio.work(size)
-        memory = fit_memory(studio.curves(), studio.world.risk_table)
+        memory = studio.memory()
         for kind in kinds():
             _judge(studio, memory, kind, tests, q, risk, found[kind.name], index)
         tell(f"{size} remembered, world {index + 1} of {worlds}: {memory.kernel}")
@@ -47,20 +48,21 @@ def simulate_drift(
     share: float,
     tell: Callable[[str], None],
     bias: float = BIAS,
+    shift: float = SHIFT,
 ) -> dict[str, Tally]:
     """`size` renders in one style and `after` more in another, which needs more than the planner knows."""
     found = {kind.name: Tally() for kind in kinds()}
     for index in range(worlds):
         studio = Studio(World(7_000_000 + 1000 * size + index, share))
         studio.work(size)
-        studio.world.centre = np.full(len(studio.world.centre), 1.0)
+        studio.world.centre = np.full(len(studio.world.centre), shift)
         studio.world.bias = bias
         begun = replace(studio, prompts=[], which=[], levels=[])
         begun.work(after)
         studio.which += [n + len(studio.prompts) for n in begun.which]
         studio.prompts += begun.prompts
         studio.levels += begun.levels
-        memory = fit_memory(studio.curves(), studio.world.risk_table)
+        memory = studio.memory()
         for kind in kinds():
             _judge(begun, memory, kind, tests, q, risk, found[kind.name], index)
         tell(f"drift, {after} renders after it, world {index + 1} of {worlds}: new thresholds {memory.new is not None}")
@@ -71,10 +73,10 @@ def _judge(
     studio: Studio, memory: Memory, kind: Kind, tests: int, q: float, risk: float, tally: Tally, group: int
 ) -> None:
     world = studio.world
-    prediction = world.prediction()
-    without = decide(prediction, world.risk_table, None, q, risk)
+    without = decide(world.prediction(), world.risk_table, None, q, risk)
     for _ in range(tests):
         prompt, _ = studio.draw(kind)
+        prediction = world.prediction(prompt)
         recalled = memory.recall(prediction, prompt.astype(np.float16), risk)
         steps = decide(prediction, world.risk_table, recalled, q, risk)
         level = world.level(prompt)

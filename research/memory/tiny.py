@@ -16,18 +16,24 @@ from numpy.typing import NDArray
 from budgetfusion_nodes.core.curves import METRICS, FloatArray, all_counts, interpolate_log_n
 from budgetfusion_nodes.core.risk import RiskTable, calibrate
 from budgetfusion_nodes.core.schedule import NestedSchedule
+from budgetfusion_nodes.predictor.features import fit_out_of_distribution
 from budgetfusion_nodes.predictor.memory import Curves, Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import Space, signature
 from budgetfusion_nodes.predictor.prediction import Prediction
+from budgetfusion_nodes.tiny_scenes.captions import describe
 from research.statistics.allocation import needed
 from research.sweeps.nested_study import Study
+from research.sweeps.prompts import LARGEST_SEED, PromptList
+from research.tiny_scenes_training.scene_check import scene_from_key
 
 from .judging import Tally, decide
 
 FOLDS = 8
 TAILS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 46)
 QUANTILES = (0.1, 0.5, 0.9)
+WORDINGS = 50
+"""Tries to say a scene in other words."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,19 @@ class Renders:
     """[J, K] worst shortfall over its scale."""
     signatures: NDArray[np.float16]
     """[J, S] of each render's prompt."""
+
+
+def in_other_words(prompts: PromptList, seed: int = 0) -> PromptList:
+    """The same scenes described anew, with other noise seeds; those whose words can only be the same are left out."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for prompt in prompts.prompts:
+        texts = (describe(scene_from_key(prompt.key), rng) for _ in range(WORDINGS))
+        text = next((text for text in texts if text != prompt.text), None)
+        if text is not None:
+            seeds = tuple(int(s) for s in rng.choice(LARGEST_SEED, len(prompt.seeds), replace=False))
+            found.append(replace(prompt, text=text, seeds=seeds))
+    return PromptList(tuple(found), {"rephrased": dict(prompts.source), "seed": seed})
 
 
 def measured(
@@ -98,6 +117,7 @@ class _Fitted:
     table: RiskTable
     memory: Memory
     rows: NDArray[np.intp]
+    far: FloatArray
 
 
 def _fit(
@@ -119,7 +139,18 @@ def _fit(
     for index, group in enumerate(groups):
         seeds[index, : len(group)] = quality[group]
     table = calibrate(np.tile(upper, (len(groups), 1)), seeds)
-    return _Fitted(prediction, table, fit_memory(_curves(prediction, scene, wording, level, place, rows), table), rows)
+    far = _distances(place, rows)
+    curves, signatures = _curves(prediction, scene, wording, level, place, far, rows)
+    return _Fitted(prediction, table, fit_memory(curves, signatures, table), rows, far)
+
+
+def _distances(place: NDArray[np.float16], rows: NDArray[np.intp]) -> FloatArray:
+    """[J] out-of-distribution scores of all renders' prompts, made from those of `rows`."""
+    own = torch.from_numpy(np.unique(place[rows], axis=0).astype(np.float32))
+    own = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
+    scorer = fit_out_of_distribution(own[: len(own) // 2], own[len(own) // 2 :])
+    whitened = (torch.from_numpy(place.astype(np.float32)) - scorer.centre) @ scorer.whitening
+    return (whitened.norm(dim=1) / scorer.limit).double().numpy()
 
 
 def _curves(
@@ -128,20 +159,23 @@ def _curves(
     wording: NDArray[np.int64],
     level: FloatArray,
     place: NDArray[np.float16],
+    far: FloatArray,
     rows: NDArray[np.intp],
-) -> Curves:
+) -> tuple[Curves, NDArray[np.float16]]:
     _, first, prompts = np.unique(2 * scene[rows] + wording[rows], return_index=True, return_inverse=True)
     _, median, high = prediction.normalised[:, 0].T
-    return Curves(
+    curves = Curves(
         grid=prediction.grid,
+        rows=rows.astype(np.int64),
         prompts=prompts.astype(np.int64),
         seeds=np.arange(len(rows), dtype=np.int64),
         level=level[rows],
         median=np.tile(median, (len(rows), 1)),
         high=np.tile(high, (len(rows), 1)),
-        signatures=place[rows][first],
-        keys=tuple(map(str, first)),
+        distance=far[rows],
+        keys=np.array(list(map(str, first)), np.bytes_),
     )
+    return curves, place[rows][first]
 
 
 def _add(
@@ -156,9 +190,10 @@ def _add(
     q: float,
     risk: float,
 ) -> None:
-    curves = _curves(fitted.prediction, scene, wording, level, place, np.concatenate([fitted.rows, extra]))
-    memory = replace(fitted.memory, curves=curves, space=Space.of(curves.signatures))
-    recalled = memory.recall(fitted.prediction, place[row], risk)
+    rows = np.concatenate([fitted.rows, extra])
+    curves, signatures = _curves(fitted.prediction, scene, wording, level, place, fitted.far, rows)
+    memory = replace(fitted.memory, curves=curves, space=Space.of(signatures))
+    recalled = memory.recall(replace(fitted.prediction, distance=float(fitted.far[row])), place[row], risk)
     counts = all_counts(fitted.prediction.grid)
     quality = np.clip(1.0 - interpolate_log_n(fitted.prediction.grid, level[row], counts), 0.0, 1.0)
     steps, without = (decide(fitted.prediction, fitted.table, known, q, risk) for known in (recalled, None))

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from budgetfusion_nodes.core.curves import DEFAULT_GRID, FloatArray, all_counts, interpolate_log_n
 from budgetfusion_nodes.core.risk import RiskTable, calibrate
-from budgetfusion_nodes.predictor.memory import Curves
+from budgetfusion_nodes.predictor.memory import Curves, Memory
+from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import OFFSET, Z90
 from budgetfusion_nodes.predictor.prediction import Prediction
 
 GRID = DEFAULT_GRID
 WIDTH = 24
 """Of a prompt's signature."""
+ORDINARY = 6.0345
+"""Length that 95 % of calibration prompts stay below: chi with WIDTH degrees of freedom."""
 WAVES = 128
 """Random features of the law of needs (Rahimi & Recht 2007)."""
 CALIBRATED = 100
@@ -90,11 +93,17 @@ class World:
         found[-1] = 0.0
         return found
 
-    def prediction(self) -> Prediction:
+    @staticmethod
+    def distance(prompt: FloatArray) -> float:
+        """As features.OutOfDistribution scores it."""
+        return float(np.linalg.norm(prompt)) / ORDINARY
+
+    def prediction(self, prompt: FloatArray | None = None) -> Prediction:
+        """The same curves for every prompt."""
         low = np.maximum(np.exp(np.log(self.median + OFFSET) - Z90 * self.spread) - OFFSET, 0.0)
         low[-1] = 0.0
         curves = np.stack([low, self.median, self.high], axis=-1)[:, None]
-        return Prediction(GRID, ("d_sim",), (1.0,), curves, 0.0)
+        return Prediction(GRID, ("d_sim",), (1.0,), curves, 0.0 if prompt is None else self.distance(prompt))
 
     def _calibrated(self) -> RiskTable:
         levels = np.stack([self.level(self.prompt()) for _ in range(CALIBRATED)])
@@ -147,14 +156,19 @@ class Studio:
         renders, world = len(self.which), self.world
         return Curves(
             grid=GRID,
+            rows=np.arange(renders),
             prompts=np.array(self.which, np.int64),
             seeds=np.arange(renders, dtype=np.int64),
             level=np.stack(self.levels),
             median=np.tile(world.median, (renders, 1)),
             high=np.tile(world.high, (renders, 1)),
-            signatures=signatures(self.prompts),
-            keys=tuple(str(index) for index in range(len(self.prompts))),
+            distance=np.array([world.distance(self.prompts[number]) for number in self.which]),
+            keys=np.array([str(index) for index in range(len(self.prompts))], np.bytes_),
         )
+
+    def memory(self) -> Memory:
+        """Fitted."""
+        return fit_memory(self.curves(), signatures(self.prompts), self.world.risk_table)
 
 
 def signatures(prompts: list[FloatArray]) -> NDArray[np.float16]:

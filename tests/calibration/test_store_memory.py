@@ -15,12 +15,12 @@ import torch
 from budgetfusion_nodes.calibration import schema, store_memory
 from budgetfusion_nodes.calibration.memory_reader import (
     OlderStoreError,
+    Seen,
     Wanted,
     matching_settings,
     on_grid,
     read_curves,
     reading,
-    state,
 )
 from budgetfusion_nodes.calibration.records import Encoded, Measurement, Subject
 from budgetfusion_nodes.calibration.store import Store
@@ -73,7 +73,8 @@ def found(planner: Planner, **changes: Any) -> Remembered:
 def looked_up(path: Path, planner: Planner, setting: Any = SETTING, facts: Any = None) -> Any:
     wanted = Wanted(planner, setting, {"negative": "ab"} if facts is None else facts)
     with reading(path) as connection:
-        return read_curves(connection, wanted, matching_settings(connection, wanted))
+        found = read_curves(connection, wanted, matching_settings(connection, wanted))
+    return None if found is None else found[0]
 
 
 def test_what_is_remembered_is_looked_up_on_the_planners_scale(path: Path, planner: Planner) -> None:
@@ -87,7 +88,7 @@ def test_what_is_remembered_is_looked_up_on_the_planners_scale(path: Path, plann
     assert curves.prompts.tolist() == [0, 0]
     assert curves.seeds.tolist() == [7, -1]
     assert np.isnan(curves.median).all()  # no predictor said anything, and no conditioning was kept
-    assert curves.keys == (encoded().digest(),)
+    assert curves.keys.tolist() == [encoded().digest().encode()]
 
 
 @pytest.mark.parametrize(
@@ -124,14 +125,19 @@ def test_no_other_target_negative_or_backend_leaks_in(path: Path, planner: Plann
 
 
 def test_predictions_count_for_their_own_predictor_alone(path: Path, planner: Planner) -> None:
-    said = np.arange(2 * len(planner.grid), dtype=np.float32)
+    said = np.arange(2 * len(planner.grid) + 1, dtype=np.float32)
     with Store.at(path) as store:
         remember(store, found(planner, predictor=planner.fingerprint, predicted=said.tobytes()))
         remember(store, found(planner, seed=8, predictor="another", predicted=said.tobytes()))
+        before = said[:-1].tobytes()  # as versions wrote it that did not keep the score
+        remember(store, found(planner, seed=9, predictor=planner.fingerprint, predicted=before))
     curves = looked_up(path, planner)
     assert curves.median[0] == pytest.approx(said[: len(planner.grid)])
-    assert curves.high[0] == pytest.approx(said[len(planner.grid) :])
+    assert curves.high[0] == pytest.approx(said[len(planner.grid) : -1])
+    assert curves.distance[0] == said[-1]
     assert np.isnan(curves.median[1]).all()
+    assert curves.high[2] == pytest.approx(curves.high[0])
+    assert np.isnan(curves.distance[1:]).all()
 
 
 def test_a_finished_calibration_is_remembered_and_predicted_from_its_conditioning(path: Path, planner: Planner) -> None:
@@ -148,6 +154,7 @@ def test_a_finished_calibration_is_remembered_and_predicted_from_its_conditionin
     predicted = planner.predict(encoded().tokens, encoded().pooled).normalised.max(axis=1)
     assert curves.median[0] == pytest.approx(predicted[:, 1], rel=1e-5)
     assert curves.high[0] == pytest.approx(predicted[:, 2], rel=1e-5)
+    assert curves.distance[0] == pytest.approx(planner.predict(encoded().tokens, encoded().pooled).distance, rel=1e-5)
 
 
 def test_a_prompt_that_was_only_remembered_can_be_calibrated_later(path: Path, planner: Planner) -> None:
@@ -166,22 +173,40 @@ def test_lines_between_measured_counts_stand_only_where_they_say_something() -> 
     assert np.isnan(settled).tolist() == [True, False, False, False, False, False, False]
 
 
-def test_the_state_changes_with_every_render_of_this_setting_alone(path: Path, planner: Planner) -> None:
-    def now() -> Any:
+def test_what_came_and_went_is_told_without_reading_the_rest(path: Path, planner: Planner) -> None:
+    statements: list[str] = []
+
+    def now(known: Seen) -> Seen:
         wanted = Wanted(planner, SETTING, {"negative": "ab"})
         with reading(path) as connection:
-            return state(connection, matching_settings(connection, wanted))
+            settings = matching_settings(connection, wanted)
+            connection.set_trace_callback(statements.append)
+            return known.now(connection, settings)
 
     with Store.at(path) as store:
-        remember(store, found(planner))
-        states = [now()]
+        for seed in range(4):
+            remember(store, found(planner, seed=seed))
+        first = now(Seen.nothing())
+        assert first.lacks(Seen.nothing()).all()
         remember(store, found(planner, subject=Subject(replace(SETTING, cfg=9.0), planner.target_steps)))
-        assert now() == states[0]
-        remember(store, found(planner, seed=8))
-        states.append(now())
+        assert now(first) is first
+        remember(store, found(planner, seed=8), most=4)  # the two oldest go
+        statements.clear()
+        second = now(first)
+        assert len([text for text in statements if text.startswith("SELECT")]) == 2
+        assert second.rows.tolist() == [*first.rows[2:].tolist(), 6]
+        assert second.lacks(first).tolist() == [False, False, True]
+        remember(store, found(planner, seed=3, measured=curve(planner, 2.0)))
+        third = now(second)
+        assert sorted(third.rows) == sorted(second.rows)
+        assert third.rows[third.lacks(second)].tolist() == [first.rows[3]]
+        with store.transaction() as connection:
+            connection.exec_driver_sql(f"DELETE FROM trajectories WHERE id = {third.rows[1]}")
+        fourth = now(third)
+        assert fourth.rows.tolist() == [third.rows[0], third.rows[2]]
+        assert not fourth.lacks(third).any()
         store_memory.forget_older(store, time.time() + 1.0)
-        states.append(now())
-    assert len(set(states)) == 3
+        assert len(now(fourth).rows) == 0
 
 
 def test_the_oldest_are_evicted_and_calibrations_never(path: Path, planner: Planner) -> None:

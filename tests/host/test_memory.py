@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,12 @@ def store(session: HostSession, pack: Any) -> Any:
     path: Path = pack("host.paths").store_path()
 
     def clear() -> None:
-        pack("planning.memory").CACHE._entries.clear()
+        pack("planning.memory").CACHE.clear()
+        pack("host.drafts").FINISHED._kept.clear()
+        pack("calibration.learning")._LEARNED.clear()
+        for kept in (pack("planning.pairs")._RENDERED, pack("planning.pairs")._MEASURED):
+            kept.clear()
+        pack("calibration.memory_file").forget_ready(path)
         for companion in ("", "-wal", "-shm"):
             path.with_name(path.name + companion).unlink(missing_ok=True)
 
@@ -86,9 +92,12 @@ def swept(bench: Any, make_node: Any, to: Any) -> Any:
     return run
 
 
-def planned(bench: Any, planner: str, **changes: Any) -> Plan:
-    bench.session.clear_cache()  # the host would not run an unchanged node again
-    run = bench.run({**bench.base(), "5": bench.adaptive(planner=planner, max_steps=9, quality=0.9, **changes)}, "5")
+def planned(bench: Any, planner: str, again: bool = True, **changes: Any) -> Plan:
+    if again:
+        bench.session.clear_cache()  # the host would not run an unchanged node again
+    run = bench.run(
+        {**bench.base(), "5": bench.adaptive(**{"planner": planner, "max_steps": 9, "quality": 0.9, **changes})}, "5"
+    )
     (shown,) = run.ui["5"]["budget_plan"]
     plan = Plan.from_dict(shown)
     assert run.outputs["5"][1] == plan.steps
@@ -189,10 +198,12 @@ def test_learning_measures_the_same_picture_along_the_nested_schedule(
     bench: Any, store: Path, small: Any, learn: Any
 ) -> None:
     name = small(NESTED)
-    draft = planned(bench, name)
+    draft = planned(bench, name, max_steps=4)
     assert draft.schedule == NESTED
     learn(name)
-    assert rows(store, "SELECT source, length(predicted) FROM memories") == [("learn", 2 * len(GRID) * 4)]
+    plain = rows(store, "SELECT steps, evaluations FROM measurements")
+    assert dict(plain)[4] == 0  # the artist's own picture
+    assert rows(store, "SELECT source, length(predicted) FROM memories") == [("learn", (2 * len(GRID) + 1) * 4)]
     steps = [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")]
     assert steps[0] == GRID[0]
     assert steps[-1] == GRID[-1]
@@ -202,6 +213,78 @@ def test_learning_measures_the_same_picture_along_the_nested_schedule(
     assert planned(bench, name, schedule="stock").remembered is None
     assert "limit" in learn(name, seed=6, per_hour=1)
     assert len(rows(store, "SELECT 1 FROM memories")) == 1
+
+
+def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_hour_allows(
+    bench: Any, store: Path, small: Any, learn: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = small(NESTED)
+    learn(name, seed=9)  # the hour's one picture
+    draft = planned(bench, name, again=False, quality=0.5, max_steps=4)
+    assert "limit" in learn(name, per_hour=1)
+    assert len(rows(store, "SELECT 1 FROM memories")) == 1  # a draft alone tells nothing
+    finished = planned(bench, name, again=False, quality=0.99, min_steps=9)
+    assert (draft.steps, finished.steps) == (4, 9)
+    rendered: list[int] = []
+    monkeypatch.setattr(pack("calibration.host_renderer"), "render", lambda *_, **__: rendered.append(1))
+    learn(name, per_hour=1)
+    assert not rendered
+    query = "SELECT steps, distances FROM measurements JOIN trajectories t ON t.id = trajectory_id WHERE seed = 5"
+    found = {steps: json.loads(distances) for steps, distances in rows(store, query)}
+    assert sorted(found) == [4, 9]
+    assert all(value == 0.0 for value in found[9].values())
+    assert all(value > 0.0 for value in found[4].values())
+    monkeypatch.undo()
+    learn(name)  # with time to spare: the same distances by rendering
+    again = dict(rows(store, query))
+    assert set(again) >= {3, 4, 9}
+    assert json.loads(again[4]) == pytest.approx(found[4])
+    monkeypatch.setattr(pack("calibration.host_renderer"), "render", lambda *_, **__: rendered.append(1))
+    planned(bench, name, again=False, quality=0.8, max_steps=9, min_steps=6)
+    learn(name)  # its curve is known
+    assert not rendered
+
+
+@pytest.mark.parametrize("other", ["steps", "seed", "inverted"])
+def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
+    bench: Any, store: Path, small: Any, make_node: Any, to: Any, other: str
+) -> None:
+    name = small()
+
+    def run(full_seed: int, steps: int = 9, between: bool = False) -> Any:
+        bench.session.clear_cache()
+        ksampler = make_node(
+            "KSampler",
+            model=to("1"),
+            positive=to("2"),
+            negative=to("3"),
+            latent_image=to("4"),
+            seed=full_seed,
+            steps=steps,
+            cfg=3.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            denoise=1.0,
+        )
+        graph = {
+            **bench.base(),
+            "5": bench.adaptive(planner=name, max_steps=4, quality=0.9, seed=5),
+            "6": ksampler,
+            "7": make_node("VAEDecode", samples=to("5"), vae=to("1", 2)),
+            "8": make_node("VAEDecode", samples=to("6"), vae=to("1", 2)),
+            "9": make_node("ImageInvert", image=to("8")),
+            "10": make_node("BudgetFusion_BlindTest", planned=to("7"), full=to("9" if between else "8")),
+        }
+        (shown,) = bench.run(graph).ui["10"]["blind_test"]
+        return [one["code"] for one in shown["messages"]]
+
+    wrong = {"steps": (5, 8), "seed": (6, 9), "inverted": (5, 9, True)}[other]
+    assert "remembered" not in run(*wrong)
+    assert not store.exists() or not rows(store, "SELECT 1 FROM memories")
+    assert "remembered" in run(5)
+    assert rows(store, "SELECT source FROM memories") == [("blind test",)]
+    assert [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")] == [4, 9]
+    assert "remembered" not in run(5)  # once is enough
 
 
 def test_learning_gives_way_within_one_step_and_keeps_what_was_measured(
