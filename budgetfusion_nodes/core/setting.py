@@ -158,10 +158,10 @@ def change_key(change: Message) -> str:
 
 
 def _readable(key: str) -> str:
-    """A change's key for an artist: its kind, and names where it has some."""
+    """A change's key for an artist: its kind, and names or the fingerprint of a LoRA where it has some."""
     code, _, values = key.partition(" ")
-    names = values.partition("names=")[2]
-    return code.removeprefix("model_").replace("_", " ") + (f": {names}" if names else "")
+    told = values.partition("names=")[2] or values.partition("which=")[2]
+    return code.removeprefix("model_").replace("_", " ") + (f": {told}" if told else "")
 
 
 def _model(planned: Setting, actual: Setting) -> Iterator[Message]:

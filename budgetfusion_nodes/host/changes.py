@@ -18,6 +18,8 @@ from .weights import COMPILED
 
 LONGEST = 24
 """Letters of a word that is told as a setting of a patch."""
+UNSEEN = "?"
+"""In place of a LoRA's fingerprint, where a host keeps its weights elsewhere."""
 SHOWN = 4
 """Names in one sentence; the rest is counted."""
 
@@ -66,13 +68,13 @@ def _beside(model: Any) -> Iterator[Message]:
     injections = {str(key): held for key, held in (getattr(model, "injections", None) or {}).items() if held}
     beside = injections.pop(BYPASS, None)
     if beside:
-        yield message("model_bypass_lora", which=adapters_digest(_bypassing(beside)))
+        yield message("model_bypass_lora", which=adapters_digest(_bypassing(beside)) or UNSEEN)
     if injections:
         yield message("model_injections", names=_some(injections))
     hooks = getattr(model, "hook_patches", None)
     if hooks:
         listed = [(key, *patch[:2]) for by_key in hooks.values() for key, held in by_key.items() for patch in held]
-        yield message("model_hooks", which=adapters_digest(listed))
+        yield message("model_hooks", which=adapters_digest(listed) or UNSEEN)
     wrapped = getattr(model, "weight_wrapper_patches", None)
     if wrapped:
         yield message("model_weight_functions", n=len(wrapped))

@@ -136,8 +136,8 @@ def _saved_below(model: Any) -> dict[str, Any]:
 
 
 def _walk(network: torch.nn.Module, saved: Mapping[str, Any]) -> list[Found]:
-    """Matrices among the parameters that are weights by name, and whatever is packed. `named_parameters` gives the patched
-    modules of an earlier run, under other names."""
+    """Matrices among the parameters that are weights by name, and whatever is packed. `named_parameters` gives the
+    patched modules of an earlier run, under other names."""
     weights: list[Found] = []
     others: list[Found] = []
     stack, seen = [("", network)], set()
