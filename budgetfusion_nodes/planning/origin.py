@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
-from ..core.schedule import STOCK
+from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting
 from ..host.conditioning import extract_all
 from ..host.identity import read_identity
@@ -122,7 +122,9 @@ def remember(
 def _predicted(origin: Origin, target: int) -> tuple[str, bytes]:
     """(fingerprint, float32 [2, K] median and high) of the planner that serves this render; empty without one."""
     try:
-        planner = choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
+        planner = choose_planner(
+            AUTO, origin.setting, [], schedule=STOCK if origin.setting.schedule == STOCK else NESTED
+        )
     except BudgetFusionError:
         return "", b""
     if not isinstance(planner, Planner) or planner.target_steps != target:

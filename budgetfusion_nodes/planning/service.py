@@ -221,9 +221,9 @@ def _recaller(
 def _choose(model: Any, request: Request, setting: Setting, notes: list[Message], reason: Message | None) -> AnyPlanner:
     """`choose_planner`, unless the graph is one that keeps its own count. reason: why the sampler does not settle;
     then only a planner of one count serves."""
-    chosen, nested = request.planner != AUTO, request.schedule != STOCK
+    chosen = request.planner != AUTO
     try:
-        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), nested)
+        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), request.schedule)
         if reason is not None and not isinstance(planner, CountPlanner):
             raise UnsupportedError(reason)
     except UnsupportedError:
