@@ -8,6 +8,7 @@ the weight, or its value is a list: another model's weight (with a function), th
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from .weights import UnreadableWeights, sample
 
-ADAPTED = 32
+ADAPTED = 16
 """At most so many of the weights that LoRAs change are looked at, to tell one LoRA from another."""
+LOOKS = 64
+"""Runs of neighbouring values that are read of their tensors."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,23 @@ def weight_patches(model: Any) -> WeightPatches:
 def adapters_digest(adapters: Iterable[tuple[str, Any, Any]]) -> str:
     """8 hex digits of (key of the weight, strength, value) of LoRAs, whatever their order; empty where there is none.
 
-    All keys and strengths count, and a few values of the tensors on ADAPTED of the weights.
+    The strengths of all count, and a few values of the tensors on ADAPTED of the weights.
     """
-    listed = [(str(key), f"{float(strength):.6g}", value) for key, strength, value in adapters]
+    listed = list(adapters)
     if not listed:
         return ""
-    keys = sorted({key for key, _, _ in listed})
+    keys = sorted({str(key) for key, _, _ in listed})
     chosen = set(keys[:: -(-len(keys) // ADAPTED)])
-    parts = sorted(f"{key} {strength}".encode() for key, strength, _ in listed)
+    strengths = Counter(strength for _, strength, _ in listed)
+    parts = sorted(f"{float(strength):.6g} {count}".encode() for strength, count in strengths.items())
     tensors = [
-        (f"{key} {strength}", tensor)
+        (f"{key} {float(strength):.6g}", tensor)
         for key, strength, value in listed
-        if key in chosen
+        if str(key) in chosen
         for tensor in tensors_in(value)
     ]
     with suppress(UnreadableWeights):
-        parts.extend(sorted(sample(tensors)))
+        parts.extend(sorted(sample(tensors, LOOKS)))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
@@ -89,8 +93,7 @@ def _sort(listed: Sequence[Any]) -> tuple[Tensor | None, list[Any], list[Any]]:
     loras: list[Any] = []
     for patch in listed:
         strength, value, strength_model, *rest = patch
-        whole = all(part is None for part in rest)
-        if isinstance(value, list) and value and strength == 1 and strength_model == 0 and whole:
+        if isinstance(value, list) and value and (strength, strength_model, *rest) == (1, 0, *[None] * len(rest)):
             weight = value[0][0] if isinstance(value[0], tuple) else value[0]
             inner, mixes, loras = _sort(value[1:])
             source = weight if inner is None else inner

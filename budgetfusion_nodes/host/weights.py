@@ -221,7 +221,7 @@ def _inner(value: Tensor) -> Tensor | None:
     return None
 
 
-def sample(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+def sample(weights: Iterable[tuple[str, Tensor]], looks_at_all: int = RUNS) -> Iterator[bytes]:
     """For each weight its name, shape, packing and a few of its values, as bytes for a digest.
 
     One transfer for each device. UnreadableWeights if one cannot be read.
@@ -229,7 +229,7 @@ def sample(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
     # a subclass such as a GGUF tensor would otherwise answer in its own class and with the shape it will have unpacked
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         listed = [(name, value, stored(value)) for name, value in weights]
-        runs = max(1, RUNS // max(1, len(listed)))
+        runs = max(1, looks_at_all // max(1, len(listed)))
         looks = [(held.data, _look(name, held.data, runs)) for name, _, held in listed]
         for (name, value, held), values in zip(listed, _transfer(looks), strict=True):
             shape = tuple(value.shape) if not held.packing else tuple(held.data.shape)
