@@ -34,7 +34,9 @@ _INSIDE = (
 _TOKENS = frozenset({"lcm", "tcd", "dmd", "pcm", "rcm", "tdm", "sdxs", "flash", "rapid", "sprint", "fast", "hyper"})
 """Found as a word of its own."""
 _STARTS = ("fastwan", "fastvideo", "fasthunyuan", "fastmochi", "fasth", "hypersd", "nitro", "lcmlora", "dmd2")
-_HARMLESS_AFTER = {"hyper": ("real", "detail"), "fast": ("food", "negative")}
+_HARMLESS_AFTER = {"hyper": ("real", "detail"), "fast": ("food", "negative"), "flash": ("photo", "light", "back")}
+_UNDONE = re.compile(r"(?<![a-z])(de|un|non)[-_ .]?(distil|turbo|lightning|schnell)", re.IGNORECASE)
+"""A finetune that takes the distillation back, and needs its steps and its guidance again."""
 _GUIDANCE = ("cfg", "guidance")
 _STEPS = re.compile(r"(?<![0-9.])([0-9]{1,2})[-_ ]?(?:steps?|nfe)(?![a-z0-9])", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -76,6 +78,8 @@ def looks_distilled(cfg: float, max_steps: int) -> bool:
 
 
 def _word_in(stem: str) -> str | None:
+    if _UNDONE.search(stem):
+        return None
     tokens = [token.lower() for token in _WORD.findall(stem)]
     joined = "".join(token for token in tokens if token.isalpha())
     for word in _INSIDE:
@@ -88,9 +92,8 @@ def _word_in(stem: str) -> str | None:
 
 
 def _says_so(before: str, token: str, after: str, tokens: list[str]) -> bool:
-    if token.startswith("distil"):
-        # "de-distilled" undoes it; guidance distillation takes cfg away and keeps the steps
-        return before not in ("de", "un", "non", *_GUIDANCE)
+    if token.startswith("distil"):  # guidance distillation takes cfg away and keeps the steps
+        return before not in _GUIDANCE
     if token == "klein":  # FLUX.2 klein is the distilled one, klein base is not
         return "base" not in tokens
     if token in _TOKENS:

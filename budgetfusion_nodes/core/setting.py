@@ -143,7 +143,7 @@ def refusal(name: str, planned: Setting, actual: Setting) -> Message | None:
 def differences(planned: Setting, actual: Setting) -> tuple[Message, ...]:
     """One Message for each way in which `actual` leaves what the planner was calibrated for; empty if none. What was
     done to the model in addition is left to whoever has its Messages."""
-    gone = (_missing("change", key) for key in planned.changes if key not in actual.changes)
+    gone = (_missing("change", _readable(key)) for key in planned.changes if key not in actual.changes)
     return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual), *gone)
 
 
@@ -155,6 +155,13 @@ def change_keys(changes: Iterable[Message]) -> tuple[str, ...]:
 def change_key(change: Message) -> str:
     """What tells a change to a model from another."""
     return " ".join((change.code, *(f"{name}={value}" for name, value in sorted(change.values.items()))))
+
+
+def _readable(key: str) -> str:
+    """A change's key for an artist: its kind, and names or the fingerprint of a LoRA where it has some."""
+    code, _, values = key.partition(" ")
+    told = values.partition("names=")[2] or values.partition("which=")[2]
+    return code.removeprefix("model_").replace("_", " ") + (f": {told}" if told else "")
 
 
 def _model(planned: Setting, actual: Setting) -> Iterator[Message]:

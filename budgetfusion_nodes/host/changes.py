@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+
+from torch import Tensor
 
 from ..core.messages import Message, message
 from .model_sampling import OBJECT, loaded_sampling, read_sampling
-from .patches import WeightPatches
+from .patches import WeightPatches, adapters_digest
 from .weights import COMPILED
 
+LONGEST = 24
+"""Letters of a word that is told as a setting of a patch."""
+UNSEEN = "?"
+"""In place of a LoRA's fingerprint, where a host keeps its weights elsewhere."""
 SHOWN = 4
 """Names in one sentence; the rest is counted."""
 
@@ -51,18 +60,21 @@ def _merge(weights: WeightPatches) -> Iterator[Message]:
 
 def _lora(weights: WeightPatches) -> Iterator[Message]:
     if weights.lora_weights:
-        yield message("model_lora", n=weights.loras, weights=weights.lora_weights)
+        yield message("model_lora", n=weights.loras, weights=weights.lora_weights, which=weights.lora_digest)
 
 
 def _beside(model: Any) -> Iterator[Message]:
     """What runs beside the weights or changes them while sampling."""
     injections = {str(key): held for key, held in (getattr(model, "injections", None) or {}).items() if held}
-    if injections.pop(BYPASS, None):
-        yield message("model_bypass_lora")
+    beside = injections.pop(BYPASS, None)
+    if beside:
+        yield message("model_bypass_lora", which=adapters_digest(_bypassing(beside)) or UNSEEN)
     if injections:
         yield message("model_injections", names=_some(injections))
-    if getattr(model, "hook_patches", None):
-        yield message("model_hooks")
+    hooks = getattr(model, "hook_patches", None)
+    if hooks:
+        listed = [(key, *patch[:2]) for by_key in hooks.values() for key, held in by_key.items() for patch in held]
+        yield message("model_hooks", which=adapters_digest(listed) or UNSEEN)
     wrapped = getattr(model, "weight_wrapper_patches", None)
     if wrapped:
         yield message("model_weight_functions", n=len(wrapped))
@@ -70,6 +82,15 @@ def _beside(model: Any) -> Iterator[Message]:
     others += [str(key) for key in getattr(model, "attachments", None) or {}]
     if _without(others, "multigpu"):
         yield message("model_additional", names=_some(_without(others, "multigpu")))
+
+
+def _bypassing(injections: Iterable[Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, strength, adapter) of LoRAs in bypass mode: the host keeps them in what its injections close over."""
+    for injection in injections:
+        for held in _closed_over(getattr(injection, "inject", None)).values():
+            adapters = getattr(held, "adapters", None)
+            if isinstance(adapters, Mapping):
+                yield from ((key, strength, adapter) for key, (adapter, strength) in adapters.items())
 
 
 def _sampling(model: Any) -> Iterator[Message]:
@@ -134,25 +155,81 @@ def _is_set(held: Any) -> bool:
 
 
 def _with_maker(key: str, held: Any) -> str:
-    """The option, and the node or class that made its function, where that can be seen: `sampler_cfg_function
-    (RescaleCFG)`."""
-    makers = dict.fromkeys(maker for maker in map(_maker, _functions(held)) if maker)
-    return f"{key} ({', '.join(makers)})" if makers else key
+    """The option with the node or class that made its function and the numbers it was given, where those can be seen:
+    `sampler_cfg_function (RescaleCFG multiplier 0.7)`."""
+    parts = [_made_by(value) for value in _values(held)]
+    parts += [*_plain(held)] if isinstance(held, Mapping) else [] if held is True else [_short(held)]
+    told = dict.fromkeys(part for part in parts if part)
+    return f"{key} ({', '.join(told)})" if told else key
 
 
-def _functions(held: Any) -> Iterable[Any]:
+def _values(held: Any) -> Iterable[Any]:
     if isinstance(held, Mapping):
         return list(held.values())
     return held if isinstance(held, (list, tuple)) else [held]
 
 
-def _maker(function: Any) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not callable(function):
+def _made_by(thing: Any) -> str:
+    """The maker of a function, or the class of an object, with its settings; empty for plain values."""
+    given: dict[str, Any] = {}
+    while isinstance(thing, functools.partial):
+        given |= thing.keywords
+        thing = thing.func
+    if thing is None or isinstance(thing, (str, int, float, Tensor, list, tuple, Mapping)):
         return ""
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return name.split(".")[0].removesuffix("<lambda>")
+    name = getattr(thing, "__qualname__", type(thing).__name__).split(".")[0].removesuffix("<lambda>")
+    return " ".join([name, *_plain(_closed_over(thing) | _constructed(thing) | given)])
+
+
+def _closed_over(function: Any) -> dict[str, Any]:
+    """What a function closes over, by its names, without what it writes itself: that is a state of the run."""
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
+    if code is None:
+        return {}
+    pairs = zip(code.co_freevars, cells, strict=False)
+    return {name: held for name, cell in pairs if name not in _written(code) for held in _content(cell)}
+
+
+def _content(cell: Any) -> Iterator[Any]:
+    with suppress(ValueError):  # nothing in it yet
+        yield cell.cell_contents
+
+
+@functools.lru_cache(maxsize=128)
+def _written(code: Any) -> frozenset[str]:
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF")
+
+
+def _constructed(thing: Any) -> dict[str, Any]:
+    """The attributes of an object that have the name of an argument of its class: others are a state of the run."""
+    attributes = getattr(thing, "__dict__", {})
+    return {name: attributes[name] for name in _arguments(type(thing)) if name in attributes}
+
+
+@functools.lru_cache(maxsize=128)
+def _arguments(kind: type) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):
+        return ()
+
+
+def _plain(named: Mapping[str, Any]) -> Iterator[str]:
+    """`name value` of numbers and short words, sorted."""
+    texts = {str(name): _short(value) for name, value in named.items()}
+    return (f"{name} {text}" for name, text in sorted(texts.items()) if text)
+
+
+def _short(value: Any) -> str:
+    """A number, a short word or a few of them as text; empty for anything else."""
+    if isinstance(value, (int, float, str)):
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    elif isinstance(value, (list, tuple, Mapping)):
+        texts = [_short(part) for part in _values(value)]
+        text = "/".join(texts) if all(texts) else ""
+    else:
+        text = ""
+    return text if len(text) <= LONGEST else ""
 
 
 def _without(names: Iterable[Any], unwanted: str) -> list[str]:

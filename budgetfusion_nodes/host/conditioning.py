@@ -7,7 +7,7 @@ image becomes part of the Setting, so that every difference from the calibration
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,14 +166,21 @@ def _sizes(extras: Mapping[str, Any]) -> dict[str, str]:
 def _detail(value: Any) -> str:
     """What of a value can be compared from render to render and read by an artist; empty for tensors and objects."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, list, tuple)):
-        strength = getattr(value, "strength", None)
-        return f"{strength:g}" if isinstance(strength, (int, float)) else ""
+        return " + ".join(_controls(value))
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         plain = [item for item in value if isinstance(item, (int, float, str))]
         return ", ".join(map(str, plain)) if len(plain) == len(value) else str(len(value))
     return str(value)[:60]
+
+
+def _controls(control: Any) -> Iterator[str]:
+    """Strength and part of the sampling of each ControlNet in the host's chain; nothing for other objects."""
+    while isinstance(getattr(control, "strength", None), (int, float)):
+        start, end = getattr(control, "timestep_percent_range", None) or (0.0, 1.0)
+        yield f"{control.strength:g}" + ("" if (start, end) == (0.0, 1.0) else f" {start:.0%} - {end:.0%}")
+        control = getattr(control, "previous_controlnet", None)
 
 
 # ------------------------------------------------------------------------------------------------------ latents

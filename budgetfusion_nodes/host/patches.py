@@ -7,11 +7,21 @@ the weight, or its value is a list: another model's weight (with a function), th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from .weights import UnreadableWeights, sample
+
+ADAPTED = 16
+"""At most so many of the weights that LoRAs change are looked at, to tell one LoRA from another."""
+LOOKS = 64
+"""Runs of neighbouring values that are read of their tensors."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,8 @@ class WeightPatches:
     """Weights that at least one LoRA changes."""
     loras: int = 0
     """LoRAs stacked on one weight, at most: at least so many were loaded."""
+    lora_digest: str = ""
+    """Equal for the same LoRAs at the same strengths, in whatever order they were loaded."""
     sources: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights that are another model's altogether (a merge at ratio 0), by key."""
     mixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -38,26 +50,50 @@ def weight_patches(model: Any) -> WeightPatches:
     lora_weights = loras = 0
     sources: dict[str, Tensor] = {}
     mixed: dict[str, Sequence[Any]] = {}
+    adapters: list[tuple[str, float, Any]] = []
     for key, listed in (getattr(model, "patches", None) or {}).items():
         source, mixes, stacked = _sort(listed)
         if source is not None:
             sources[key] = source
         if mixes:
             mixed[key] = mixes
+        adapters.extend((key, patch[0], patch[1]) for patch in stacked)
         lora_weights += bool(stacked)
-        loras = max(loras, stacked)
-    return WeightPatches(lora_weights, loras, sources, mixed)
+        loras = max(loras, len(stacked))
+    return WeightPatches(lora_weights, loras, adapters_digest(adapters), sources, mixed)
 
 
-def _sort(listed: Sequence[Any]) -> tuple[Tensor | None, list[Any], int]:
-    """(the weight that takes this one's place, patches that mix others in, number of LoRAs)."""
+def adapters_digest(adapters: Iterable[tuple[str, Any, Any]]) -> str:
+    """8 hex digits of (key of the weight, strength, value) of LoRAs, whatever their order; empty where there is none.
+
+    The strengths of all count, and a few values of the tensors on ADAPTED of the weights.
+    """
+    listed = list(adapters)
+    if not listed:
+        return ""
+    keys = sorted({str(key) for key, _, _ in listed})
+    chosen = set(keys[:: -(-len(keys) // ADAPTED)])
+    strengths = Counter(strength for _, strength, _ in listed)
+    parts = sorted(f"{float(strength):.6g} {count}".encode() for strength, count in strengths.items())
+    tensors = [
+        (f"{key} {float(strength):.6g}", tensor)
+        for key, strength, value in listed
+        if str(key) in chosen
+        for tensor in tensors_in(value)
+    ]
+    with suppress(UnreadableWeights):
+        parts.extend(sorted(sample(tensors, LOOKS)))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
+
+
+def _sort(listed: Sequence[Any]) -> tuple[Tensor | None, list[Any], list[Any]]:
+    """(the weight that takes this one's place, patches that mix others in, patches of LoRAs)."""
     source: Tensor | None = None
     mixes: list[Any] = []
-    loras = 0
+    loras: list[Any] = []
     for patch in listed:
         strength, value, strength_model, *rest = patch
-        whole = all(part is None for part in rest)
-        if isinstance(value, list) and value and strength == 1 and strength_model == 0 and whole:
+        if isinstance(value, list) and value and (strength, strength_model, *rest) == (1, 0, *[None] * len(rest)):
             weight = value[0][0] if isinstance(value[0], tuple) else value[0]
             inner, mixes, loras = _sort(value[1:])
             source = weight if inner is None else inner
@@ -66,7 +102,7 @@ def _sort(listed: Sequence[Any]) -> tuple[Tensor | None, list[Any], int]:
         elif isinstance(value, list) or strength_model != 1 or _sets_matrix(value):
             mixes.append(patch)
         else:
-            loras += 1
+            loras.append(patch)
     return source, mixes, loras
 
 

@@ -172,6 +172,11 @@ def read_planner(path: Path) -> AnyPlanner:
     return _read_planner(str(path), now.st_mtime_ns, now.st_size)
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a planner came with the pack; all others are the artist's own."""
+    return path.is_relative_to(PLANNERS)
+
+
 @functools.lru_cache(maxsize=32)
 def _read_planner(path: str, mtime_ns: int, size: int) -> AnyPlanner:
     del mtime_ns, size  # part of the key only

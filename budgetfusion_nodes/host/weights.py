@@ -38,7 +38,7 @@ DISPATCH = "__torch_dispatch__"
 """What a subclass overrides that answers each operation itself, from data that it need not show."""
 
 PACKED = (torch.uint8, torch.int8, torch.int32)
-"""Buffers of such a kind are packed weights, if they are large; of other kinds those that are named weights."""
+"""What is large and of such a kind is packed weights, whatever its name; of other kinds what is named a weight."""
 SMALLEST_BUFFER = 1024
 UNSIGNED = tuple(
     getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name)
@@ -136,8 +136,8 @@ def _saved_below(model: Any) -> dict[str, Any]:
 
 
 def _walk(network: torch.nn.Module, saved: Mapping[str, Any]) -> list[Found]:
-    """Matrices among the parameters that are weights by name, and packed buffers. `named_parameters` gives the patched
-    modules of an earlier run, under other names."""
+    """Matrices among the parameters that are weights by name, and whatever is packed. `named_parameters` gives the
+    patched modules of an earlier run, under other names."""
     weights: list[Found] = []
     others: list[Found] = []
     stack, seen = [("", network)], set()
@@ -148,7 +148,8 @@ def _walk(network: torch.nn.Module, saved: Mapping[str, Any]) -> list[Found]:
         seen.add(id(module))
         for name, value in module._parameters.items():
             if value is not None and value.ndim >= 2:
-                (weights if name.endswith("weight") else others).append((path + name, module, name))
+                told = name.endswith("weight") or _is_packed(name, value)
+                (weights if told else others).append((path + name, module, name))
         for name, value in module._buffers.items():
             if value is not None and _is_packed(name, value):
                 weights.append((path + name, module, name))
@@ -220,7 +221,7 @@ def _inner(value: Tensor) -> Tensor | None:
     return None
 
 
-def sample(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+def sample(weights: Iterable[tuple[str, Tensor]], looks_at_all: int = RUNS) -> Iterator[bytes]:
     """For each weight its name, shape, packing and a few of its values, as bytes for a digest.
 
     One transfer for each device. UnreadableWeights if one cannot be read.
@@ -228,7 +229,7 @@ def sample(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
     # a subclass such as a GGUF tensor would otherwise answer in its own class and with the shape it will have unpacked
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         listed = [(name, value, stored(value)) for name, value in weights]
-        runs = max(1, RUNS // max(1, len(listed)))
+        runs = max(1, looks_at_all // max(1, len(listed)))
         looks = [(held.data, _look(name, held.data, runs)) for name, _, held in listed]
         for (name, value, held), values in zip(listed, _transfer(looks), strict=True):
             shape = tuple(value.shape) if not held.packing else tuple(held.data.shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ..core.errors import PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
@@ -11,7 +12,7 @@ from ..core.plan import Plan
 from ..core.schedule import STOCK
 from ..core.setting import Setting, differences, refusal
 from ..host.identity import is_former
-from ..host.paths import find_planner, planners_fingerprint, read_planner, search_planners
+from ..host.paths import find_planner, is_shipped, planners_fingerprint, read_planner, search_planners
 from ..predictor.planner import Planner
 from ..predictor.planner_file import AnyPlanner
 
@@ -28,17 +29,18 @@ def planners_state(planner: str | None) -> str:
 
 
 def choose_planner(
-    name: str, setting: Setting, notes: list[Message], former: Former = lambda: None, nested: bool = True
+    name: str, setting: Setting, notes: list[Message], former: Former = lambda: None, schedule: str = AUTO
 ) -> AnyPlanner:
-    """The named planner, or with `auto` the one whose calibration is nearest to `setting`. notes: gets what could not
-    be read. nested: whether planners with a nested schedule come first, or those with the stock one.
+    """The named planner, or with `auto` the one whose calibration is nearest to `setting`; of two that are equally
+    near, the artist's own. notes: gets what could not be read, and that a shipped one would serve as well. schedule: as
+    on the node; nested and stock say which come first.
 
     UnsupportedError if it was calibrated for another model, sampler or prediction: its curves would say nothing about
     this render.
     """
-    found = _readable_planners(notes) if name == AUTO else [read_planner(find_planner(name))]
+    found = _readable_planners(notes) if name == AUTO else {find_planner(name): read_planner(find_planner(name))}
     planners = _recognised(found, setting, former)
-    chosen = _nearest(planners, setting, nested) if name == AUTO else planners[0]
+    chosen = _nearest(planners, setting, schedule, notes) if name == AUTO else next(iter(planners.values()))
     check_serves(chosen.name, chosen.setting, setting)
     return chosen
 
@@ -54,7 +56,7 @@ def planner_of(plan: Plan) -> Planner:
     """The planner that made `plan`. PlannerFileError if it was a fallback, has no curves, or its file is gone."""
     if plan.fallback is not None or not plan.planner:
         raise PlannerFileError(message("plan_is_fallback"))
-    for planner in _readable_planners([]):
+    for planner in _readable_planners([]).values():
         if planner.name == plan.planner and _made_for(planner.setting, plan.setting):
             if isinstance(planner, Planner):
                 return planner
@@ -62,41 +64,62 @@ def planner_of(plan: Plan) -> Planner:
     raise PlannerFileError(message("planner_gone", planner=plan.planner))
 
 
-def _nearest(planners: list[AnyPlanner], setting: Setting, nested: bool) -> AnyPlanner:
-    own = [planner for planner in planners if planner.setting.model == setting.model]
-    if not own:
-        known = sorted({p.setting.model_name or p.name for p in planners})
+def _nearest(planners: Mapping[Path, AnyPlanner], setting: Setting, schedule: str, notes: list[Message]) -> AnyPlanner:
+    same = {path: planner for path, planner in planners.items() if planner.setting.model == setting.model}
+    if not same:
+        known = sorted({p.setting.model_name or p.name for p in planners.values()})
         model = setting.model_name or setting.model[:12]
         if model in known:
             raise UnsupportedError(message("no_planner_of_name", model=model))
         raise UnsupportedError(message("no_planner", model=model, known=", ".join(known) or "-"))
-
-    def distance(planner: AnyPlanner) -> tuple[bool, bool, int, bool]:
-        refused = refusal(planner.name, planner.setting, setting) is not None
-        other = (planner.setting.schedule == STOCK) == nested
-        same = replace(planner.setting, schedule=setting.schedule)
-        return refused, other, len(differences(same, setting)), not isinstance(planner, Planner)
-
-    return min(own, key=distance)
+    chosen = min(same, key=lambda path: _distance(path, same[path], setting, schedule))
+    if not is_shipped(chosen):
+        notes.extend(_shipped_too(chosen, same, setting))
+    return same[chosen]
 
 
-def _recognised(planners: list[AnyPlanner], setting: Setting, former: Former) -> list[AnyPlanner]:
+def _distance(path: Path, planner: AnyPlanner, setting: Setting, schedule: str) -> tuple[int, ...]:
+    """Compared in this order: whether it serves, the schedule that was asked for, the setting, whose it is."""
+    refused = refusal(planner.name, planner.setting, setting) is not None
+    other = (planner.setting.schedule == STOCK) == (schedule != STOCK)
+    asked = schedule != AUTO and other
+    return refused, asked, _steps_away(planner, setting), is_shipped(path), other, not isinstance(planner, Planner)
+
+
+def _steps_away(planner: AnyPlanner, setting: Setting) -> int:
+    """Differences from the setting besides the schedule."""
+    return len(differences(replace(planner.setting, schedule=setting.schedule), setting))
+
+
+def _shipped_too(chosen: Path, planners: Mapping[Path, AnyPlanner], setting: Setting) -> Iterator[Message]:
+    """Says that the artist's own planner was taken, where a shipped one is as near."""
+    own = planners[chosen]
+    for path, planner in planners.items():
+        as_near = _steps_away(planner, setting) <= _steps_away(own, setting)
+        if is_shipped(path) and as_near and refusal(planner.name, planner.setting, setting) is None:
+            yield message("planner_own", planner=own.name, other=path.name)
+            return
+
+
+def _recognised(planners: Mapping[Path, AnyPlanner], setting: Setting, former: Former) -> dict[Path, AnyPlanner]:
     """Planners of before that know this model by its former fingerprint are given the present one."""
-    known = former() if any(is_former(planner.setting.model) for planner in planners) else None
+    known = former() if any(is_former(planner.setting.model) for planner in planners.values()) else None
     present = {"model": setting.model, "sampling": setting.sampling}
-    return [
-        replace(planner, setting=replace(planner.setting, **present)) if planner.setting.model == known else planner
-        for planner in planners
-    ]
+    return {
+        path: replace(planner, setting=replace(planner.setting, **present))
+        if planner.setting.model == known
+        else planner
+        for path, planner in planners.items()
+    }
 
 
-def _readable_planners(notes: list[Message]) -> list[AnyPlanner]:
-    planners: list[AnyPlanner] = []
+def _readable_planners(notes: list[Message]) -> dict[Path, AnyPlanner]:
+    planners: dict[Path, AnyPlanner] = {}
     found = search_planners()
     notes.extend(found.notes)
     for path in found.files.values():
         try:
-            planners.append(read_planner(path))
+            planners[path] = read_planner(path)
         except PlannerFileError as error:  # one bad file in the folder does not hide the good ones
             notes.append(error.message)
     return planners

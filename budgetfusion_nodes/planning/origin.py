@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
-from ..core.schedule import STOCK
+from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting
 from ..host.conditioning import extract_all
 from ..host.identity import read_identity
@@ -121,7 +121,8 @@ def remember(
 def _predicted(origin: Origin, target: int, chosen: Planner | None) -> tuple[str, bytes]:
     """(fingerprint, `predicted_bytes`) of the planner that serves this render; empty without one."""
     try:
-        planner = chosen or choose_planner(AUTO, origin.setting, [], nested=origin.setting.schedule != STOCK)
+        schedule = STOCK if origin.setting.schedule == STOCK else NESTED
+        planner = chosen or choose_planner(AUTO, origin.setting, [], schedule=schedule)
     except BudgetFusionError:
         return "", b""
     if not isinstance(planner, Planner) or planner.target_steps != target:

@@ -22,7 +22,7 @@ from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
 from .memory import recaller
 from .nested import along
-from .special import as_executed, check_distilled, is_partial, limits_for, unsettled
+from .special import as_executed, check_can_be_calibrated, check_distilled, is_partial, limits_for, unsettled
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _plan(
     notes.extend(several)
     merges = [change for change in identity.changes if change.code == "model_merge"]
     notes.extend(merges)  # why there may be no planner
-    planner = _choose(model, request, setting, notes, reason)
+    planner = _choose(model, request, setting, notes, reason, latent_image)
     setting = replace(setting, schedule=STOCK if request.schedule == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
@@ -218,18 +218,27 @@ def _recaller(
     return recaller(planner, setting, request, notes)
 
 
-def _choose(model: Any, request: Request, setting: Setting, notes: list[Message], reason: Message | None) -> AnyPlanner:
+def _choose(
+    model: Any,
+    request: Request,
+    setting: Setting,
+    notes: list[Message],
+    reason: Message | None,
+    latent_image: Mapping[str, Any] | None,
+) -> AnyPlanner:
     """`choose_planner`, unless the graph is one that keeps its own count. reason: why the sampler does not settle;
     then only a planner of one count serves."""
-    chosen, nested = request.planner != AUTO, request.schedule != STOCK
+    chosen = request.planner != AUTO
     try:
-        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), nested)
+        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), request.schedule)
         if reason is not None and not isinstance(planner, CountPlanner):
             raise UnsupportedError(reason)
     except UnsupportedError:
         if reason is not None:
             raise UnsupportedError(reason) from None
         check_distilled(model, request.files, request.cfg, request.max_steps, None, chosen)
+        if request.planner == AUTO:
+            check_can_be_calibrated(latent_image)
         raise
     check_distilled(model, request.files, request.cfg, request.max_steps, planner.setting, chosen)
     return planner

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..core.distilled import MOST_STEPS, FewSteps, looks_distilled
-from ..core.errors import UnsupportedError
+from ..core.errors import InputError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.partial import FULL, for_denoise, full_count, split_step
 from ..core.plan import Plan
 from ..core.setting import Setting
 from ..host.few_steps import few_steps_of, is_lora
 from ..host.noise import check_settles
-from ..host.sampling import BROWNIAN, check_has_count, check_sampler, get_sigmas, nfe
+from ..host.sampling import BROWNIAN, check_has_count, check_pictures, check_sampler, get_sigmas, nfe
 from .nested import plan_sigmas
 
 
@@ -71,6 +71,18 @@ def check_distilled(
     unlike = planned is None or planned.cfg > 1.0
     if found is None and not chosen and unlike and looks_distilled(cfg, max_steps):
         raise UnsupportedError(message("distilled_looks", cfg=cfg, steps=max_steps))
+
+
+def check_can_be_calibrated(latent_image: Mapping[str, Any] | None) -> None:
+    """UnsupportedError for a latent that becomes no pictures: then no advice to calibrate may be given."""
+    if not latent_image:
+        return
+    try:
+        check_pictures(latent_image)
+    except InputError as error:
+        shape = error.message.values.get("shape")
+        if error.message.code == "latent_no_pictures" and shape is not None:
+            raise UnsupportedError(message("no_planner_pictures", shape=shape)) from None
 
 
 def _with_lora(planned: Setting) -> bool:

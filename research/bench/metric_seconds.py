@@ -2,8 +2,10 @@
 
     python -m research.bench.metric_seconds [--device cuda] [--open-clip ViT-L-14]
 
-Median of several runs after one that is not counted, with the device waited for. Needs torch, torchvision and numpy,
-and of piq, stlpips-pytorch and open_clip_torch what is to be timed; a backend that is not there is left out and named.
+Median of several runs after one that is not counted, with the device waited for. On a CPU the processor's seconds of
+this process, so that what else runs does not count: with OMP_NUM_THREADS=1 those of an idle core. Needs torch,
+torchvision and numpy, and of piq, stlpips-pytorch and open_clip_torch what is to be timed; a backend that is not there
+is left out and named.
 """
 
 from __future__ import annotations
@@ -33,13 +35,14 @@ LIMIT = 60.0
 
 def timed(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median seconds of `call` after one run that is not counted."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
 
     def lap() -> float:
         _wait(device)
-        started = time.perf_counter()
+        started = clock()
         call()
         _wait(device)
-        return time.perf_counter() - started
+        return clock() - started
 
     lap()
     return float(np.median([lap() for _ in range(repeats)]))
@@ -112,7 +115,8 @@ def _random_encoder(architecture: str) -> OpenClipImageEncoder:
 def _called(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads, {platform.machine()})"
+    threads = torch.get_num_threads()
+    return f"a CPU ({threads} thread{'' if threads == 1 else 's'}, {platform.machine()})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

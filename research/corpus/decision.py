@@ -10,6 +10,7 @@ from budgetfusion_nodes.core.setting import Setting
 from budgetfusion_nodes.host.sampling import check_sampler
 from budgetfusion_nodes.planning.service import AUTO, choose_planner
 
+from .families import AUDIO, SOLID, family_of
 from .uses import Use
 
 PLAN, CALIBRATE, DISTILLED, REFUSE = "plan", "calibrate first", "distilled", "refuse"
@@ -37,6 +38,8 @@ def decide(use: Use, schedulers: tuple[str, ...]) -> Decision:
         return Decision(REFUSE, f"sampler {use.sampler_name}")
     if use.schedule not in schedulers:
         return Decision(REFUSE, f"sigmas of {use.schedule}")
+    if family_of(use.model_file).makes in (AUDIO, SOLID):
+        return Decision(REFUSE, "no picture to compare")
     setting = Setting(
         model=f"file {use.model_file}",
         sampler_name=use.sampler_name,

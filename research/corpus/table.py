@@ -29,7 +29,8 @@ node by node. Families that are not listed (SD 1.5, AuraFlow) have no graph in t
 - **distilled: keep n**: a few-step model or LoRA, told by its file's name, or by cfg 1 with at most 12 steps. A plan
   has nothing to save there.
 - **refuse**: the sampler adds fresh noise at each step, or the sigmas come from a node that is no scheduler of
-  ComfyUI's list (set by hand, or by a rule of the model's own).
+  ComfyUI's list (set by hand, or by a rule of the model's own), or sound or a solid is made, so that calibration has no
+  picture to compare.
 - *in parts*: two nodes render one picture, split at a step (the two experts of Wan 2.2, SDXL's base and refiner).
 
 {summary}

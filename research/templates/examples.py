@@ -218,8 +218,8 @@ def _swap_in_checkpoint() -> Graph:
         "swap_in_sd15_or_sdxl",
         "Your own checkpoint: choose it in **Load Checkpoint**. For SD 1.5 leave 512 x 512, for SDXL set 1024 x 1024."
         "\n\nAs long as no planner was calibrated for it, the nodes say **No plan** and render all of max_steps, as "
-        "KSampler would. Calibrate one with `python -m research study` (see the README), put the file into "
-        "`models/budgetfusion`, and the same graph plans.",
+        "KSampler would. Add **Calibrate** to this graph, connect model, clip, vae and negative, and queue it once: "
+        "the same graph then plans.",
         (
             loader("v1-5-pruned-emaonly-fp16.safetensors"),
             empty(512),

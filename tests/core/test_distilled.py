@@ -41,6 +41,8 @@ DISTILLED = {
     "sub folder/Qwen-Rapid-AIO-v5.safetensors": None,
     "windows\\folder\\z_image_turbo.safetensors": None,
     "FLUX.1-dev-4-step.safetensors": 4,
+    "chroma1-HD-flash.safetensors": None,
+    "mode_turbo_xl.safetensors": None,
 }
 
 FULL = (
@@ -67,6 +69,10 @@ FULL = (
     "flux1-dev-de-distill.safetensors",
     "flux_dedistilled_mix.safetensors",
     "undistilled-flux.safetensors",
+    "z_image_de_turbo_v1_bf16.safetensors",
+    "Z-Image-DeTurbo.safetensors",
+    "flux1-schnell-dedistilled.safetensors",
+    "flash_photography_flux.safetensors",
     "hunyuan_video_720_cfgdistill_fp8_e4m3fn.safetensors",
     "guidance-distilled-sdxl.safetensors",
     "NextStep-1-Large.safetensors",

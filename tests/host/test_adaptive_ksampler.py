@@ -145,6 +145,18 @@ def test_controlnet(bench: Any, make_node: Any, to: Any) -> None:
     assert "added control" in codes(run.ui["5"]["receipt"][0]["warnings"])
 
 
+def test_a_chain_of_controlnets_is_told_whole(bench: Any, make_node: Any, to: Any) -> None:
+    given = make_node("GivenCONTROL_NET", key=bench.value(control_net()))
+    graph = {**bench.base(), "8": make_node("EmptyImage", width=64, height=64, batch_size=1, color=0), "9": given}
+    rest = {"control_net": to("9"), "image": to("8"), "start_percent": 0.0}
+    ends = {"positive": to("2"), "negative": to("3"), "strength": 0.5, "end_percent": 0.6}
+    graph["10"] = make_node("ControlNetApplyAdvanced", **rest, **ends)
+    ends = {"positive": to("10"), "negative": to("10", 1), "strength": 1.0, "end_percent": 1.0}
+    graph["11"] = make_node("ControlNetApplyAdvanced", **rest, **ends)
+    (said,) = (one for one in bench.plan(graph, positive=to("11")).warnings if code(one) == "added control")
+    assert said.values["detail"] == " (1 + 0.5 0% - 60%)"
+
+
 def test_flow_model(bench: Any, make_node: Any, to: Any) -> None:
     """A checkpoint sampled as a flow is another model to a planner: all steps, the reason, and the stock latent."""
     flow = make_node("ModelSamplingSD3", model=to("1"), shift=3.0)

@@ -151,6 +151,33 @@ def test_the_hosts_own_patching_nodes(fresh: Any, read: Any, name: str) -> None:
     assert read(fresh).changes == ()
 
 
+SETTINGS = {
+    "RescaleCFG": lambda n, m, value: n.patch(m, 0.1 * value),
+    "PerturbedAttentionGuidance": lambda n, m, value: n.execute(m, value),
+    "FreeU_V2": lambda n, m, value: n.execute(m, 1.0 + 0.1 * value, 1.4, 0.9, 0.2),
+    "TomePatchModel": lambda n, m, value: n.execute(m, 0.1 * value),
+    "LazyCacheNode": lambda n, m, value: n.execute(m, 0.1 * value, 0.15, 0.95, False),
+    "DifferentialDiffusion": lambda n, m, value: n.execute(m, 0.1 * value),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_a_patching_node_was_set_to_is_part_of_the_change(fresh: Any, bench: Any, read: Any, name: str) -> None:
+    module = NODES[name][0]
+
+    def patched(value: float) -> Any:
+        made = SETTINGS[name](node(module, name), fresh, value)
+        return made[0] if isinstance(made, tuple) else made.result[0]
+
+    model = patched(3.0)
+    before = read(model).changes
+    assert read(patched(3.0)).changes == before
+    assert read(patched(5.0)).changes != before
+    graph = {**bench.base(), "7": {"class_type": "GivenMODEL", "inputs": {"key": bench.value(model)}}}
+    bench.run({**graph, "5": bench.adaptive(model=["7", 0], max_steps=3)}, show="5")
+    assert read(model).changes == before, "a render leaves no trace in it"
+
+
 def test_our_own_wrappers_are_no_change(fresh: Any, read: Any, pack: Any) -> None:
     sampling = pack("host.sampling")
     for key in (sampling.CLOCK, sampling.PROGRESS):

@@ -317,6 +317,26 @@ def test_packed_bytes_of_an_unknown_class(flux: Any, read: Any) -> None:
     assert read(first).fingerprint != read(other).fingerprint
 
 
+def test_packed_parameters_that_are_not_named_weights(flux: Any, read: Any) -> None:
+    """As HQQ has them: the packed blocks stand beside layers that kept their floats."""
+
+    def packed(blocks: int | None) -> Any:
+        model = flux(flux_weights(0, blocks))
+        for name, module in model.model.diffusion_model.named_modules():
+            if "_blocks" in name and isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim == 2:
+                data = module.weight.to(torch.float8_e4m3fn).view(torch.uint8)
+                module.W_q = torch.nn.Parameter(data, requires_grad=False)
+                module._parameters["weight"] = None
+        for index in range(20):  # more than enough floats to be a model by themselves
+            model.model.diffusion_model.register_module(f"more_{index}", torch.nn.Linear(8, 8, bias=False))
+            torch.nn.init.ones_(getattr(model.model.diffusion_model, f"more_{index}").weight)
+        return model
+
+    first, same, other = (read(packed(blocks)).fingerprint for blocks in (None, None, 1))
+    assert first == same is not None
+    assert first != other
+
+
 def _emptied(weight: Tensor) -> Any:
     made = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
     made.untyped_storage().resize_(0)

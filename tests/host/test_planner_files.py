@@ -111,15 +111,19 @@ def test_auto_takes_the_planner_nearest_to_the_setting(bench: Any, save_variant:
     assert bench.plan(sampler_name="euler").planner == "for euler"
 
 
-def test_no_planner_for_a_model(bench: Any, planner_file: Path) -> None:
+def test_no_planner_for_a_model(bench: Any, planner_file: Path, make_node: Any, to: Any) -> None:
+    sound = {"samples": torch.zeros(1, 64, 256)}
+    graph = {**bench.base(), "7": make_node("GivenLATENT", key=bench.value(sound))}
     hidden = planner_file.with_suffix(".hidden")
     planner_file.rename(hidden)
     try:
         plan = bench.plan(max_steps=21)
+        unmeasurable = bench.plan(graph, latent_image=to("7"), max_steps=21)
     finally:
         hidden.rename(planner_file)
-    assert plan.steps == 21
+    assert (plan.steps, unmeasurable.steps) == (21, 21)
     assert code(plan.fallback) == "no_planner"
+    assert code(unmeasurable.fallback) == "no_planner_pictures", "nobody is told to calibrate what Calibrate refuses"
 
 
 def test_min_steps_above_max_steps(bench: Any) -> None:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from budgetfusion_nodes.core.schedule import NestedSchedule
+from budgetfusion_nodes.predictor.planner import Planner
+from budgetfusion_nodes.predictor.planner_file import save_planner
 from tests.fixtures.said import code, codes
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +137,38 @@ def test_files_in_every_state(bench: Any, session: Any, folders: Any, planner_fi
     for name in ours:
         assert bench.plan(planner=name).fallback is None, name
     json.dumps(names(session)).encode("utf-8")
+
+
+@pytest.fixture
+def shipped(folders: Any, planner: Planner, pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`shipped(name, ...)`: a planner of the pack's own, for the model that the artist has one for."""
+    monkeypatch.setattr(pack("host.paths"), "PLANNERS", folders(tmp_path / "shipped"))
+
+    def save(name: str, **changes: Any) -> None:
+        (tmp_path / "shipped").mkdir(exist_ok=True)
+        made = replace(planner, name=name, setting=replace(planner.setting, **changes))
+        save_planner(tmp_path / "shipped" / f"{name}.safetensors", made, {})
+
+    return save
+
+
+def test_an_artists_own_planner_goes_before_a_shipped_one(bench: Any, shipped: Any) -> None:
+    shipped("nested", schedule=NestedSchedule(5, 1.0).to_text())
+    shipped("stock")
+    plan = bench.plan()
+    assert (plan.planner, codes(plan.warnings)) == ("random planner", ["planner_own"])
+    assert plan.warnings[0].values["planner"] == "random planner", "which was taken"
+    assert plan.warnings[0].values["other"] in ("nested.safetensors", "stock.safetensors"), "and which is there too"
+    assert bench.plan(schedule="nested").planner == "nested", "the schedule was asked for"
+    assert bench.plan(schedule="stock").planner == "random planner"
+    assert bench.plan(planner="nested.safetensors").warnings == ()
+
+
+def test_a_shipped_planner_of_the_very_setting_goes_before_an_own_of_another(bench: Any, shipped: Any) -> None:
+    shipped("cfg five", cfg=5.0)
+    assert bench.plan(cfg=5.0).planner == "cfg five"
+    plan = bench.plan(cfg=3.0)
+    assert (plan.planner, plan.warnings) == ("random planner", ()), "the other one is no alternative"
 
 
 def test_the_pack_loads_whatever_the_folders_are(session: Any, folders: Any, forbidden: Any, tmp_path: Path) -> None:
