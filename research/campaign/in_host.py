@@ -1,4 +1,4 @@
-"""Runs an experiment beside a genuine ComfyUI in a process of its own: one host a process, and a crash ends no campaign.
+"""Runs an experiment beside a genuine ComfyUI in a process of its own: one host a process, and a crash is told.
 
 The experiment is a function `inside(session, work)` of a part's module; tests call it with their own session.
 """

@@ -94,16 +94,16 @@ def _stages(module: str, cls: str) -> list[Stage]:
 
 def _tried(graphs: Sequence[Callable[[], Any]], stage: Stage, fault: str, check: Callable[[Any, str], str]) -> Trial:
     """With the first of the graphs that reaches the stage."""
-    problem, calls = "", list[int]()
+    problem, reached = "", False
     named = A_STAGE if fault == "NaN" else re.escape(stage.told)  # a wrong value fails where it is used
     for graph in graphs:
         made = graph()
         with failing(stage, FAULTS[fault]) as calls:
             problem = check(made, named)
-        problem = problem or check(graph(), "no fault any more")
-        if calls or problem:
+        problem, reached = problem or check(graph(), "no fault any more"), bool(calls)
+        if reached or problem:
             break
-    return Trial(stage.told, fault, bool(calls), problem)
+    return Trial(stage.told, fault, reached, problem)
 
 
 def _finding(what: str, stages: int, trials: Sequence[Trial]) -> Finding:
@@ -209,7 +209,7 @@ class Bench:
 
 
 def _save_short_planner(session: HostSession) -> None:
-    """The shipped planner on its first counts: learning costs a few renders. `auto` takes it, it comes first by name."""
+    """The shipped planner on its first counts: learning is cheap then. `auto` takes it, it comes first by name."""
     shipped = load_planner(WEIGHTS / "planners" / "tiny_scenes_dpmpp_2m_nested.safetensors")
     networks = []
     for network in shipped.networks:
