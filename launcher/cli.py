@@ -96,13 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_host_version(bench)
     bench.set_defaults(command=_bench)
 
-    campaign = commands.add_parser("campaign", help="try to break what the pack promises: docs/reliability.md")
-    campaign.add_argument("--parts", metavar="NAMES", help="only these, separated by commas, anew")
-    campaign.add_argument("--long", action="store_true", help="the long amount, hours (default: the quick one)")
-    campaign.add_argument("--seed", type=_seed, default=1, help="of everything random (default: %(default)s)")
-    campaign.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
-    _add_host_version(campaign)
-    campaign.set_defaults(command=_campaign)
+    _add_campaign(commands)
 
     cost = commands.add_parser("startup-cost", help="measure what the pack adds to ComfyUI's start")
     cost.add_argument(
@@ -122,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     checked = commands.add_parser("release-check", help="say what stands in the way of a release to the registry")
     checked.set_defaults(command=lambda _: release.run(ROOT))
     return parser
+
+
+def _add_campaign(commands: Any) -> None:
+    campaign = commands.add_parser("campaign", help="try to break what the pack promises: docs/reliability.md")
+    campaign.add_argument("--parts", metavar="NAMES", help="only these, separated by commas, anew")
+    campaign.add_argument("--long", action="store_true", help="the long amount, hours (default: the quick one)")
+    campaign.add_argument("--seed", type=_seed, default=1, help="of everything random (default: %(default)s)")
+    campaign.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
+    _add_host_version(campaign)
+    campaign.set_defaults(command=_campaign)
 
 
 def _add_demo(commands: Any) -> None:

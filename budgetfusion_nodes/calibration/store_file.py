@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sqlalchemy import URL, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, inspect
+from sqlalchemy.exc import DatabaseError
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
@@ -17,7 +17,11 @@ from . import schema
 
 BUSY_SECONDS = 60.0
 """A transaction takes milliseconds; another process that holds the file for this long hangs."""
-COMPANIONS = ("", "-wal", "-shm")
+COMPANIONS = ("-wal", "-shm", "")
+"""In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite, and it
+holds what was committed last."""
+ATTEMPTS = 3
+"""To open a database, where another one was set aside before."""
 
 
 class StoreError(BudgetFusionError):
@@ -54,19 +58,31 @@ class _Unusable(Exception):
 
 def open_engine(path: Path) -> tuple[Engine, Message | None]:
     """An engine for the database at `path`, made or migrated if need be; and what is to be said where another one lay
-    there and was set aside. StoreError where nothing can be written there at all."""
+    there and was set aside. StoreError where nothing can be written there at all, and for what passes (a full disk, a
+    lock): then nothing is moved."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_folder(path, error) from error
+    said: Message | None = None
+    for _ in range(ATTEMPTS):
+        looked_at = _which(path)
+        try:
+            return _opened(path), said
+        except _Unusable as found:
+            if said is not None:  # nor can a new one be made
+                raise _no_folder(path, found) from found
+            if _which(path) == looked_at:  # else another process has set it aside, and begun a new one
+                said = _moved_away(path, found.said)
+    raise StoreError(message("store_locked"))
+
+
+def _which(path: Path) -> int | None:
+    """Tells one file from another of the same name; None where there is none."""
     try:
-        return _opened(path), None
-    except _Unusable as found:
-        said = _moved_away(path, found.said)
-    try:
-        return _opened(path), said
-    except _Unusable as again:
-        raise _no_folder(path, again) from again
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _no_folder(path: Path, error: object) -> StoreError:
@@ -82,10 +98,15 @@ def _opened(path: Path) -> Engine:
             if version > len(schema.MIGRATIONS):
                 raise _Unusable(_newer)
             schema.migrate(connection)
+            if set(schema.metadata.tables) - set(inspect(connection).get_table_names()):
+                raise _Unusable(_damaged)
     except (DatabaseError, sqlite3.DatabaseError) as error:
         engine.dispose()
-        raise _Unusable(_kind_of(error)) from error
-    except _Unusable:
+        said = _kind_of(error)
+        if said is None:
+            raise explained(error, path) from error
+        raise _Unusable(said) from error
+    except BaseException:
         engine.dispose()
         raise
     return engine
@@ -102,13 +123,29 @@ def _check_owner(connection: object) -> None:
         raise _Unusable(_damaged)
 
 
-def _kind_of(error: Exception) -> Said:
+def _kind_of(error: Exception) -> Said | None:
+    """None for what says nothing about the database: a full disk, a lock, a disk that does not answer."""
     text = str(error).lower()
-    if isinstance(error, OperationalError) and "locked" in text:
-        raise StoreError(message("store_locked")) from error
-    if "readonly" in text or "read-only" in text or "unable to open" in text:
+    if "readonly" in text or "read-only" in text:
         return _read_only
-    return _damaged
+    if "malformed" in text or "not a database" in text or "no such table" in text:
+        return _damaged
+    return None
+
+
+def explained(error: Exception, path: Path) -> StoreError:
+    """What SQLite met while the store was in use, and what to do. What was committed before stays."""
+    text = str(getattr(error, "orig", None) or error)
+    low = text.lower()
+    if "is full" in low:
+        return StoreError(message("store_full", file=path.name))
+    if "is locked" in low:
+        return StoreError(message("store_locked"))
+    if _kind_of(error) is _damaged:
+        return StoreError(message("store_damaged_in_use", file=path.name))
+    if _kind_of(error) is _read_only or "unable to open" in low:
+        return _no_folder(path, text)
+    return StoreError(message("store_failed", file=path.name, reason=text))
 
 
 def _moved_away(path: Path, said: Said) -> Message:
