@@ -301,8 +301,8 @@ def put_prompt(
     """See `Store.prompt_id`. with_features: whether a planner may be fitted to it; memory needs its signature alone."""
     values = {"digest": encoded.digest(), "features": b"", "category": category, "text": text}
     found = insert(t.prompts).values({**values, "features": encoded.to_bytes()} if with_features else values)
-    if with_features:  # a prompt that was only remembered till now
-        lacking = func.length(t.prompts.c.features) == 0
+    if with_features:  # a prompt that was only remembered till now, or whose features a disk has damaged
+        lacking = t.prompts.c.features != found.excluded.features
         changed = {
             "features": found.excluded.features,
             "category": found.excluded.category,

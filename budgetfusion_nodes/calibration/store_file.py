@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from . import schema
 
 BUSY_SECONDS = 60.0
 """A transaction takes milliseconds; another process that holds the file for this long hangs."""
+LOOK_SECONDS = 1.0
+"""After which a lock that does not come is looked into."""
 COMPANIONS = ("-wal", "-shm", "")
 """In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite, and it
 holds what was committed last."""
@@ -166,20 +170,68 @@ def _moved_away(path: Path, said: Said) -> Message:
 
 
 def new_engine(path: Path) -> Engine:
-    """WAL, one writer at a time, and `BEGIN IMMEDIATE`, so that no transaction fails halfway for want of a lock."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
+    """One writer at a time, and `BEGIN IMMEDIATE`, so that no transaction fails halfway for want of a lock."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), creator=lambda: _connected(path))
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: object) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
 
     return engine
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    """In WAL; with the plain journal where the file system has no shared memory (network drives, folders shared with a
+    virtual machine). StoreError where it has no locks: SQLite would wait for one in vain."""
+    connection = _connect(path)
+    try:
+        _look(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        text = str(error).lower()
+        if "locked" in text and not has_locks(path.parent):
+            raise StoreError(message("store_no_locks", file=path.name, folder=str(path.parent))) from error
+        if "i/o error" in text or "locking protocol" in text:
+            _leave_wal(path)
+        elif "locked" not in text:
+            raise
+        connection = _connect(path)
+    for pragma in (f"busy_timeout = {1000 * BUSY_SECONDS:.0f}", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # no isolation level: SQLAlchemy's own BEGIN, not the driver's; its pool hands a connection to any thread
+    return sqlite3.connect(path, timeout=LOOK_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    """The first access; a new database begins in WAL."""
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _leave_wal(path: Path) -> None:
+    """What is in WAL can be read without shared memory by one process that holds it all, from its first access on."""
+    with contextlib.closing(_connect(path)) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether files of this folder can be locked; True where that cannot be told."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC)
+    return True
 
 
 @contextlib.contextmanager
