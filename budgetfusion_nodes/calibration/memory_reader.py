@@ -87,7 +87,7 @@ def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[
 def state(connection: sqlite3.Connection, settings: Sequence[int]) -> tuple[Any, ...]:
     """Changes whenever a render of these settings is remembered or forgotten."""
     query = (
-        "SELECT count(*), max(m.at), max(m.trajectory_id) FROM memories m "
+        "SELECT count(*), total(m.at), max(m.trajectory_id) FROM memories m "
         f"JOIN trajectories t ON t.id = m.trajectory_id WHERE t.setting_id IN ({_places(settings)})"
     )
     return tuple(connection.execute(query, list(settings)).fetchone())

@@ -4,6 +4,7 @@ in. Used by the job and by the command line; knows no host."""
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = _free_path(folder, file_name(name), planner)
-        draft = path.with_name(f".{path.name}.new")
+        draft = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may put the same planner
         try:
             save_planner(draft, planner)
             if not (path.is_file() and _same(draft, path)):

@@ -13,13 +13,14 @@ PROMISES: Mapping[str, str] = {
     "same": "An interrupted calibration, fit, planner file or migration goes on, ends as an undisturbed one would, and "
     "nothing of it stands twice.",
     "shared": "Several servers and a shell work on one store at once: no row is lost, and nobody waits without an end.",
-    "set_aside": "A store that cannot be used is set aside under another name and never deleted; one sentence says what "
-    "happened, what was kept and what to do.",
+    "set_aside": "A store that cannot be used is set aside under another name and never deleted; one sentence says "
+    "what happened, what was kept and what to do.",
     "goes_on": "No fault of a disk, a store, a planner or a stage stops a render: it is made at a count that is said, "
     "with the stage that failed, and the next one works.",
     "refused": "A planner file or an import from anywhere is taken or refused with a reason, within 1 s and 200 MB.",
     "flat": "Thousands of renders leave memory, open files and the time of a plan where they were.",
-    "confined": "No web page, workflow or prompt makes the pack read or write outside its planner folders, or run a script.",
+    "confined": "No web page, workflow or prompt makes the pack read or write outside its planner folders, or run a "
+    "script.",
     "once": "On many workers every trajectory is kept exactly once, whichever of them ends on the way.",
     "opens": "Planners, stores and workflows that an earlier released state wrote open in this one.",
 }
