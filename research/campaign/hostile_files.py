@@ -37,7 +37,7 @@ from .part import Finding, Part, Work
 CHUNK = 1000
 """Files of one process."""
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 200.0
-PATIENCE = 900.0
+PATIENCE = 3600.0
 """Seconds for CHUNK files, after which one of them hangs."""
 OPEN, IMPORT = "open", "import"
 
