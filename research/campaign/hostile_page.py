@@ -1,7 +1,7 @@
 """Part `hostile_page`: a web page that asks the pack's routes for what it likes, and workflows that hold anything.
 
-A genuine ComfyUI answers. Audit events tell what was read, written and started meanwhile. What a page shows is tested
-in Chromium (tests/web/page_hostile.mjs); here every file of the page is searched for ways to turn a text into markup.
+A genuine ComfyUI answers. Audit events tell what was read, written and started meanwhile. Every file of the page is
+searched for ways to turn a text into markup: it shows texts by `textContent` alone.
 """
 
 from __future__ import annotations
