@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "budgetfusion.planner"
 VERSION = "2"
 FIRST_VERSION = "1"
-"""Had the calibration prompts' summaries themselves in novelty.*; what is told of them now is fitted when it is read."""
+"""Had the calibration prompts' summaries themselves in novelty.*; what they are now is fitted when it is read."""
 MAX_FILE_BYTES = 24 * 1024 * 1024
 """A planner for the widest encoder of today (15,360 numbers a token) takes 5 MB; a file is unpacked up to six times."""
 MAX_HEADER_BYTES = 256 * 1024
