@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "or with the Python that COMFYUI_PYTHON names. Nothing is written to it.",
     )
     commands = parser.add_subparsers(
-        required=True, metavar="demo | test | serve | bench | startup-cost | screenshots | page-speed | release-check"
+        required=True,
+        metavar="demo | test | serve | bench | campaign | startup-cost | screenshots | page-speed | release-check",
     )
 
     _add_demo(commands)
@@ -95,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_host_version(bench)
     bench.set_defaults(command=_bench)
 
+    _add_campaign(commands)
+
     cost = commands.add_parser("startup-cost", help="measure what the pack adds to ComfyUI's start")
     cost.add_argument(
         "--boots", type=_count, default=7, help="boots with and without the pack (default: %(default)s each)"
@@ -113,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     checked = commands.add_parser("release-check", help="say what stands in the way of a release to the registry")
     checked.set_defaults(command=lambda _: release.run(ROOT))
     return parser
+
+
+def _add_campaign(commands: Any) -> None:
+    campaign = commands.add_parser("campaign", help="try to break what the pack promises: docs/reliability.md")
+    campaign.add_argument("--parts", metavar="NAMES", help="only these, separated by commas, anew")
+    campaign.add_argument("--long", action="store_true", help="the long amount, hours (default: the quick one)")
+    campaign.add_argument("--seed", type=_seed, default=1, help="of everything random (default: %(default)s)")
+    campaign.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
+    _add_host_version(campaign)
+    campaign.set_defaults(command=_campaign)
 
 
 def _add_demo(commands: Any) -> None:
@@ -264,6 +277,18 @@ def _bench(options: argparse.Namespace) -> int:
         if value is not None:
             command += ["--" + name.replace("_", "-"), str(value.absolute() if isinstance(value, Path) else value)]
     # one thread a process: two busy OpenMP pools on two cores are many times slower
+    return run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _campaign(options: argparse.Namespace) -> int:
+    layout = Layout.from_environment()
+    host = chosen_host(layout, options.host_version)
+    set_up(layout, [host], [packages.HOST, packages.TEST])
+    command = [str(layout.python), "-m", "research", "campaign", "--host", str(host.path)]
+    command += ["--long" if options.long else "--quick", "--seed", str(options.seed)]
+    command += ["--out", str(options.out.absolute())]
+    if options.parts is not None:
+        command += ["--parts", options.parts]
     return run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 

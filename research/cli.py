@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from . import foreign_checkpoint, host_symbols, shipping, transfer
 from .bench import commands as bench_commands
 from .bench import commit_commands
+from .campaign import commands as campaign_commands
 from .corpus import commands as corpus_commands
 from .memory import commands as memory_commands
 from .sweeps import caption_commands, filling_commands, nested_commands, noisy_commands
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     tiny_scenes_commands.add_parser(groups)
     bench_commands.add_parser(groups)
     bench_commands.add_profile_parser(groups)
+    campaign_commands.add_parser(groups)
     study = groups.add_parser("study", help="studies of schedules and memory")
     studies = study.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
     nested_commands.add_parser(studies)

@@ -43,7 +43,7 @@ class Claims:
         mine = {"owner": self.owner, "until": now + LEASE_SECONDS}
         with self._store.transaction() as connection:
             held = connection.execute(select(t.c.owner, t.c.until).where(t.c.trajectory_id == trajectory_id)).first()
-            if held is not None and held.owner != self.owner and held.until > now and _lives(held.owner):
+            if held is not None and held.owner != self.owner and _holds(held.until, now) and _lives(held.owner):
                 return False
             put = insert(t).values(trajectory_id=trajectory_id, **mine)
             connection.execute(put.on_conflict_do_update(index_elements=["trajectory_id"], set_=mine))
@@ -54,6 +54,12 @@ class Claims:
         """Says that it is still being rendered; writes when half of the lease is over."""
         if self._until.get(trajectory_id, 0.0) - time.time() < LEASE_SECONDS / 2.0:
             self.take(trajectory_id)
+
+
+def _holds(until: float, now: float) -> bool:
+    """Whether a lease runs. One that ends later than any could was given before a clock was set back, and would keep
+    others waiting for as long as it was set back by; twice the lease, because clocks of two machines differ."""
+    return now < until <= now + 2.0 * LEASE_SECONDS
 
 
 def _lives(owner: str) -> bool:

@@ -75,6 +75,8 @@ class Learner:
         if origin is None or plan.decision is None:
             return (plan.fallback or message("learn_not_one"),)
         try:
+            if self.per_hour and self._learned() >= self.per_hour:
+                return (message("learn_enough", n=self.per_hour),)
             planner = planner_of(plan)
             wanted = {metric: planner.backends[metric] for metric in planner.metrics}
             backends = matching_backends(wanted, "auto", self.clip_vision, encoder_folders())

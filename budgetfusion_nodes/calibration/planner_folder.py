@@ -4,6 +4,7 @@ in. Used by the job and by the command line; knows no host."""
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,19 @@ from ..core.files import in_one_piece
 from ..core.messages import message
 from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting
-from ..predictor.planner_file import AnyPlanner, load_any_planner, save_planner
+from ..predictor.planner_file import AnyPlanner, load_any_planner, parse_planner, read_planner_file, save_planner
 
 ENDING = ".safetensors"
 _FORBIDDEN = re.compile(r"[^\w .+()-]+")
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
-LONGEST = 100
+LONGEST = 200
+"""Bytes of a name without its ending: 255 is what file systems take, and a draft's name is longer."""
 
 
 def file_name(name: str) -> str:
     """A file name that every system takes, with its ending. InputError where nothing of `name` is left."""
     stem = name.strip().removesuffix(ENDING)
-    stem = _FORBIDDEN.sub("_", stem).strip(" ._")[:LONGEST]
+    stem = _FORBIDDEN.sub("_", stem).strip(" ._-").encode()[:LONGEST].decode(errors="ignore")
     if not stem or not re.search(r"\w", stem):
         raise InputError(message("planner_bad_name", name=name))
     return ("_" if _RESERVED.match(stem) else "") + stem + ENDING
@@ -39,7 +41,7 @@ def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = _free_path(folder, file_name(name), planner)
-        draft = path.with_name(f".{path.name}.new")
+        draft = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may put the same planner
         try:
             save_planner(draft, planner)
             if not (path.is_file() and _same(draft, path)):
@@ -114,12 +116,17 @@ def list_folder(folder: Path) -> list[Listed]:
 
 def import_planner(folder: Path, source: Path, replace: bool = False) -> Path:
     """Verifies a planner file from elsewhere and copies it in. PlannerFileError says why one is refused."""
-    load_any_planner(source)
+    content = read_planner_file(source)  # once: what was verified is what is written
+    parse_planner(content, source)
     target = folder / file_name(source.name)
-    if target.exists() and not replace and digest_of(target) != digest_of(source):
-        raise InputError(message("planner_is_there", file=target.name))
-    folder.mkdir(parents=True, exist_ok=True)
-    with in_one_piece(target) as partial:
-        partial.write_bytes(source.read_bytes())
-    load_any_planner(target)
+    try:
+        if target.exists() and not replace and not (target.is_file() and target.read_bytes() == content):
+            raise InputError(message("planner_is_there", file=target.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        with in_one_piece(target) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise PlannerFileError(
+            f"{target.name} cannot be written into {folder} ({error}). Make room there, or allow writing."
+        ) from error
     return target

@@ -77,6 +77,8 @@ class SearchStore:
         values = {**vars(look), "distances": dict(look.distances), "features": save(features)}
         values |= {**self._key, "prompt_id": prompt_id, "seed": seed, "run": run}
         with self._store.transaction() as connection:
+            self._store.rows.check_setting(connection, self._key["setting_id"])
+            self._store.rows.check_prompt(connection, prompt_id)
             connection.execute(insert(t.search_looks).values(values).on_conflict_do_nothing())
 
     def found(self) -> Found | None:
@@ -89,6 +91,7 @@ class SearchStore:
     def keep(self, found: Found) -> None:
         values = {**self._key, "schedule": found.schedule, "tables": dict(found.tables), "made": time.time()}
         with self._store.transaction() as connection:
+            self._store.rows.check_setting(connection, self._key["setting_id"])
             kept = insert(t.found_schedules).values(values)
             connection.execute(kept.on_conflict_do_update(index_elements=list(self._key), set_=values))
             own = t.search_looks.c

@@ -7,6 +7,7 @@ both measure is kept once. `store_file` opens the database and sets a bad one as
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from ..core.errors import InputError
 from ..core.messages import Message
@@ -24,7 +26,8 @@ from ..core.sources import CALIBRATED
 from ..predictor.memory_space import signature
 from . import schema as t
 from .records import Encoded, Measurement, SetAside, Subject
-from .store_file import disposing, new_engine, open_engine, outside_transactions
+from .store_file import disposing, explained, new_engine, open_engine, outside_transactions
+from .store_rows import Rows, forgotten
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Store:
         self._engine = engine
         self.said: Message | None = said
         """What is to be said where a database lay there that could not be used."""
+        self.rows = Rows()
 
     @classmethod
     def at(cls, path: Path) -> Store:
@@ -92,21 +96,34 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One writer at a time; all of it or nothing."""
-        with self._engine.begin() as connection:
+        """One writer at a time; all of it or nothing. StoreError where SQLite fails."""
+        with self._explaining(), self._engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:  # a row that another one needs was deleted by another process
+            raise forgotten() from error
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            raise explained(error, self.path) from error
 
     # ---------------------------------------------------------------------------------------------------- writing
 
     def setting_id(self, subject: Subject) -> int:
         """The row of this subject, made if need be."""
         with self.transaction() as connection:
-            return put_setting(connection, subject)
+            row = put_setting(connection, subject)
+        self.rows.settings[row] = subject.digest()
+        return row
 
     def prompt_id(self, encoded: Encoded, category: str, text: str | None = None) -> int:
         """The row of this conditioning, made if need be. text: only where the artist wants it kept."""
         with self.transaction() as connection:
-            return put_prompt(connection, encoded, category, text)
+            row = put_prompt(connection, encoded, category, text)
+        self.rows.prompts[row] = encoded.digest()
+        return row
 
     def backends_id(self, names: Mapping[str, str]) -> int:
         """The row of these backends: metric -> name with the digest of its weights."""
@@ -117,8 +134,11 @@ class Store:
         """What is known of a trajectory; its row is made if need be."""
         key = {"setting_id": setting_id, "prompt_id": prompt_id, "seed": seed}
         with self.transaction() as connection:
+            self.rows.check_setting(connection, setting_id)
+            self.rows.check_prompt(connection, prompt_id)
             connection.execute(insert(t.trajectories).values(key).on_conflict_do_nothing())
             row = connection.execute(select(t.trajectories).filter_by(**key)).one()
+            self.rows.trajectories[row.id] = (setting_id, prompt_id, seed)
             return Kept(
                 row.id,
                 _measured(connection, row.id, backends_id),
@@ -129,6 +149,7 @@ class Store:
     def record(self, trajectory_id: int, backends_id: int, found: Measurement, latent: bytes | None = None) -> None:
         """One count. latent: with the target's, so that a restart need not render it again."""
         with self.transaction() as connection:
+            self.rows.check_trajectory(connection, trajectory_id)
             put_measurement(connection, trajectory_id, backends_id, found)
             if latent is not None:
                 _set_latent(connection, trajectory_id, latent)
@@ -137,6 +158,7 @@ class Store:
         """The target's latent is not needed any more, and the curve can be remembered."""
         memory = {"trajectory_id": trajectory_id, "at": time.time(), "source": CALIBRATED}
         with self.transaction() as connection:
+            self.rows.check_trajectory(connection, trajectory_id)
             _set_latent(connection, trajectory_id, None)
             connection.execute(insert(t.memories).values(memory).on_conflict_do_nothing())
 
@@ -144,6 +166,7 @@ class Store:
         """Leaves a trajectory out, with the reason."""
         values = {"trajectory_id": trajectory_id, "steps": steps, "reason": reason, "at": time.time()}
         with self.transaction() as connection:
+            self.rows.check_trajectory(connection, trajectory_id)
             connection.execute(insert(t.set_aside).values(values).on_conflict_do_nothing())
             _set_latent(connection, trajectory_id, None)
 
@@ -156,6 +179,7 @@ class Store:
     def record_planner(self, setting_id: int, made: KeptPlanner) -> None:
         values = {**vars(made), "figures": dict(made.figures), "setting_id": setting_id}
         with self.transaction() as connection:
+            self.rows.check_setting(connection, setting_id)
             connection.execute(insert(t.planners).values(values))
 
     def forget(self, setting_id: int) -> bool:
@@ -182,6 +206,7 @@ class Store:
         )
         found: dict[tuple[int, int], dict[int, Measurement]] = {}
         with self.transaction() as connection:
+            self.rows.check_setting(connection, setting_id)
             for row in connection.execute(query):
                 found.setdefault((row.prompt_id, row.seed), {})[row.steps] = _measurement(row)
         return found
@@ -224,9 +249,11 @@ class Store:
         """A copy of the database without the prompts' texts, unless asked for."""
         if path.exists():
             raise InputError(f"{path.name} is there already. Choose another name.")
-        with outside_transactions(self._engine) as connection:
-            connection.execute("VACUUM INTO ?", (str(path),))
-        if not with_text:
+        with self._explaining():
+            with outside_transactions(self._engine) as connection:
+                connection.execute("VACUUM INTO ?", (str(path),))
+            if with_text:
+                return
             with disposing(new_engine(path)) as engine:
                 with engine.begin() as copy:
                     copy.execute(update(t.prompts).values(text=None))
@@ -236,7 +263,7 @@ class Store:
 
     def attach(self, path: Path, statements: Sequence[str]) -> int:
         """Runs statements that may read the database at `path` as `other`; how many measurements came in."""
-        with outside_transactions(self._engine) as connection:
+        with self._explaining(), outside_transactions(self._engine) as connection:
             connection.execute("ATTACH DATABASE ? AS other", (str(path),))
             try:
                 (before,) = connection.execute("SELECT count(*) FROM measurements").fetchone()
@@ -275,8 +302,8 @@ def put_prompt(
     """See `Store.prompt_id`. with_features: whether a planner may be fitted to it; memory needs its signature alone."""
     values = {"digest": encoded.digest(), "features": b"", "category": category, "text": text}
     found = insert(t.prompts).values({**values, "features": encoded.to_bytes()} if with_features else values)
-    if with_features:  # a prompt that was only remembered till now
-        lacking = func.length(t.prompts.c.features) == 0
+    if with_features:  # a prompt that was only remembered till now, or whose features a disk has damaged
+        lacking = t.prompts.c.features != found.excluded.features
         changed = {
             "features": found.excluded.features,
             "category": found.excluded.category,

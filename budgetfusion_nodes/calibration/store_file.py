@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sqlalchemy import URL, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, inspect
+from sqlalchemy.exc import DatabaseError
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
@@ -17,7 +19,13 @@ from . import schema
 
 BUSY_SECONDS = 60.0
 """A transaction takes milliseconds; another process that holds the file for this long hangs."""
-COMPANIONS = ("", "-wal", "-shm")
+LOOK_SECONDS = 1.0
+"""After which a lock that does not come is looked into."""
+COMPANIONS = ("-wal", "-shm", "")
+"""In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite, and it
+holds what was committed last."""
+ATTEMPTS = 3
+"""To open a database, where another one was set aside before."""
 
 
 class StoreError(BudgetFusionError):
@@ -54,19 +62,31 @@ class _Unusable(Exception):
 
 def open_engine(path: Path) -> tuple[Engine, Message | None]:
     """An engine for the database at `path`, made or migrated if need be; and what is to be said where another one lay
-    there and was set aside. StoreError where nothing can be written there at all."""
+    there and was set aside. StoreError where nothing can be written there at all, and for what passes (a full disk, a
+    lock): then nothing is moved."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_folder(path, error) from error
+    said: Message | None = None
+    for _ in range(ATTEMPTS):
+        looked_at = _which(path)
+        try:
+            return _opened(path), said
+        except _Unusable as found:
+            if said is not None:  # nor can a new one be made
+                raise _no_folder(path, found) from found
+            if _which(path) == looked_at:  # else another process has set it aside, and begun a new one
+                said = _moved_away(path, found.said)
+    raise StoreError(message("store_locked"))
+
+
+def _which(path: Path) -> int | None:
+    """Tells one file from another of the same name; None where there is none."""
     try:
-        return _opened(path), None
-    except _Unusable as found:
-        said = _moved_away(path, found.said)
-    try:
-        return _opened(path), said
-    except _Unusable as again:
-        raise _no_folder(path, again) from again
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _no_folder(path: Path, error: object) -> StoreError:
@@ -82,10 +102,15 @@ def _opened(path: Path) -> Engine:
             if version > len(schema.MIGRATIONS):
                 raise _Unusable(_newer)
             schema.migrate(connection)
+            if set(schema.metadata.tables) - set(inspect(connection).get_table_names()):
+                raise _Unusable(_damaged)
     except (DatabaseError, sqlite3.DatabaseError) as error:
         engine.dispose()
-        raise _Unusable(_kind_of(error)) from error
-    except _Unusable:
+        said = _kind_of(error)
+        if said is None:
+            raise explained(error, path) from error
+        raise _Unusable(said) from error
+    except BaseException:
         engine.dispose()
         raise
     return engine
@@ -102,13 +127,29 @@ def _check_owner(connection: object) -> None:
         raise _Unusable(_damaged)
 
 
-def _kind_of(error: Exception) -> Said:
+def _kind_of(error: Exception) -> Said | None:
+    """None for what says nothing about the database: a full disk, a lock, a disk that does not answer."""
     text = str(error).lower()
-    if isinstance(error, OperationalError) and "locked" in text:
-        raise StoreError(message("store_locked")) from error
-    if "readonly" in text or "read-only" in text or "unable to open" in text:
+    if "readonly" in text or "read-only" in text:
         return _read_only
-    return _damaged
+    if "malformed" in text or "not a database" in text or "no such table" in text:
+        return _damaged
+    return None
+
+
+def explained(error: Exception, path: Path) -> StoreError:
+    """What SQLite met while the store was in use, and what to do. What was committed before stays."""
+    text = str(getattr(error, "orig", None) or error)
+    low = text.lower()
+    if "is full" in low:
+        return StoreError(message("store_full", file=path.name))
+    if "is locked" in low:
+        return StoreError(message("store_locked"))
+    if _kind_of(error) is _damaged:
+        return StoreError(message("store_damaged_in_use", file=path.name))
+    if _kind_of(error) is _read_only or "unable to open" in low:
+        return _no_folder(path, text)
+    return StoreError(message("store_failed", file=path.name, reason=text))
 
 
 def _moved_away(path: Path, said: Said) -> Message:
@@ -129,20 +170,68 @@ def _moved_away(path: Path, said: Said) -> Message:
 
 
 def new_engine(path: Path) -> Engine:
-    """WAL, one writer at a time, and `BEGIN IMMEDIATE`, so that no transaction fails halfway for want of a lock."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
+    """One writer at a time, and `BEGIN IMMEDIATE`, so that no transaction fails halfway for want of a lock."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), creator=lambda: _connected(path))
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: object) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
 
     return engine
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    """In WAL; with the plain journal where the file system has no shared memory (network drives, folders shared with a
+    virtual machine). StoreError where it has no locks: SQLite would wait for one in vain."""
+    connection = _connect(path)
+    try:
+        _look(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        text = str(error).lower()
+        if "locked" in text and not has_locks(path.parent):
+            raise StoreError(message("store_no_locks", file=path.name, folder=str(path.parent))) from error
+        if "i/o error" in text or "locking protocol" in text:
+            _leave_wal(path)
+        elif "locked" not in text:
+            raise
+        connection = _connect(path)
+    for pragma in (f"busy_timeout = {1000 * BUSY_SECONDS:.0f}", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # no isolation level: SQLAlchemy's own BEGIN, not the driver's; its pool hands a connection to any thread
+    return sqlite3.connect(path, timeout=LOOK_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    """The first access; a new database begins in WAL."""
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _leave_wal(path: Path) -> None:
+    """What is in WAL can be read without shared memory by one process that holds it all, from its first access on."""
+    with contextlib.closing(_connect(path)) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether files of this folder can be locked; True where that cannot be told."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC)
+    return True
 
 
 @contextlib.contextmanager

@@ -59,19 +59,21 @@ def remember(store: Store, found: Remembered, most: int = MOST) -> None:
 
 
 def _evict(connection: Connection, most: int) -> None:
-    """Keeps the latest `most` of those that no calibration goes on from."""
+    """Keeps the latest `most` of those that no calibration goes on from. What seems to come from the future was written
+    before a clock was set back: it goes before what is written now."""
     own = t.memories.c
-    kept = select(own.trajectory_id).where(own.source != CALIBRATED).order_by(own.at.desc(), own.trajectory_id.desc())
+    latest = func.min(own.at, time.time()).desc(), own.trajectory_id.desc()
+    kept = select(own.trajectory_id).where(own.source != CALIBRATED).order_by(*latest)
     old = list(connection.execute(kept.offset(most).limit(1000)).scalars())
     if old:
         _drop(connection, t.trajectories.c.id.in_(old))
 
 
 def learned_since(store: Store, source: str, at: float) -> int:
-    """Renders from this source since this time."""
+    """Renders from this source since this time, and not from the future, as a clock that was set back tells."""
     own = t.memories.c
     with store.transaction() as connection:
-        query = select(func.count()).where(own.source == source, own.at > at)
+        query = select(func.count()).where(own.source == source, own.at > at, own.at <= time.time())
         return int(connection.execute(query).scalar_one())
 
 

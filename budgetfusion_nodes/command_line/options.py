@@ -13,8 +13,12 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def say(text: str, to: TextIO | None = None) -> None:
-    """One piece of output."""
-    (to or sys.stdout).write(text + "\n")
+    """One piece of output. What a file from elsewhere says of itself gives a terminal no commands, and no letter that
+    the terminal lacks ends a command."""
+    stream = to or sys.stdout
+    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

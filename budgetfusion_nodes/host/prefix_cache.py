@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 LIMIT_BYTES = 64 * 2**20
 WRAPPER = "budgetfusion_prefix"
@@ -133,14 +136,34 @@ class Replay:
         if caller != self.own:
             return executor(model, conds, x, timestep, options)
         place, self.place = self.place, self.place + 1
-        found = self._found(place, x, timestep)
-        if found is not None:
+        known = self._replay(place, x, timestep)
+        if known is not None:
             self.replayed += 1
-            return [_copied(out, x.device) for out in found.out]
+            return known
         out = executor(model, conds, x, timestep, options)
-        if self.following and place < self.keep:
-            self.following = self.cache.append(self.key, _kept(x, timestep, out))
+        self._keep(place, x, timestep, out)
         return out
+
+    def _replay(self, place: int, x: Tensor, timestep: Tensor) -> list[Tensor] | None:
+        try:
+            found = self._found(place, x, timestep)
+            return None if found is None else [_copied(out, x.device) for out in found.out]
+        except Exception:
+            self._give_up()
+            return None
+
+    def _keep(self, place: int, x: Tensor, timestep: Tensor, out: list[Tensor]) -> None:
+        try:
+            if self.following and place < self.keep:
+                self.following = self.cache.append(self.key, _kept(x, timestep, out))
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The render goes on without a draft; where memory is short, the drafts give theirs back."""
+        log.warning("BudgetFusion renders without a draft", exc_info=True)
+        self.following = False
+        self.cache.clear()
 
     def _found(self, place: int, x: Tensor, timestep: Tensor) -> Evaluation | None:
         draft = self.cache.draft(self.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from .conditioning import first_part
 from .energy import watt_hours
-from .prefix_cache import DRAFTS, PrefixCache, run_key, with_replay
+from .prefix_cache import DRAFTS, PrefixCache, Replay, run_key, with_replay
+
+log = logging.getLogger(__name__)
 
 # Denoiser evaluations of a run of n >= 0 steps whose last sigma is 0, counted in the genuine hosts (tests/host counts
 # them again). A cond + uncond batch is one evaluation.
@@ -201,8 +204,8 @@ def render(
     """
     check_latent(latent_image)
     laps: list[Lap] = []
-    key = trajectory_key(model, seed, cfg, sampler_name, positive, negative, latent_image, prefix_steps, denoise)
-    clocked, replay = with_replay(model.clone(), key, shared_evaluations(sampler_name, prefix_steps), cache)
+    inputs = (seed, cfg, sampler_name, positive, negative, latent_image, prefix_steps, denoise)
+    key, clocked, replay = _with_draft(model, shared_evaluations(sampler_name, prefix_steps), cache, inputs)
     clocked.add_wrapper_with_key(_wrappers().SAMPLER_SAMPLE, CLOCK, _clock(laps))
     if sigmas is not None:
         clocked.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, SIGMAS, _along(sigmas))
@@ -237,6 +240,19 @@ def trajectory_key(
 ) -> str | None:
     """Equal for renders that `prefix_steps` steps of one schedule are the same in."""
     return run_key(model, seed, cfg, sampler_name, prefix_steps, denoise, positive, negative, latent_image)
+
+
+def _with_draft(
+    model: Any, keep: int, cache: PrefixCache, inputs: tuple[Any, ...]
+) -> tuple[str | None, Any, Replay | None]:
+    """(`trajectory_key` of the inputs where anything is shared, a clone of the model, its replay). A fault costs the
+    draft, and no render."""
+    try:
+        key = trajectory_key(model, *inputs) if keep > 0 else None
+        return key, *with_replay(model.clone(), key, keep, cache)
+    except Exception:
+        log.warning("BudgetFusion renders without a draft", exc_info=True)
+        return None, model.clone(), None
 
 
 def sweep(

@@ -7,15 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_RISK
-from ..core.schedule import STOCK
-from ..host.model_name import learn_name
-from ..host.sampling import check_latent, nfe, render
+from ..host.sampling import check_latent, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
-from ..planning.nested import plan_sigmas
 from ..planning.pairs import keep_for_memory
-from ..planning.receipt import make_receipt
-from ..planning.service import Request, obey, plan_render
+from ..planning.receipt import shown
+from ..planning.service import Request, obey, plan_render, with_sigmas
 from . import schema as s
 
 
@@ -111,7 +108,6 @@ class AdaptiveKSampler(io.ComfyNode):
         memory: bool = True,
     ) -> io.NodeOutput:
         check_latent(latent_image)
-        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(
             sampler_name,
             scheduler,
@@ -123,13 +119,14 @@ class AdaptiveKSampler(io.ComfyNode):
             planner,
             denoise,
             schedule,
-            s.model_files(cls.hidden),
+            s.model_files(model, cls.hidden),
             memory,
             lambda: render_facts(negative, latent_image),
             only_seed(seed, latent_image),
         )
         rest = (model, positive, request, latent_image)
         decided = plan_render(*rest) if plan is None else obey(plan, *rest)
+        decided, sigmas = with_sigmas(decided, model, request)
         done = render(
             model,
             seed,
@@ -141,12 +138,10 @@ class AdaptiveKSampler(io.ComfyNode):
             negative,
             latent_image,
             denoise,
-            sigmas=None if decided.schedule == STOCK else plan_sigmas(decided, model, request),
+            sigmas=sigmas,
             prefix_steps=decided.prefix_steps,
         )
         if memory:
             keep_for_memory(decided, done, cls.hidden, request, seed, (model, positive, negative, latent_image))
-        receipt = make_receipt(decided, done, nfe(sampler_name, done.steps))
-        text = f"{decided.summary()}\n{receipt.text()}"
-        ui = {"text": [text], "budget_plan": [decided.to_dict()], "receipt": [receipt.to_dict()]}
+        text, ui = shown(decided, done, sampler_name)
         return io.NodeOutput(done.latent, decided.steps, text, ui=ui)

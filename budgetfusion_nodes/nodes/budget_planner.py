@@ -7,10 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK
-from ..host.model_name import learn_name
 from ..planning.choice import AUTO, planners_state
 from ..planning.nested import plan_sigmas
-from ..planning.service import Request, plan_render
+from ..planning.service import Request, plan_render, with_sigmas
 from ..planning.special import split_plan
 from . import schema as s
 
@@ -99,14 +98,13 @@ class BudgetPlanner(io.ComfyNode):
         split_at: int = 0,
         memory: bool = True,
     ) -> io.NodeOutput:
-        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
-        files = s.model_files(cls.hidden)
+        files = s.model_files(model, cls.hidden)
         limits = (min_steps, max_steps)
         request = Request(
             sampler_name, scheduler, cfg, quality, *limits, risk, planner, schedule=schedule, files=files, memory=memory
         )
-        plan = plan_render(model, positive, request, latent_image)
-        sigmas = plan_sigmas(plan, model, request)
+        plan, sigmas = with_sigmas(plan_render(model, positive, request, latent_image), model, request)
+        sigmas = plan_sigmas(plan, model, request) if sigmas is None else sigmas
         split, said = split_plan(model, request, sigmas, split_at)
         text = "\n".join([plan.summary(), *(note.text() for note in said)])
         return io.NodeOutput(plan, plan.steps, sigmas, split, ui={"text": [text], "budget_plan": [plan.to_dict()]})

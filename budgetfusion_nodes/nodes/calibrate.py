@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..core.errors import BudgetFusionError
 from ..core.schedule import NESTED, STOCK, NestedSchedule
-from ..host.model_name import learn_name
 from ..host.sampling import check_has_count
 from ..planning.choice import planners_state
 from . import schema as s
@@ -175,7 +174,7 @@ class Calibrate(io.ComfyNode):
         from ..calibration.host_task import answer_task, task_of
         from ..calibration.spec import Spec
 
-        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
+        s.model_files(model, cls.hidden)
         spec, texts = Spec(max_steps, thoroughness, keep_text), read_prompts(prompts, prompt_text, prompt_text)
         asked = Asked(spec, name, texts, schedule)
         graph = Graph.connected(

@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.drafts import FINISHED
-from ..host.model_name import learn_name
 from ..planning.choice import AUTO
 from ..planning.service import Request
 from . import schema as s
@@ -81,9 +80,8 @@ class Learn(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..calibration.learning import learner  # on use: the database library would add to the host's start
 
-        learn_name(model, cls.hidden.prompt, cls.hidden.unique_id)
         request = Request(
-            sampler_name, scheduler, cfg, planner=planner, schedule=schedule, files=s.model_files(cls.hidden)
+            sampler_name, scheduler, cfg, planner=planner, schedule=schedule, files=s.model_files(model, cls.hidden)
         )
         said = learner(model, positive, negative, latent_image, vae, request, seed, clip_vision, per_hour).run()
         text = "\n".join(one.text() for one in said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,11 @@ from ..core.graph import files_above
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, QUALITY_RANGE
 from ..core.risk import ALPHAS
 from ..core.schedule import NESTED, STOCK
+from ..host.model_name import learn_name
 from ..host.paths import list_planners
 from ..planning.choice import AUTO
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "BudgetFusion"
 MAX_STEPS = 1000
@@ -39,9 +43,16 @@ def known(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return factory(*args, **{key: value for key, value in kwargs.items() if key not in lacking})
 
 
-def model_files(hidden: Any) -> tuple[str, ...]:
-    """Names of the model files above the node that holds `hidden`; empty where the host hands it no graph."""
-    return files_above(getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None))
+def model_files(model: Any, hidden: Any) -> tuple[str, ...]:
+    """Names of the model files above the node that holds `hidden` and takes the MODEL; empty where the host hands it no
+    graph, or one that cannot be read. What `model` is called there is kept."""
+    prompt, node_id = getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None)
+    try:
+        learn_name(model, prompt, node_id)
+        return files_above(prompt, node_id)
+    except Exception:  # names are for display and hints: no reason to stop a render
+        log.warning("BudgetFusion cannot read the graph above its node", exc_info=True)
+        return ()
 
 
 def schema(node_id: str, **kwargs: Any) -> io.Schema:

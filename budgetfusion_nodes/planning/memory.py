@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
 from ..core.setting import Setting
+from ..core.stages import told
 from ..host.digest import digest_of
 from ..host.paths import store_path
 from ..predictor.planner import Planner
@@ -235,7 +236,7 @@ def recaller(
         return None
     except Exception as error:
         log.exception("BudgetFusion plans without memory")
-        notes.append(message("memory_unavailable", reason=f"{type(error).__name__}: {error}"))
+        notes.append(message("memory_unavailable", reason=told(error)))
         return None
     memory = None if loaded is None else loaded.ready.memory
     if loaded is None or memory is None:

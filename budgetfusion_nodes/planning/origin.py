@@ -19,6 +19,7 @@ from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
 from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting
+from ..core.stages import told
 from ..host.conditioning import extract_all
 from ..host.identity import read_identity
 from ..host.paths import store_path
@@ -114,7 +115,7 @@ def remember(
             return store.said or message("remembered", counts=len(counts))
     except Exception as error:  # the pictures are made and measured: a full disk must not take them away
         log.warning("BudgetFusion could not remember what was measured", exc_info=True)
-        said = error.message if isinstance(error, BudgetFusionError) else f"{type(error).__name__}: {error}"
+        said = error.message if isinstance(error, BudgetFusionError) else told(error)
         return message("not_remembered", reason=said)
 
 

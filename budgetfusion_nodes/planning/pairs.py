@@ -55,6 +55,15 @@ def keep_for_memory(
 ) -> None:
     """Keeps a planned render's picture and, where its graph has a Blind Test, where it comes from. inputs: model,
     positive, negative, latent_image. Never raises."""
+    try:
+        _keep(plan, done, hidden, request, seed, inputs)
+    except Exception:  # a render that is done is never lost
+        log.warning("BudgetFusion cannot remember this render", exc_info=True)
+
+
+def _keep(
+    plan: Plan, done: Render, hidden: Any, request: Request, seed: int, inputs: tuple[Any, Any, Any, Mapping[str, Any]]
+) -> None:
     samples = done.latent.get("samples")
     alone = only_seed(seed, inputs[3]) is not None and request.denoise >= 1.0
     if plan.fallback is not None or plan.decision is None or not alone or not isinstance(samples, Tensor):
@@ -65,12 +74,8 @@ def keep_for_memory(
     if not isinstance(graph, Mapping) or BLIND_TEST not in (one.get("class_type") for one in graph.values()):
         return
     key, origin = graph_key(graph, node), origin_of(*inputs, request, seed, plan.schedule)
-    if key is None or origin is None:
-        return
-    try:
+    if key is not None and origin is not None:
         _put(_RENDERED, key, (origin, done.steps, planner_of(plan)))
-    except BudgetFusionError:
-        log.warning("BudgetFusion cannot remember this render", exc_info=True)
 
 
 def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:

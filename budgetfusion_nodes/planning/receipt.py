@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..core.messages import Message, counted, word
+from ..core.messages import Message, counted, message, word
 from ..core.plan import Plan
-from ..host.sampling import Render
+from ..core.stages import told
+from ..host.sampling import Render, nfe
+
+log = logging.getLogger(__name__)
 
 COMMON_COUNTS = (20, 30)
 """Step counts that artists leave set: 20 is the host's own default, 30 a common choice."""
@@ -72,6 +76,18 @@ class Receipt:
                 yield word("row_against", n=count), said
         if self.watt_hours is not None:
             yield word("row_energy"), f"{self.watt_hours:.3g} Wh"
+
+
+def shown(plan: Plan, render: Render, sampler_name: str) -> tuple[str, dict[str, list[Any]]]:
+    """(text, what the page shows) of a finished render, which no fault in the telling may take away."""
+    try:
+        receipt = make_receipt(plan, render, nfe(sampler_name, render.steps))
+        text = f"{plan.summary()}\n{receipt.text()}"
+        return text, {"text": [text], "budget_plan": [plan.to_dict()], "receipt": [receipt.to_dict()]}
+    except Exception as error:
+        log.exception("BudgetFusion rendered %d steps and could not write the receipt", render.steps)
+        text = message("no_receipt", steps=render.steps, error=told(error)).text()
+        return text, {"text": [text]}
 
 
 def make_receipt(plan: Plan, render: Render, nfe: int) -> Receipt:

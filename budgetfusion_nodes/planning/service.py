@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
 from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting, change_key, change_keys, differences
+from ..core.stages import told
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
 from ..host.sampling import nfe, pixel_size
@@ -21,7 +24,7 @@ from ..predictor.planner import Planner
 from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
 from .memory import recaller
-from .nested import along
+from .nested import along, plan_sigmas
 from .special import as_executed, check_can_be_calibrated, check_distilled, is_partial, limits_for, unsettled
 
 log = logging.getLogger(__name__)
@@ -105,8 +108,20 @@ def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: M
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
 
 
+def with_sigmas(plan: Plan, model: Any, request: Request) -> tuple[Plan, Tensor | None]:
+    """The plan, and its sigmas [steps + 1] on the CPU; None for the scheduler's own. A schedule that cannot be made
+    costs the plan, and no render."""
+    if plan.schedule == STOCK:
+        return plan, None
+    try:
+        return plan, plan_sigmas(plan, model, request)
+    except Exception as error:
+        log.exception("BudgetFusion could not make the schedule and renders all %d steps", plan.max_steps)
+        return _all_steps(plan, request, _unforeseen(error)), None
+
+
 def _unforeseen(error: Exception) -> Message:
-    return message("unforeseen", error=f"{type(error).__name__}: {error}")
+    return message("unforeseen", error=told(error))
 
 
 def _checked(

@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..core.curves import METRICS, validate_grid
 from ..core.errors import InputError
 from ..core.risk import RiskTable
-from ..core.setting import Setting
+from ..core.setting import Setting, first_fault
 from .count_planner import CountPlanner, Level
 from .features import MAX_WIDTH
 from .network import QUANTILES, CurvePredictor, PredictorSize, parameter_shapes
@@ -42,6 +42,7 @@ Shares = Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST_NUMBER
 Threshold = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=LARGEST)]
 Grid = Annotated[tuple[Annotated[int, Field(lt=10**6)], ...], Field(max_length=1000), AfterValidator(_grid)]
 Metrics = Annotated[tuple[str, ...], Field(min_length=1, max_length=len(METRICS))]
+Prompts = Annotated[int, Field(ge=1, lt=10**9)]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Inner = Annotated[int, Field(ge=1, le=1024)]
 
@@ -71,7 +72,7 @@ class _Risk(_Part):
     theta: Annotated[
         tuple[Annotated[tuple[Threshold, ...], Field(max_length=MOST_NUMBERS)], ...], Field(max_length=MOST_NUMBERS)
     ]
-    prompts: Annotated[int, Field(ge=1)]
+    prompts: Prompts
 
     @model_validator(mode="after")
     def _is_table(self) -> _Risk:
@@ -85,6 +86,34 @@ class _Risk(_Part):
 
     def table(self) -> RiskTable:
         return RiskTable(self.alphas, self.qualities, self.theta, self.prompts)
+
+
+class _Fall(_Part):
+    best: Annotated[int, Field(ge=1, lt=10**6)]
+    last: Annotated[int, Field(ge=1, lt=10**6)]
+    pictures: Prompts
+
+
+class _Calibration(_Part):
+    predictor: str = ""
+    fall: _Fall | None = None
+
+
+class _Provenance(_Part):
+    """Of what a planner says of its making, what is read again; the rest may be anything."""
+
+    calibration: _Calibration = _Calibration()
+
+
+def _known_provenance(told: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _Provenance.model_validate(told)
+    except ValidationError as error:
+        raise ValueError(": ".join(first_fault(error))) from error
+    return told
+
+
+Provenance = Annotated[dict[str, Any], AfterValidator(_known_provenance)]
 
 
 def _check_metrics(metrics: tuple[str, ...], backends: dict[str, str]) -> None:
@@ -123,9 +152,9 @@ class CountDescription(_Part):
     levels: Annotated[tuple[_Level, ...], Field(max_length=1000)]
     metrics: Metrics
     backends: dict[str, str]
-    prompts: Annotated[int, Field(ge=1, lt=10**9)]
+    prompts: Prompts
     why: Literal["steady", "best"]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @model_validator(mode="after")
     def _fits(self) -> CountDescription:
@@ -159,13 +188,13 @@ class Description(_Part):
     setting: Setting
     grid: Grid
     metrics: Metrics
-    scale: tuple[Positive, ...]
+    scale: Annotated[tuple[Positive, ...], Field(max_length=len(METRICS))]
     backends: dict[str, str]
-    quantiles: tuple[Finite, ...]
+    quantiles: Annotated[tuple[Finite, ...], Field(max_length=len(QUANTILES))]
     sizes: _Sizes
     risk: _Risk
     novelty_limit: Positive
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @model_validator(mode="after")
     def _fits(self) -> Description:

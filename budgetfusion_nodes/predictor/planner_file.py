@@ -24,7 +24,7 @@ from ..core.files import in_one_piece
 from ..core.messages import Message, message
 from ..core.setting import first_fault, with_precision
 from .count_planner import CountPlanner
-from .features import OutOfDistribution, Projection
+from .features import OutOfDistribution, Projection, fit_out_of_distribution
 from .network import QUANTILES, CurvePredictor
 from .planner import Planner
 
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
     from .planner_description import CountDescription, Description
 
 FORMAT = "budgetfusion.planner"
-VERSION = "2"  # 1 had the calibration prompts themselves in novelty.*
-MAX_FILE_BYTES = 64 * 1024 * 1024
-MAX_HEADER_BYTES = 2 * 1024 * 1024
+VERSION = "2"
+FIRST_VERSION = "1"
+"""Had the calibration prompts' summaries themselves in novelty.*; what they are now is fitted when it is read."""
+MAX_FILE_BYTES = 24 * 1024 * 1024
+"""A planner for the widest encoder of today (15,360 numbers a token) takes 5 MB; a file is unpacked up to six times."""
+MAX_HEADER_BYTES = 256 * 1024
+"""The shipped ones have 16 KB. What is parsed takes up to a hundred times its length, and a second a few megabytes."""
 DTYPES = {"F16", "F32"}
 MAX_WHITENING = 1e12
+LEAST_POINTS = 4
 COUNT = "count"
 
 AnyPlanner: TypeAlias = Planner | CountPlanner
@@ -65,16 +70,27 @@ def load_planner(path: str | os.PathLike[str]) -> Planner:
 def load_any_planner(path: str | os.PathLike[str]) -> AnyPlanner:
     """The planner in `path`, or PlannerFileError saying what is wrong with it. Nothing is built from a bad file."""
     file = Path(path)
-    content = _read(file)
+    return parse_planner(read_planner_file(file), file)
+
+
+def parse_planner(content: bytes, file: Path) -> AnyPlanner:
+    """As `load_any_planner`, of bytes that were read before; `file` is named in the error."""
     try:
         header = _header(content)
-        description = _checked(_metadata(header))
+        version, text = _metadata(header)
+        description = _checked(text)
         if description.kind == COUNT:
             _check_tensor_table(header, {})
             return description.planner()
-        _check_tensor_table(header, description.shapes())
-        tensors = load(content)
-        return _build(description, {key: value.float() for key, value in tensors.items()})
+        shapes = description.shapes()
+        if version == FIRST_VERSION:
+            shapes = _first_shapes(shapes, header)
+        _check_tensor_table(header, shapes)
+        tensors = {key: value.float() for key, value in load(content).items()}
+        _check_finite(tensors)
+        if version == FIRST_VERSION:
+            description, tensors = _with_distribution(description, tensors)
+        return _build(description, tensors)
     except SafetensorError as error:
         raise _failure(file, message("file_unreadable", reason=str(error))) from error
     except _Reason as error:
@@ -98,16 +114,20 @@ def _failure(file: Path, problem: Message) -> PlannerFileError:
     return PlannerFileError(message("planner_file", file=file.name, problem=problem))
 
 
-def _read(file: Path) -> bytes:
+def read_planner_file(file: Path) -> bytes:
+    """All of a file that may be a planner, or PlannerFileError. Never more than MAX_FILE_BYTES are read: a file may say
+    of itself that it is empty, and have no end."""
     try:
         if not file.is_file():
             raise _failure(file, message("file_absent" if not file.exists() else "file_no_file"))
-        size = file.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _failure(file, message("file_too_large", bytes=size, limit=MAX_FILE_BYTES))
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+            size = max(len(content), file.stat().st_size)
     except OSError as error:
         raise unreadable(file, error) from error
+    if size > MAX_FILE_BYTES:
+        raise _failure(file, message("file_too_large", bytes=size, limit=MAX_FILE_BYTES))
+    return content
 
 
 def _header(content: bytes) -> dict[str, Any]:
@@ -124,18 +144,19 @@ def _header(content: bytes) -> dict[str, Any]:
     return _json_object(content[8 : 8 + length], "header")
 
 
-def _metadata(header: Mapping[str, Any]) -> str:
-    """The description, which is JSON."""
+def _metadata(header: Mapping[str, Any]) -> tuple[str, str]:
+    """(version, the description, which is JSON)."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise _Reason(message("file_foreign"))
-    if metadata.get("version") != VERSION:
-        raise _Reason(message("file_version", found=str(metadata.get("version")), known=VERSION))
+    version = metadata.get("version")
+    if version not in (FIRST_VERSION, VERSION):
+        raise _Reason(message("file_version", found=str(version), known=VERSION))
     text = metadata.get("planner")
     if not isinstance(text, str):
         raise _field("planner", "is missing")
     _json_object(text, "planner")
-    return text
+    return version, text
 
 
 def _json_object(text: bytes | str, what: str) -> dict[str, Any]:
@@ -230,10 +251,38 @@ def _check_tensor_table(header: Mapping[str, Any], shapes: Mapping[str, tuple[in
             raise _field(key, f"has type {entry.get('dtype')!r}, expected one of {sorted(DTYPES)}")
 
 
-def _build(description: Description, tensors: Mapping[str, Tensor]) -> Planner:
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise _field(key, "holds values that are not finite")
+
+
+def _first_shapes(shapes: Mapping[str, tuple[int, ...]], header: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The same for a file of the first version, with as many prompts as it holds."""
+    features = shapes["novelty.centre"][0]
+    entry = header.get("novelty.points")
+    shape = entry.get("shape") if isinstance(entry, Mapping) else None
+    points = shape[0] if isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int) else 0
+    if points < LEAST_POINTS:
+        raise _field("novelty.points", f"holds {points} prompts, expected {LEAST_POINTS} or more")
+    own = {"novelty.spread": (features,), "novelty.points": (points, features)}
+    return {**{key: shape for key, shape in shapes.items() if key != "novelty.whitening"}, **own}
+
+
+def _with_distribution(
+    description: Description, tensors: Mapping[str, Tensor]
+) -> tuple[Description, dict[str, Tensor]]:
+    """What version 2 holds, fitted to every second prompt and measured on those between."""
+    kept = dict(tensors)
+    summaries = kept.pop("novelty.points") * kept.pop("novelty.spread") + kept.pop("novelty.centre")
+    if not summaries.abs().max() < MAX_WHITENING:
+        raise _field("novelty.points", f"holds a value above {MAX_WHITENING:g}")
+    known = fit_out_of_distribution(summaries[::2], summaries[1::2])
+    kept |= {"novelty.centre": known.centre, "novelty.whitening": known.whitening}
+    return description.model_copy(update={"novelty_limit": known.limit}), kept
+
+
+def _build(description: Description, tensors: Mapping[str, Tensor]) -> Planner:
     whitening = tensors["novelty.whitening"].abs()
     if not (whitening.amax(0) > 0).all() or whitening.max() > MAX_WHITENING:
         raise _field("novelty.whitening", f"has a column of zeros or a value above {MAX_WHITENING:g}")
