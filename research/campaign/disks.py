@@ -28,7 +28,7 @@ from .part import LONG, Finding, NotRunError, Part, Work
 log = logging.getLogger(__name__)
 
 DISK = 4 * 1024**2
-LEAVE = 200 * 1024
+LEAVE = 700 * 1024
 """Bytes that a full disk still takes: some of the calibration, and not all."""
 MONTH = 30 * 86_400.0
 UNITS = (512, 4096)
