@@ -102,7 +102,7 @@ def _opened(path: Path) -> Engine:
             if version > len(schema.MIGRATIONS):
                 raise _Unusable(_newer)
             schema.migrate(connection)
-            if set(schema.metadata.tables) - set(inspect(connection).get_table_names()):
+            if version and not inspect(connection).has_table(schema.settings.name):
                 raise _Unusable(_damaged)
     except (DatabaseError, sqlite3.DatabaseError) as error:
         engine.dispose()

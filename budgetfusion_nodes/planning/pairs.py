@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.errors import BudgetFusionError
 from ..core.messages import Message
 from ..core.plan import Plan
 from ..core.schedule import STOCK
