@@ -19,8 +19,6 @@ class ShippedModel:
     """File name in weights/checkpoints, which the host lists for Load Checkpoint and Load Diffusion Model."""
     planner: str
     """File name in weights/planners: of the stock schedule."""
-    nested_planner: str
-    """Of a nested one; empty where the model has no commit point."""
     sampler_name: str
     scheduler: str
     cfg: float
@@ -43,7 +41,6 @@ EPS = ShippedModel(
     title="Tiny Scenes",
     checkpoint="tiny_scenes.safetensors",
     planner="tiny_scenes_dpmpp_2m.safetensors",
-    nested_planner="tiny_scenes_dpmpp_2m_nested.safetensors",
     sampler_name="dpmpp_2m",
     scheduler="karras",
     cfg=3.0,
@@ -53,7 +50,6 @@ FLOW = ShippedModel(
     title="Tiny Scenes Flow",
     checkpoint="tiny_scenes_flow.safetensors",
     planner="tiny_scenes_flow_euler.safetensors",
-    nested_planner="",
     sampler_name="euler",
     scheduler="simple",
     cfg=3.0,
