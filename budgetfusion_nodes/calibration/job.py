@@ -213,6 +213,8 @@ class Job:
             kept = self._kept(place, seed)  # another process may have measured more of it before it let it go
         self._tried += 1
         if self._is_over(kept):
+            if kept.latent is not None:  # a kill came between the last count and the end
+                self.store.finish(kept.trajectory_id)
             self._aside += kept.set_aside is not None
             self._done(place, new=waited)
             return None

@@ -3,9 +3,11 @@ in. Used by the job and by the command line; knows no host."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ _FORBIDDEN = re.compile(r"[^\w .+()-]+")
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 LONGEST = 200
 """Bytes of a name without its ending: 255 is what file systems take, and a draft's name is longer."""
+STALE_SECONDS = 3600.0
+"""Writing a planner takes milliseconds."""
 
 
 def file_name(name: str) -> str:
@@ -48,9 +52,18 @@ def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]
                 draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+        _clear(path)
         return path.name, digest_of(path)
     except OSError as error:
         raise PlannerFileError(message("planner_not_saved", folder=str(folder), error=str(error))) from error
+
+
+def _clear(path: Path) -> None:
+    """Takes away drafts of this planner that killed processes left."""
+    for draft in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(OSError):  # another process's own draft may be gone by now
+            if draft.stat().st_mtime < time.time() - STALE_SECONDS:
+                draft.unlink()
 
 
 def _free_path(folder: Path, wanted: str, planner: AnyPlanner) -> Path:

@@ -109,7 +109,7 @@ def renders(work: Work) -> Finding:
         spoil(store)
         for _ in range(2):
             seed += 1
-            said[kind] = _rendered(session, seed, kind, tally) or said.get(kind, "")
+            said[kind] = said.get(kind, "") + _rendered(session, seed, kind, tally)
     shutil.rmtree(store.parent)
     for kind, full in (("a full disk", True), ("a read-only disk", False)):
         spoil_disk: Callable[[Path], object] = (

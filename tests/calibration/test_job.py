@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -179,6 +180,22 @@ def test_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
                 file.unlink()
     same_data(run(tmp_path / "killed"), whole)
     assert planner_content(tmp_path / "killed") == planner_content(tmp_path / "whole")
+
+
+def test_a_trajectory_that_was_cut_off_before_its_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(store: Store, trajectory_id: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    outcome = run(tmp_path)
+    with sqlite3.connect(tmp_path / "store.sqlite3") as connection:
+        assert connection.execute("SELECT count(*) FROM trajectories WHERE latent IS NOT NULL").fetchone() == (0,)
+        remembered = connection.execute("SELECT count(*) FROM memories").fetchone()
+    connection.close()
+    assert remembered == (outcome.progress.prompts,)
 
 
 def test_two_jobs_at_once_give_one_result(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from dataclasses import replace
@@ -13,12 +14,14 @@ import torch
 
 from budgetfusion_nodes.calibration import claims, schema, store_file
 from budgetfusion_nodes.calibration.claims import Claims
+from budgetfusion_nodes.calibration.planner_folder import put_planner
 from budgetfusion_nodes.calibration.records import CALIBRATED, LEARNED, Subject
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.store_file import StoreError, outside_transactions
 from budgetfusion_nodes.calibration.store_memory import Remembered, learned_since, remember
 from tests.calibration.stub import BACKENDS, SETTING
 from tests.calibration.test_store import SUBJECT, encoded, fill, measurement, others
+from tests.fixtures.planners import make_planner
 
 
 @pytest.fixture
@@ -220,3 +223,14 @@ def test_after_a_clock_was_set_back_new_renders_are_remembered(path: Path, monke
         assert 10 in seeds, "what is new is not what goes first"
         assert len(seeds) == 4
         assert CALIBRATED != LEARNED
+
+
+def test_drafts_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+    planner = make_planner(8, 4)
+    put_planner(tmp_path, planner, "own")
+    old, young = (tmp_path / f".own.safetensors.{n}.new" for n in (1, 2))
+    for draft in (old, young):
+        draft.write_bytes(b"half")
+    os.utime(old, (0.0, 0.0))
+    put_planner(tmp_path, planner, "own")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [young.name, "own.safetensors"]
