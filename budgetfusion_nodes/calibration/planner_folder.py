@@ -23,8 +23,8 @@ from ..predictor.planner_file import AnyPlanner, load_any_planner, parse_planner
 ENDING = ".safetensors"
 _FORBIDDEN = re.compile(r"[^\w .+()-]+")
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
-LONGEST = 200
-"""Bytes of a name without its ending: 255 is what file systems take, and a draft's name is longer."""
+LONGEST = 120
+"""Bytes of a name without its ending: a draft's name is longer, and Windows takes 260 letters with the folders."""
 STALE_SECONDS = 3600.0
 """Writing a planner takes milliseconds."""
 

@@ -192,7 +192,9 @@ def _closed_over(function: Any) -> dict[str, Any]:
 
 def _content(cell: Any) -> Iterator[Any]:
     with suppress(ValueError):  # nothing in it yet
-        yield cell.cell_contents
+        held = cell.cell_contents
+        if not isinstance(held, (list, dict, set)):  # where functions keep what a run has shown them
+            yield held
 
 
 @functools.lru_cache(maxsize=128)

@@ -177,7 +177,7 @@ def is_shipped(path: Path) -> bool:
     return path.is_relative_to(PLANNERS)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=512)  # all are read at every plan, in the same order: one too many and none is found
 def _read_planner(path: str, mtime_ns: int, size: int) -> AnyPlanner:
     del mtime_ns, size  # part of the key only
     return load_any_planner(path)

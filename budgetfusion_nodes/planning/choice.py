@@ -87,8 +87,10 @@ def _distance(path: Path, planner: AnyPlanner, setting: Setting, schedule: str) 
 
 
 def _steps_away(planner: AnyPlanner, setting: Setting) -> int:
-    """Differences from the setting besides the schedule."""
-    return len(differences(replace(planner.setting, schedule=setting.schedule), setting))
+    """Differences from the setting besides the schedule. A change of the model that the planner lacks is one:
+    the planner of this very LoRA is nearer than that of the plain model."""
+    alone = sum(change not in planner.setting.changes for change in setting.changes)
+    return alone + len(differences(replace(planner.setting, schedule=setting.schedule), setting))
 
 
 def _shipped_too(chosen: Path, planners: Mapping[Path, AnyPlanner], setting: Setting) -> Iterator[Message]:

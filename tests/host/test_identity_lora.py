@@ -82,6 +82,23 @@ def test_a_planner_for_one_lora_is_told_of_another(
     assert said(other) == ["missing change", "model_lora"]
 
 
+def test_auto_takes_the_planner_of_this_very_lora(
+    bench: Any, loaded: Any, setting: Any, keys: Any, save_variant: Any, make_node: Any, to: Any
+) -> None:
+    """The plain model's planner, whose file comes first by name, serves it with a warning and is further away."""
+    model, other = baked(loaded.model, 0, 1.0), baked(loaded.model, 1, 1.0)
+    save_variant("0_plain.safetensors", name="plain", setting=setting)
+    save_variant("z_lora.safetensors", name="with it", setting=dataclasses.replace(setting, changes=keys(model)))
+
+    def taken(given: Any) -> str | None:
+        graph = {**bench.base(), "7": make_node("GivenMODEL", key=bench.value(given))}
+        return bench.plan(graph, model=to("7")).planner
+
+    assert taken(model) == "with it"
+    assert taken(loaded.model) != "with it"
+    assert taken(other) != "with it"
+
+
 def test_a_large_stack_costs_little(loaded: Any, pack: Any) -> None:
     """However many weights a LoRA changes, the tensors of a few are looked at."""
     del loaded
