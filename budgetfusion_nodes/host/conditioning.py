@@ -107,7 +107,13 @@ TEXT = frozenset(
     }
 )
 """The text itself as other encoders of the same prompt say it, and what the host adds to each entry."""
-OWN_WORDS = TEXT | {"control_apply_to_uncond", "set_area_to_bounds", "mask_strength", "reference_latents_method", "default"}
+OWN_WORDS = TEXT | {
+    "control_apply_to_uncond",
+    "set_area_to_bounds",
+    "mask_strength",
+    "reference_latents_method",
+    "default",
+}
 """The same, and what belongs to an extra that is named anyway."""
 
 KINDS = {

@@ -201,7 +201,7 @@ def test_a_prompt_with_another_reference_picture_is_another_render(
         lambda value: {"guidance": value},
         lambda value: {"area": (4, 4, 0, int(value)), "strength": 1.0},
         lambda value: {"mask": torch.ones(1, 8, 8), "mask_strength": value},
-        lambda value: referring(value),
+        referring,
         lambda value: {"control": controlled(value)},
         lambda value: {"control": controlled(1.0, value)},
         lambda value: {"control": controlled(1.0, before=controlled(value))},
