@@ -24,7 +24,7 @@ from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from ..core.schedule import NestedSchedule
 from ..host.batch import empty_latent
-from ..host.conditioning import extract
+from ..host.conditioning import extract, extras_digest
 from ..host.digest import digest_of
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.prefix_cache import PrefixCache
@@ -96,8 +96,9 @@ class Graph:
         """Digests of what moves the picture beside the setting."""
         vae = type(getattr(self.vae, "first_stage_model", self.vae)).__name__
         found = {"negative": digest_of(self.negative), "vae": vae}
-        if self.extras:
-            found["extras"] = digest_of(dict(self.extras))
+        extras = extras_digest([["", self.extras]])
+        if extras:
+            found["extras"] = extras
         samples = self.latent["samples"]
         if torch.count_nonzero(samples):
             found["latent"] = digest_of(samples)

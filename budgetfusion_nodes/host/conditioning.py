@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.messages import Message, message
+from .digest import digest_of
 
 MAX_PROMPTS = 32
 """Beyond this many entries, planning would become noticeable; the first ones are planned and a note says so."""
@@ -97,16 +98,23 @@ def _token_mask(mask: Any, tokens: Tensor) -> Tensor | None:
 
 # ------------------------------------------------------------------------------------- what else moves the image
 
-OWN_WORDS = frozenset(
+TEXT = frozenset(
     {
         *("pooled_output", "attention_mask", "attention_mask_mt5xl", "attention_mask_img_shape", "projected_pooled"),
         *("conditioning_llama3", "conditioning_byt5small", "conditioning_mt5xl", "conditioning_lyrics"),
         *("t5xxl_ids", "t5xxl_weights", "text_input_ids", "unprocessed_ltxav_embeds", "cross_attn"),
-        *("cross_attn_controlnet", "pooled_output_controlnet", "control_apply_to_uncond", "set_area_to_bounds"),
-        *("mask_strength", "clip_start_percent", "clip_end_percent", "reference_latents_method", "uuid", "default"),
+        *("cross_attn_controlnet", "pooled_output_controlnet", "clip_start_percent", "clip_end_percent", "uuid"),
     }
 )
-"""The text itself as other encoders of the same prompt say it, and what belongs to an extra that is named anyway."""
+"""The text itself as other encoders of the same prompt say it, and what the host adds to each entry."""
+OWN_WORDS = TEXT | {
+    "control_apply_to_uncond",
+    "set_area_to_bounds",
+    "mask_strength",
+    "reference_latents_method",
+    "default",
+}
+"""The same, and what belongs to an extra that is named anyway."""
 
 KINDS = {
     "unclip_conditioning": "unclip",
@@ -137,6 +145,15 @@ def read_extras(conditioning: Any) -> tuple[tuple[str, ...], float | None]:
             guidance.append(float(extras["guidance"]))
     told = tuple(f"{kind} {' + '.join(details)}".strip() for kind, details in sorted(found.items()))
     return told, max(guidance, default=None)
+
+
+def extras_digest(conditioning: Any) -> str:
+    """Digest of all that it carries beside the text (reference pictures, areas, guidance, ControlNets ...) with its
+    content; empty where that is nothing."""
+    found = [{key: value for key, value in extras.items() if key not in TEXT} for _, extras, *_ in conditioning]
+    if not any(found):
+        return ""
+    return digest_of(found[0] if len(found) == 1 else found)
 
 
 def _kinds(extras: Mapping[str, Any]) -> dict[str, str]:

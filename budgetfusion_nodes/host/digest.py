@@ -6,11 +6,21 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from .weights import raw_bytes
+
+HINT = "cond_hint_original"
+"""What every ControlNet of the host, and T2I adapter, has."""
+CONTROL = (HINT, "strength", "timestep_percent_range", "extra_concat_orig", "control_model", "t2i_model")
+CONTROL += ("previous_controlnet",)
+"""Of a ControlNet. What else it has belongs to a run, or follows from these."""
+PLAIN = (str, int, float, bool, type(None))
 
 
 def digest_of(value: Any) -> str:
-    """16 hex digits of a nested value: tensors by their content, other objects by their type."""
+    """16 hex digits of a nested value: tensors by their content, networks by some of their weights,
+    ControlNets and objects that hold nothing but data by what they hold, other objects by their type."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()[:16]
@@ -28,6 +38,24 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"[{len(value)}".encode())
         for item in value:
             _feed(digest, item)
+    elif isinstance(value, PLAIN):
+        digest.update(repr(value).encode())
     else:
-        plain = value is None or isinstance(value, (str, int, float, bool))
-        digest.update((repr(value) if plain else type(value).__name__).encode())
+        digest.update(type(value).__name__.encode())
+        if isinstance(value, nn.Module):
+            digest.update(raw_bytes(value.named_parameters()))
+        else:
+            _feed(digest, _content(value))
+
+
+def _content(thing: Any) -> dict[str, Any]:
+    held: Mapping[str, Any] = getattr(thing, "__dict__", {})
+    if HINT in held:
+        return {name: held[name] for name in CONTROL if name in held}
+    return dict(held) if all(map(_is_data, held.values())) else {}
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_data, value.values()))
+    return all(map(_is_data, value)) if isinstance(value, (list, tuple)) else isinstance(value, (Tensor, *PLAIN))

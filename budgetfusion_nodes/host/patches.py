@@ -8,8 +8,8 @@ the weight, or its value is a list: another model's weight (with a function), th
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,8 @@ ADAPTED = 16
 """At most so many of the weights that LoRAs change are looked at, to tell one LoRA from another."""
 LOOKS = 64
 """Runs of neighbouring values that are read of their tensors."""
+KEPT = 16
+"""Sets of LoRAs whose digest is kept."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,35 @@ class WeightPatches:
         return len(self.sources.keys() | self.mixed.keys())
 
 
+_kept: OrderedDict[Hashable, WeightPatches] = OrderedDict()
+"""Of patch sets without a merge, which hold no tensor."""
+
+
 def weight_patches(model: Any) -> WeightPatches:
-    """Sorted out for all keys of a MODEL. A patch of strength 0 that leaves the weight as it is counts as none."""
+    """Sorted out for all keys of a MODEL; once for a set of LoRAs, whichever clone has it. A patch of strength 0 that
+    leaves the weight as it is counts as none."""
+    patches: Mapping[str, Sequence[Any]] = getattr(model, "patches", None) or {}
+    # the host gives a new uuid with each patch; the tuples tell what another pack writes past it
+    uuid = getattr(model, "patches_uuid", None)
+    key = (uuid, *((name, *map(id, listed)) for name, listed in patches.items()))
+    known = _kept.get(key)
+    if known is None:
+        known = _sorted_out(patches)
+        if uuid is None or known.merged:
+            return known
+        _kept[key] = known
+    _kept.move_to_end(key)
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return known
+
+
+def _sorted_out(patches: Mapping[str, Sequence[Any]]) -> WeightPatches:
     lora_weights = loras = 0
     sources: dict[str, Tensor] = {}
     mixed: dict[str, Sequence[Any]] = {}
     adapters: list[tuple[str, float, Any]] = []
-    for key, listed in (getattr(model, "patches", None) or {}).items():
+    for key, listed in patches.items():
         source, mixes, stacked = _sort(listed)
         if source is not None:
             sources[key] = source

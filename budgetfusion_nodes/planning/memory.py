@@ -23,6 +23,7 @@ from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
 from ..core.setting import Setting
 from ..core.stages import told
+from ..host.conditioning import extras_digest
 from ..host.digest import digest_of
 from ..host.paths import store_path
 from ..predictor.planner import Planner
@@ -41,6 +42,9 @@ AT_ONCE = 100
 """Renders that a plan reads; more wait for the thread."""
 GROWN = 0.1
 """Share of renders that may come or go before space and kernel are made anew."""
+
+UNTOLD = "untold"
+"""A fact of renders that cannot be compared; none is kept with it."""
 
 
 class Asked(Protocol):
@@ -217,7 +221,7 @@ Recall = Callable[[Prediction], "Recalled"]
 
 
 def recaller(
-    planner: Planner, setting: Setting, asked: Asked, notes: list[Message]
+    planner: Planner, setting: Setting, asked: Asked, positive: Any, notes: list[Message]
 ) -> Callable[[Tensor, Tensor | None], Recall] | None:
     """(tokens, pooled) of a prompt -> what memory makes of its prediction; None where nothing is remembered for this
     planner and render. notes: gets why nothing could be looked up."""
@@ -229,7 +233,7 @@ def recaller(
         from ..calibration.records import Encoded, signed
         from ..predictor.memory_space import signature
 
-        loaded = CACHE.memory(path, Wanted(planner, setting, dict(asked.facts())))
+        loaded = CACHE.memory(path, Wanted(planner, setting, {**prompt_facts(positive), **asked.facts()}))
     except (sqlite3.Error, OSError, BudgetFusionError) as error:
         log.warning("BudgetFusion plans without memory: %s", error)
         notes.append(message("memory_unavailable", reason=str(error)))
@@ -254,16 +258,28 @@ def recaller(
     return of
 
 
+def prompt_facts(positive: Any) -> dict[str, str]:
+    """Digest of what the prompt's CONDITIONING carries beside its text, as Calibrate keeps it."""
+    try:
+        return {"extras": extras_digest(positive)}
+    except Exception:  # another pack's type
+        return _untold()
+
+
 def render_facts(negative: Any, latent: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of what moves a picture and is in no Setting, as Calibrate keeps them. What cannot be told is like
-    nothing that is remembered."""
+    """Digests of what else moves a picture and is in no Setting, as Calibrate keeps them."""
     try:
         samples = latent.get("samples")
         drawn = isinstance(samples, Tensor) and bool(samples.count_nonzero())
         return {"negative": digest_of(negative), "latent": digest_of(samples) if drawn else ""}
-    except Exception:  # another pack's type: no reason to stop a render
-        log.warning("BudgetFusion plans without memory: it cannot read this render's inputs", exc_info=True)
-        return {"untold": "yes"}
+    except Exception:
+        return _untold()
+
+
+def _untold() -> dict[str, str]:
+    """What cannot be told is like nothing that is remembered, and no reason to stop a render."""
+    log.warning("BudgetFusion plans without memory: it cannot read this render's inputs", exc_info=True)
+    return {UNTOLD: "yes"}
 
 
 def only_seed(seed: int, latent: Mapping[str, Any]) -> int | None:

@@ -26,7 +26,7 @@ from ..host.paths import store_path
 from ..predictor.planner import Planner
 from ..predictor.prediction import Prediction
 from .choice import AUTO, choose_planner
-from .memory import only_seed, render_facts
+from .memory import UNTOLD, only_seed, prompt_facts, render_facts
 from .service import Request, render_setting
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ def origin_of(
         if len(prompts) != 1 or only_seed(seed, latent_image) is None or request.denoise < 1.0:
             return None
         setting = render_setting(read_identity(model), model, positive, request, latent_image)
-        facts = render_facts(negative, latent_image)
+        facts = {**prompt_facts(positive), **render_facts(negative, latent_image)}
+        if UNTOLD in facts:
+            return None
         prompt = prompts[0]
         return Origin(replace(setting, schedule=schedule), facts, prompt.tokens, prompt.pooled, seed)
     except Exception:  # for the store's sake no render may fail

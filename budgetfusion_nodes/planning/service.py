@@ -214,7 +214,7 @@ def _plan(
         ]
         return along(max(plans, key=lambda plan: plan.steps), setting.schedule, model, request)
 
-    recall = _recaller(planner, setting, request, notes)
+    recall = _recaller(planner, setting, request, positive, notes)
     decided = slowest(recall)
     if recall is not None and decided.schedule != setting.schedule:  # memory is of another schedule
         decided = slowest(None)
@@ -224,13 +224,13 @@ def _plan(
 
 
 def _recaller(
-    planner: AnyPlanner, setting: Setting, request: Request, notes: list[Message]
+    planner: AnyPlanner, setting: Setting, request: Request, positive: Any, notes: list[Message]
 ) -> Callable[..., Any] | None:
     """What memory makes of each prompt's prediction; None where it has no say. A render of a part of the schedule is
     planned by curves of full ones, which measured counts of its own do not fit."""
     if not (request.memory and isinstance(planner, Planner)) or is_partial(request.denoise, planner.setting):
         return None
-    return recaller(planner, setting, request, notes)
+    return recaller(planner, setting, request, positive, notes)
 
 
 def _choose(

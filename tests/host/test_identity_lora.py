@@ -4,6 +4,7 @@ planner's curves, and everything that is stored of them, are of another model.""
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -119,3 +120,41 @@ def test_a_large_stack_costs_little(loaded: Any, pack: Any) -> None:
     assert len(set(seen)) <= patches.ADAPTED
     assert found == patches.adapters_digest((key, 1.0, Adapter(key)) for key in reversed(named))
     assert found != patches.adapters_digest((key, 1.0 + (key == named[7]), Adapter(key)) for key in named)
+
+
+def test_a_set_of_loras_is_sorted_out_once_and_never_taken_for_another(
+    loaded: Any, keys: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches, sorted_out = pack("host.patches"), []
+    original = patches._sorted_out
+    monkeypatch.setattr(patches, "_sorted_out", lambda held: sorted_out.append(1) or original(held))
+    model = baked(loaded.model, 0, 1.0)
+    first = keys(model)
+    assert keys(model.clone()) == keys(model) == first
+    assert len(sorted_out) == 1
+    past_the_host = model.clone()  # as some packs do: the uuid stays
+    changed = next(iter(past_the_host.patches))
+    (strength, *rest), *others = past_the_host.patches[changed]
+    past_the_host.patches[changed] = [(strength / 2, *rest), *others]
+    assert past_the_host.patches_uuid == model.patches_uuid
+    assert keys(past_the_host) != first
+    assert keys(model) == first
+    found = []
+    for seed in (1, 2, 3, 4, 1, 0):  # each may get the memory of the one before
+        found.append(keys(baked(loaded.model, seed, 1.0)))
+        gc.collect()
+    assert len(set(found)) == 5
+    assert found[4] == found[0]
+    assert found[5] == first
+
+
+def test_nothing_of_a_merge_is_kept(loaded: Any, pack: Any) -> None:
+    """It would keep the other model."""
+    patches = pack("host.patches")
+    other = loaded.model.clone()
+    merged = loaded.model.clone()
+    for key, held in other.get_key_patches("diffusion_model.").items():
+        merged.add_patches({key: held}, 0.5, 0.5)
+    before = list(patches._kept)
+    assert patches.weight_patches(merged).merged
+    assert list(patches._kept) == before

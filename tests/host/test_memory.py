@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
 from research.in_process_host import HostSession
 from tests.fixtures.said import code
+from tests.host.conftest import PROMPTS
 
 GRID = (3, 4, 6, 9)
 NESTED = "nested 2@1.0"
@@ -69,7 +71,7 @@ def small(session: HostSession, planner: Planner, setting: Setting, pack: Any) -
 def swept(bench: Any, make_node: Any, to: Any) -> Any:
     """Runs a Step Sweep into the Probe; gives what the Probe showed."""
 
-    def run(seed: int = 5, **changes: Any) -> dict[str, Any]:
+    def run(seed: int = 5, more: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         inputs = {
             "model": to("1"),
             "positive": to("2"),
@@ -86,7 +88,7 @@ def swept(bench: Any, make_node: Any, to: Any) -> Any:
         probe = make_node(
             "BudgetFusion_PerceptualMetricProbe", images=to("7"), step_counts=to("7", 1), d_sim_backend="haarpsi"
         )
-        (shown,) = bench.run({**bench.base(), "7": sweep, "8": probe}).ui["8"]["probe"]
+        (shown,) = bench.run({**bench.base(), **(more or {}), "7": sweep, "8": probe}).ui["8"]["probe"]
         return shown
 
     return run
@@ -136,12 +138,86 @@ def test_no_other_seed_setting_or_model_knows_it_and_the_switch_turns_it_off(
     assert other_seed is not None
     assert other_seed.said is None  # its points are shown; one prompt is too few to promise by
     assert other_seed.own == 0
-    for changes in ({"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}):
+    others: list[dict[str, Any]] = [{"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}]
+    for changes in others:
         assert planned(bench, name, **changes).remembered is None
     lora = bench.base()
     lora["2"]["inputs"]["text"] = "a plain red background"
     run = bench.run({**lora, "5": bench.adaptive(planner=name, max_steps=9)}, "5")
     assert run.ui["5"]["budget_plan"][0]["remembered"] is None  # another prompt
+
+
+def referring(value: float) -> dict[str, Any]:
+    return {"reference_latents": [torch.full((1, 4, 8, 8), value)]}
+
+
+def controlled(value: float, strength: float = 1.0, before: Any = None) -> Any:
+    control = sys.modules["comfy.controlnet"].ControlBase()
+    control.set_cond_hint(torch.full((1, 3, 64, 64), value), strength, (0.0, 1.0))
+    return control.set_previous_controlnet(before)
+
+
+def seen(value: float) -> Any:
+    output = sys.modules["comfy.clip_vision"].Output()
+    output["image_embeds"] = torch.full((1, 8), value)
+    return output
+
+
+@pytest.mark.parametrize("node", ["sampler", "planner"])
+def test_a_prompt_with_another_reference_picture_is_another_render(
+    bench: Any, loaded: Any, store: Path, small: Any, swept: Any, make_node: Any, to: Any, node: str
+) -> None:
+    """The Setting says alone that there is one."""
+    del store
+    name = small()
+    first, same, other = (
+        [[tokens, {**extras, **referring(value)}] for tokens, extras in loaded.encode(PROMPTS[1])]
+        for value in (0.5, 0.5, 0.6)
+    )
+    given = {
+        key: make_node("GivenCONDITIONING", key=bench.value(value))
+        for key, value in (("11", first), ("12", same), ("13", other))
+    }
+
+    def remembered(key: str) -> bool:
+        bench.session.clear_cache()
+        graph = {**bench.base(), key: given[key]}
+        if node == "planner":
+            plan = bench.plan(graph, positive=to(key), planner=name, max_steps=9)
+        else:
+            adaptive = bench.adaptive(planner=name, max_steps=9, positive=to(key))
+            (shown,) = bench.run({**graph, "5": adaptive}, "5").ui["5"]["budget_plan"]
+            plan = Plan.from_dict(shown)
+        assert plan.fallback is None
+        return plan.remembered is not None
+
+    swept(positive=to("11"), more={"11": given["11"]})
+    assert remembered("12")
+    assert not remembered("13")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda value: {"guidance": value},
+        lambda value: {"area": (4, 4, 0, int(value)), "strength": 1.0},
+        lambda value: {"mask": torch.ones(1, 8, 8), "mask_strength": value},
+        referring,
+        lambda value: {"control": controlled(value)},
+        lambda value: {"control": controlled(1.0, value)},
+        lambda value: {"control": controlled(1.0, before=controlled(value))},
+        lambda value: {"clip_vision_output": seen(value)},
+        lambda value: {"unclip_conditioning": [{"clip_vision_output": seen(value), "strength": 1.0}]},
+    ],
+)
+def test_what_a_prompt_carries_is_told_by_its_content(loaded: Any, pack: Any, made: Any) -> None:
+    def facts(prompt: str, extras: dict[str, Any]) -> Any:
+        return pack("planning.memory").prompt_facts([[t, {**e, **extras}] for t, e in loaded.encode(prompt)])
+
+    assert facts(PROMPTS[0], made(2.0)) == facts(PROMPTS[1], made(2.0))  # the text is no part of it
+    told = [facts(PROMPTS[0], extras)["extras"] for extras in ({}, made(2.0), made(3.0))]
+    assert told[0] == ""
+    assert len(set(told)) == 3
 
 
 def test_pictures_that_another_node_changed_are_not_remembered(
