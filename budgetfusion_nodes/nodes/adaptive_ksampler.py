@@ -13,7 +13,6 @@ from ..host.sampling import check_latent, nfe, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
 from ..planning.nested import plan_sigmas
-from ..planning.pairs import keep_for_memory
 from ..planning.receipt import make_receipt
 from ..planning.service import Request, obey, plan_render
 from . import schema as s
@@ -145,6 +144,8 @@ class AdaptiveKSampler(io.ComfyNode):
             prefix_steps=decided.prefix_steps,
         )
         if memory:
+            from ..planning.pairs import keep_for_memory  # on use: the host's start need not pay for it
+
             keep_for_memory(decided, done, cls.hidden, request, seed, (model, positive, negative, latent_image))
         receipt = make_receipt(decided, done, nfe(sampler_name, done.steps))
         text = f"{decided.summary()}\n{receipt.text()}"
