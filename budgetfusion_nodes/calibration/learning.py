@@ -7,7 +7,6 @@ queue is empty. It gives way: as soon as something is queued it ends within one 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,14 +22,15 @@ from ..host.queue import GivesWay, giving_way
 from ..host.sampling import trajectory_key
 from ..metrics.matching import differences, matching_backends
 from ..planning.choice import planner_of
-from ..planning.origin import Origin, origin_of, remember
+from ..planning.origin import Origin, known_counts, origin_of, remember
 from ..planning.service import Request, plan_render
 from ..predictor.planner import Planner
 from .host_renderer import Graph, HostRenderer, first_of
 from .memory_reader import SETTLED
+from .records import Measurement
 from .store import Store
 from .store_memory import learned_since
-from .trajectory import Failed, Measured, RenderError, Work, run_trajectory
+from .trajectory import Failed, Measured, RenderError, Work, next_count, run_trajectory
 
 HOUR = 3600.0
 NEARLY = 0.02
@@ -38,10 +38,6 @@ NEARLY = 0.02
 it are invisible (predictor/fit.LOG_OFFSET)."""
 ENOUGH_STEPS = 1000
 """The learner plans for nobody: no limit of the artist's may keep it from the curve."""
-
-
-_LEARNED: deque[tuple[str, str]] = deque(maxlen=64)
-"""Trajectories whose whole curve was measured in this process."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +82,18 @@ class Learner:
         if lacking:
             return tuple(lacking)
         schedule = NestedSchedule.from_text(plan.schedule)
-        key = self._key(plan)
-        if key is not None and (key, plan.schedule) in _LEARNED:
+        names = {metric: backends.names()[metric] for metric in planner.metrics}
+        known = known_counts(origin, planner.target_steps, names)
+        if next_count(planner.grid, known, SETTLED) is None:
             return (message("learn_nothing"),)
-        finished = FINISHED.of(key, plan.schedule)
+        finished = FINISHED.of(self._key(plan), plan.schedule)
         renderer = HostRenderer(
             graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule, finished=finished
         )
-        names = {metric: backends.names()[metric] for metric in planner.metrics}
         if self.per_hour and self._learned() >= self.per_hour:
             found = self._from_draft(renderer, planner, plan.decision, origin, names)
             return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
-        said = self._measure(renderer, planner, origin, names)
-        if key is not None and said[0].code == "remembered":
-            _LEARNED.append((key, plan.schedule))
-        return said
+        return self._measure(renderer, planner, origin, names, known)
 
     def _key(self, plan: Plan) -> str | None:
         """By which host/drafts knows the pictures of this trajectory that the artist has rendered."""
@@ -148,13 +141,18 @@ class Learner:
             return learned_since(store, LEARNED, time.time() - HOUR)
 
     def _measure(
-        self, renderer: HostRenderer, planner: Planner, origin: Origin, backends: Mapping[str, str]
+        self,
+        renderer: HostRenderer,
+        planner: Planner,
+        origin: Origin,
+        backends: Mapping[str, str],
+        known: Mapping[int, Measurement],
     ) -> tuple[Message, ...]:
-        """Every count is kept before the next is rendered."""
+        """Goes on from the counts that are known; each new one is kept before the next is rendered."""
         said: Message | None = None
-        target = None
+        target = known.get(planner.target_steps)
         try:
-            for event in run_trajectory(renderer, Work(0, 0, "", self.seed, planner.grid, SETTLED)):
+            for event in run_trajectory(renderer, Work(0, 0, "", self.seed, planner.grid, SETTLED, known)):
                 if isinstance(event, Failed):
                     return (message("learn_failed", reason=event.reason),)
                 if not isinstance(event, Measured):

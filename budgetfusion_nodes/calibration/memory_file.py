@@ -47,7 +47,7 @@ class Ready:
 def key_of(wanted: Wanted) -> str:
     """Digest of everything that a memory depends on besides the store."""
     planner, setting = wanted.planner, {**wanted.setting.to_dict(), "model_name": ""}
-    whole = [FORMAT, planner.fingerprint, asdict(planner.risk_table), setting, sorted(wanted.facts.items())]
+    whole = [FORMAT, planner.fingerprint, vars(planner.risk_table), setting, sorted(wanted.facts.items())]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -141,7 +141,7 @@ class Store:
             self.rows.trajectories[row.id] = (setting_id, prompt_id, seed)
             return Kept(
                 row.id,
-                _measured(connection, row.id, backends_id),
+                read_measured(connection, row.id, backends_id),
                 row.latent,
                 _set_aside(connection, t.trajectories.c.id == row.id),
             )
@@ -341,7 +341,8 @@ def put_measurement(connection: Connection, trajectory_id: int, backends_id: int
     connection.execute(insert(t.measurements).values(values).on_conflict_do_nothing())
 
 
-def _measured(connection: Connection, trajectory_id: int, backends_id: int) -> dict[int, Measurement]:
+def read_measured(connection: Connection, trajectory_id: int, backends_id: int) -> dict[int, Measurement]:
+    """Count -> measurement of one trajectory."""
     own = t.measurements.c
     query = select(t.measurements).where(own.trajectory_id == trajectory_id, own.backends_id == backends_id)
     return {row.steps: _measurement(row) for row in connection.execute(query.order_by(own.steps))}

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 from ..core.sources import CALIBRATED
 from . import schema as t
 from .records import Encoded, Measurement, Subject, signed
-from .store import Store, put_backends, put_measurement, put_prompt, put_setting
+from .store import Store, put_backends, put_measurement, put_prompt, put_setting, read_measured
 
 MOST = 10_000
 """Remembered renders that the store keeps besides those of calibrations; the oldest go first."""
@@ -56,6 +56,23 @@ def remember(store: Store, found: Remembered, most: int = MOST) -> None:
             .on_conflict_do_update(index_elements=["trajectory_id"], set_={"at": row["at"]})
         )
         _evict(connection, most)
+
+
+def measured_of(
+    store: Store, subject: Subject, encoded: Encoded, seed: int, backends: Mapping[str, str]
+) -> dict[int, Measurement]:
+    """Count -> what these backends measured of one render; empty where it is unknown or was set aside."""
+    own = t.trajectories.c
+    query = (
+        select(own.id)
+        .join(t.settings, t.settings.c.id == own.setting_id)
+        .join(t.prompts, t.prompts.c.id == own.prompt_id)
+        .where(t.settings.c.digest == subject.digest(), t.prompts.c.digest == encoded.digest())
+        .where(own.seed == signed(seed), own.id.not_in(select(t.set_aside.c.trajectory_id)))
+    )
+    with store.transaction() as connection:
+        row = connection.execute(query).scalar_one_or_none()
+        return {} if row is None else read_measured(connection, row, put_backends(connection, backends))
 
 
 def _evict(connection: Connection, most: int) -> None:

@@ -20,8 +20,6 @@ class Drafts:
     """Least recently used trajectories go first."""
 
     limit: int = LIMIT_BYTES
-    renders: int = 0
-    """Kept so far; tells whether there is anything new."""
     _kept: OrderedDict[tuple[str, str], dict[int, Tensor]] = field(default_factory=OrderedDict)
 
     def keep(self, key: str, schedule: str, steps: int, samples: Tensor) -> None:
@@ -29,7 +27,6 @@ class Drafts:
         leaves them, else not kept."""
         if samples.device.type != "cpu" or samples.nbytes > self.limit:
             return
-        self.renders += 1
         self._kept.setdefault((key, schedule), {})[steps] = samples
         self._kept.move_to_end((key, schedule))
         while sum(s.nbytes for counts in self._kept.values() for s in counts.values()) > self.limit:

@@ -10,7 +10,6 @@ from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_RISK
 from ..host.sampling import check_latent, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
-from ..planning.pairs import keep_for_memory
 from ..planning.receipt import shown
 from ..planning.service import Request, obey, plan_render, with_sigmas
 from . import schema as s
@@ -142,6 +141,8 @@ class AdaptiveKSampler(io.ComfyNode):
             prefix_steps=decided.prefix_steps,
         )
         if memory:
+            from ..planning.pairs import keep_for_memory  # on use: the host's start need not pay for it
+
             keep_for_memory(decided, done, cls.hidden, request, seed, (model, positive, negative, latent_image))
         text, ui = shown(decided, done, sampler_name)
         return io.NodeOutput(done.latent, decided.steps, text, ui=ui)

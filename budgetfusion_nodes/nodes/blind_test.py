@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_QUALITY, QUALITY_RANGE
-from ..planning.pairs import remember_pair
 from . import schema as s
 
 
@@ -77,6 +76,7 @@ class BlindTest(io.ComfyNode):
     ) -> io.NodeOutput:
         # on use: the database library would add to the start of every host
         from ..calibration.host_blind_test import ask
+        from ..planning.pairs import remember_pair
 
         asked = ask(planned, full, reference, label, quality, plan)
         kept = remember_pair(cls.hidden, planned, full)

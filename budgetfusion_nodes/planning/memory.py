@@ -40,6 +40,8 @@ KEPT = 4
 """Settings whose memory stays loaded: at 10,000 renders each takes about 10 MB."""
 AT_ONCE = 100
 """Renders that a plan reads; more wait for the thread."""
+AFTER = 0.05
+"""Seconds that fitting waits, so that the plan at hand has the processor to itself."""
 GROWN = 0.1
 """Share of renders that may come or go before space and kernel are made anew."""
 
@@ -78,7 +80,7 @@ class Cache:
 
     _entries: OrderedDict[Any, Loaded] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _fitting: threading.Thread | None = None
+    _fitting: threading.Timer | None = None
 
     def memory(self, path: Path, wanted: Wanted) -> Loaded | None:
         """What is remembered for this planner and render; None where there is nothing. sqlite3.Error, OSError,
@@ -94,9 +96,8 @@ class Cache:
                 self._keep(key, known)
             self._entries.move_to_end(key)
             if known.stale and self._fitting is None:
-                self._fitting = threading.Thread(
-                    target=self._fit, args=(key, path, wanted, known), name="budgetfusion-memory", daemon=True
-                )
+                self._fitting = threading.Timer(AFTER, self._fit, (key, path, wanted, known))
+                self._fitting.daemon = True
                 self._fitting.start()
             return known
 
@@ -141,7 +142,9 @@ def _stamp(path: Path) -> Any:
         except FileNotFoundError:
             found.append(None)
         else:
-            found.append((now.st_mtime_ns, now.st_size))
+            found.append(
+                (now.st_mtime_ns, now.st_size) if now.st_size else None
+            )  # a mere reader leaves an empty journal
     return tuple(found) if found[0] is not None else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -28,6 +28,9 @@ from ..predictor.prediction import Prediction
 from .choice import AUTO, choose_planner
 from .memory import UNTOLD, only_seed, prompt_facts, render_facts
 from .service import Request, render_setting
+
+if TYPE_CHECKING:
+    from ..calibration.records import Measurement, Subject
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,29 @@ def marked(pictures: Tensor) -> tuple[Origin, tuple[int, ...]] | None:
     return _ORIGINS.get(pictures)
 
 
+def _subject(origin: Origin, target: int) -> Subject:
+    from ..calibration.records import Subject
+
+    return Subject(origin.setting, target, {name: value for name, value in origin.facts.items() if value})
+
+
+def known_counts(origin: Origin, target: int, backends: Mapping[str, str]) -> dict[int, Measurement]:
+    """What the store holds of this render, measured by these backends; nothing where it cannot be read."""
+    try:
+        if not store_path().is_file():
+            return {}
+        from ..calibration.records import Encoded
+        from ..calibration.store import Store
+        from ..calibration.store_memory import measured_of
+
+        encoded = Encoded.of(origin.tokens, origin.pooled)
+        with Store.at(store_path()) as store:
+            return measured_of(store, _subject(origin, target), encoded, origin.seed, backends)
+    except Exception:  # then it is measured once more, and `remember` says what is wrong
+        log.warning("BudgetFusion cannot look up what was measured of this render", exc_info=True)
+        return {}
+
+
 def remember(
     origin: Origin,
     distances: Mapping[int, Mapping[str, float]],
@@ -100,14 +126,13 @@ def remember(
     chosen for it. What it says of the prompt is kept beside, so that it can be judged later.
     """
     try:
-        from ..calibration.records import Encoded, Measurement, Subject
+        from ..calibration.records import Encoded, Measurement
         from ..calibration.store import Store
         from ..calibration.store_memory import Remembered
         from ..calibration.store_memory import remember as write
 
         counts = sorted(distances)
-        facts = {name: value for name, value in origin.facts.items() if value}
-        subject = Subject(origin.setting, counts[-1], facts)
+        subject = _subject(origin, counts[-1])
         measured = [Measurement(n, dict(distances[n]), decibel[n], 0, 0.0, 0.0) for n in counts]
         predictor, predicted = _predicted(origin, counts[-1], planner)
         encoded = Encoded.of(origin.tokens, origin.pooled)

@@ -22,17 +22,12 @@ from ..core.plan import Plan
 from ..core.schedule import STOCK
 from ..core.sources import COMPARED
 from ..host.drafts import FINISHED
-from ..host.measuring import render_device
 from ..host.paths import encoder_folders
 from ..host.sampling import Render
-from ..metrics.images import to_bchw
-from ..metrics.l_snr import l_snr
-from ..metrics.matching import differences, matching_backends
-from ..metrics.measure import measure
 from ..predictor.planner import Planner
 from .choice import planner_of
 from .memory import only_seed
-from .origin import Origin, origin_of, remember
+from .origin import Origin, known_counts, origin_of, remember
 from .service import Request
 
 log = logging.getLogger(__name__)
@@ -43,10 +38,9 @@ STOCK_SAMPLER = "KSampler"
 SAME = ("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image")
 """Inputs that two samplers must share to render one trajectory."""
 MOST = 16
-"""Renders that are known, and pairs that need not be measured again."""
+"""Renders that are known."""
 
 _RENDERED: OrderedDict[str, tuple[Origin, int, Planner]] = OrderedDict()
-_MEASURED: OrderedDict[tuple[str, str], None] = OrderedDict()
 
 
 def keep_for_memory(
@@ -79,19 +73,16 @@ def _keep(
 
 def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:
     """Measures the Blind Test's two pictures [1, H, W, C] and remembers them; None where they are not one trajectory's
-    at two counts, the greater its target, or were measured already. Never raises."""
+    at two counts, the greater its target, or are in the store already. Never raises."""
     graph, node = getattr(hidden, "prompt", None), str(getattr(hidden, "unique_id", ""))
     try:
-        if not isinstance(graph, Mapping) or planned.shape[0] != 1 or planned.shape != full.shape:
+        if not isinstance(graph, Mapping) or node not in graph:  # a node that another one made is in no graph
+            return None
+        if planned.shape[0] != 1 or planned.shape != full.shape:
             return None
         inputs = graph[node]["inputs"]
         found = _pair(graph, inputs["planned"], inputs["full"])
-        if found is None or found.key in _MEASURED:
-            return None
-        said = _measured(found, planned, full)
-        if said is not None:
-            _put(_MEASURED, found.key, None)
-        return said
+        return None if found is None else _measured(found, planned, full)
     except Exception:  # for the store's sake no test may fail
         log.warning("BudgetFusion could not remember this pair", exc_info=True)
         return None
@@ -99,7 +90,6 @@ def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:
 
 @dataclass(frozen=True)
 class _Pair:
-    key: tuple[str, str]
     origin: Origin
     planner: Planner
     steps: int
@@ -126,20 +116,29 @@ def _pair(graph: Mapping[str, Any], planned: Any, full: Any) -> _Pair | None:
         same = same and origin.setting.schedule == STOCK
     if not same or target != planner.target_steps or steps >= planner.target_steps:
         return None
-    return _Pair((keys[0], keys[1]), origin, planner, steps, planner.target_steps)
+    return _Pair(origin, planner, steps, planner.target_steps)
 
 
 def _sampler(graph: Mapping[str, Any], image: Any) -> str:
     """The node whose latent was decoded to this picture; empty where something lies between."""
-    decoder = graph.get(str(image[0]), {}) if _is_link(image) else {}
+    decoder = graph.get(image[0], {}) if _is_link(image) else {}
     samples = decoder.get("inputs", {}).get("samples")
-    return str(samples[0]) if decoder.get("class_type") in DECODERS and _is_link(samples) and samples[1] == 0 else ""
+    return samples[0] if decoder.get("class_type") in DECODERS and _is_link(samples) and samples[1] == 0 else ""
 
 
 def _measured(pair: _Pair, planned: Tensor, full: Tensor) -> Message | None:
-    """None where a backend of the planner's is missing."""
+    """None where a backend of the planner's is missing, or both counts are known."""
+    # on use: not every render has a Blind Test
+    from ..host.measuring import render_device
+    from ..metrics.images import to_bchw
+    from ..metrics.l_snr import l_snr
+    from ..metrics.matching import differences, matching_backends
+    from ..metrics.measure import measure
+
     planner = pair.planner
     wanted = {metric: planner.backends[metric] for metric in planner.metrics}
+    if {pair.steps, pair.target} <= known_counts(pair.origin, pair.target, wanted).keys():
+        return None
     backends = matching_backends(wanted, "auto", None, encoder_folders())
     if differences(wanted, backends.names(), "auto", None):
         return None
@@ -167,7 +166,7 @@ def graph_key(graph: Mapping[str, Any], node: str) -> str | None:
         inputs = {key: one["inputs"][key] for key in sorted(one["inputs"])}
         for key, value in inputs.items():
             if _is_link(value):
-                above = str(value[0])
+                above = value[0]
                 if above not in seen:
                     seen[above] = len(seen)
                     open_.append(above)
@@ -177,7 +176,8 @@ def graph_key(graph: Mapping[str, Any], node: str) -> str | None:
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], int)
+    """As the host tells links from values; a node in a subgraph is called "12:3"."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 def _put(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:

@@ -65,7 +65,10 @@ class Curves:
 
     def take(self, rows: NDArray[np.bool_]) -> Curves:
         """Some renders, of the same prompts."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in OF_RENDERS})
+        where = np.flatnonzero(rows)
+        in_a_row = len(where) and where[-1] - where[0] + 1 == len(where)  # as after an eviction: a view, not a copy
+        part = slice(where[0], where[-1] + 1) if in_a_row else where
+        return replace(self, **{name: getattr(self, name)[part] for name in OF_RENDERS})
 
     def joined(self, fresh: Curves) -> tuple[Curves, NDArray[np.bool_]]:
         """(these and later ones, [P of fresh] which of its prompts are new)."""

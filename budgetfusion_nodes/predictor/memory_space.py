@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -34,10 +34,15 @@ def signature(tokens: Tensor, pooled: Tensor | None) -> NDArray[np.float16]:
     whole = torch.cat([part.detach().float().cpu() for part in parts]).numpy().astype(np.float64)
     if len(whole) <= SIGNATURE:
         return whole.astype(np.float16)
-    drawn = np.random.RandomState(0)  # its stream is frozen for good, so stores of all versions agree
-    place = drawn.randint(0, SIGNATURE, len(whole))
-    sign = 2 * drawn.randint(0, 2, len(whole)) - 1
+    place, sign = _sketch(len(whole))
     return np.bincount(place, sign * whole, SIGNATURE).astype(np.float16)
+
+
+@lru_cache(maxsize=8)
+def _sketch(width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """([W] row in the sketch, [W] sign) of each number."""
+    drawn = np.random.RandomState(0)  # its stream is frozen for good, so stores of all versions agree
+    return drawn.randint(0, SIGNATURE, width), 2 * drawn.randint(0, 2, width) - 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ class Space:
 
     def joined(self, signatures: NDArray[np.float16]) -> Space:
         """With more prompts [B, S], in the same units."""
-        return replace(self, places=np.concatenate([self.places, self.place(signatures)]))
+        fresh = replace(self, places=self.place(signatures))
+        both = replace(self, places=np.concatenate([self.places, fresh.places]))
+        vars(both)["norms"] = np.concatenate([self.norms, fresh.norms])  # a pass over all places takes a millisecond
+        return both
 
     def place(self, wanted: NDArray[np.float16]) -> NDArray[np.float32]:
         """[..., S] in the units of `places`."""

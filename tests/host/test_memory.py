@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,7 @@ def store(session: HostSession, pack: Any) -> Any:
     def clear() -> None:
         pack("planning.memory").CACHE.clear()
         pack("host.drafts").FINISHED._kept.clear()
-        pack("calibration.learning")._LEARNED.clear()
-        for kept in (pack("planning.pairs")._RENDERED, pack("planning.pairs")._MEASURED):
-            kept.clear()
+        pack("planning.pairs")._RENDERED.clear()
         pack("calibration.memory_file").forget_ready(path)
         for companion in ("", "-wal", "-shm"):
             path.with_name(path.name + companion).unlink(missing_ok=True)
@@ -270,6 +269,12 @@ def rows(store: Path, query: str) -> list[Any]:
         return connection.execute(query).fetchall()
 
 
+def forget(store: Path, pack: Any) -> None:
+    """As `store forget --older-than 0` does it, from another process."""
+    with pack("calibration.store").Store.at(store) as opened:
+        assert pack("calibration.store_memory").forget_older(opened, time.time() + 1) > 0
+
+
 def test_learning_measures_the_same_picture_along_the_nested_schedule(
     bench: Any, store: Path, small: Any, learn: Any
 ) -> None:
@@ -319,11 +324,16 @@ def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_ho
     planned(bench, name, again=False, quality=0.8, max_steps=9, min_steps=6)
     learn(name)  # its curve is known
     assert not rendered
+    monkeypatch.undo()
+    forget(store, pack)
+    assert not rows(store, query)
+    learn(name)
+    assert set(dict(rows(store, query))) >= {3, 4, 9}
 
 
 @pytest.mark.parametrize("other", ["steps", "seed", "inverted"])
 def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
-    bench: Any, store: Path, small: Any, make_node: Any, to: Any, other: str
+    bench: Any, store: Path, small: Any, make_node: Any, to: Any, pack: Any, other: str
 ) -> None:
     name = small()
 
@@ -344,12 +354,12 @@ def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
         )
         graph = {
             **bench.base(),
-            "5": bench.adaptive(planner=name, max_steps=4, quality=0.9, seed=5),
+            "12:5": bench.adaptive(planner=name, max_steps=4, quality=0.9, seed=5),  # in a subgraph
             "6": ksampler,
-            "7": make_node("VAEDecode", samples=to("5"), vae=to("1", 2)),
+            "12:7": make_node("VAEDecode", samples=to("12:5"), vae=to("1", 2)),
             "8": make_node("VAEDecode", samples=to("6"), vae=to("1", 2)),
             "9": make_node("ImageInvert", image=to("8")),
-            "10": make_node("BudgetFusion_BlindTest", planned=to("7"), full=to("9" if between else "8")),
+            "10": make_node("BudgetFusion_BlindTest", planned=to("12:7"), full=to("9" if between else "8")),
         }
         (shown,) = bench.run(graph).ui["10"]["blind_test"]
         return [one["code"] for one in shown["messages"]]
@@ -361,6 +371,8 @@ def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
     assert rows(store, "SELECT source FROM memories") == [("blind test",)]
     assert [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")] == [4, 9]
     assert "remembered" not in run(5)  # once is enough
+    forget(store, pack)
+    assert "remembered" in run(5)
 
 
 def test_learning_gives_way_within_one_step_and_keeps_what_was_measured(
@@ -377,6 +389,14 @@ def test_learning_gives_way_within_one_step_and_keeps_what_was_measured(
     assert "queued" in learn(name)
     assert len(asked) == 17
     assert [row[0] for row in rows(store, "SELECT steps FROM measurements ORDER BY steps")] == [3, 9]
+    monkeypatch.setattr(pack("host.queue"), "others_wait", lambda: False)
+    measured: list[int] = []
+    renderer = pack("calibration.host_renderer").HostRenderer
+    measure = renderer.measure
+    monkeypatch.setattr(renderer, "measure", lambda *given: measured.append(given[4]) or measure(*given))
+    learn(name)
+    assert 4 in measured
+    assert 3 not in measured  # it goes on where it stopped
 
 
 @pytest.mark.parametrize("spoil", ["zeros", "foreign", "locked"])
