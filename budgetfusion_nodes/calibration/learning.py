@@ -16,7 +16,7 @@ from ..core.messages import Message, message
 from ..core.plan import Decision, Plan
 from ..core.schedule import NestedSchedule
 from ..core.sources import LEARNED
-from ..host.drafts import FINISHED
+from ..host.drafts import FINISHED, trajectory_of
 from ..host.paths import encoder_folders, store_path
 from ..host.queue import GivesWay, giving_way
 from ..host.sampling import trajectory_key
@@ -71,9 +71,7 @@ class Learner:
         if origin is None or plan.decision is None:
             return (plan.fallback or message("learn_not_one"),)
         try:
-            if self.per_hour and self._learned() >= self.per_hour:
-                return (message("learn_enough", n=self.per_hour),)
-            planner = planner_of(plan)
+            planner, enough = planner_of(plan), bool(self.per_hour) and self._learned() >= self.per_hour
             wanted = {metric: planner.backends[metric] for metric in planner.metrics}
             backends = matching_backends(wanted, "auto", self.clip_vision, encoder_folders())
             lacking = differences(wanted, backends.names(), "auto", self.clip_vision)
@@ -86,11 +84,11 @@ class Learner:
         known = known_counts(origin, planner.target_steps, names)
         if next_count(planner.grid, known, SETTLED) is None:
             return (message("learn_nothing"),)
-        finished = FINISHED.of(self._key(plan), plan.schedule)
+        finished = FINISHED.of(trajectory_of(self._key(plan), graph.model, origin.setting))
         renderer = HostRenderer(
             graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule, finished=finished
         )
-        if self.per_hour and self._learned() >= self.per_hour:
+        if enough:
             found = self._from_draft(renderer, planner, plan.decision, origin, names)
             return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
         return self._measure(renderer, planner, origin, names, known)

@@ -1,7 +1,8 @@
 """The finished pictures of the last trajectories, as the sampler left them: who measures a prompt and seed at several
 counts need not render again what the artist has rendered already.
 
-A trajectory is known by prefix_cache.run_key of its render: model, conditioning, latent, seed, sampler, cfg, prefix.
+A trajectory is known by prefix_cache.run_key of its render (model, conditioning, latent, seed, sampler, cfg, prefix)
+and by its setting, which has the scheduler and the schedule.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+from ..core.setting import Setting
+from .prefix_cache import AROUND_EVALUATIONS
 
 LIMIT_BYTES = 64 * 2**20
 
@@ -20,21 +25,29 @@ class Drafts:
     """Least recently used trajectories go first."""
 
     limit: int = LIMIT_BYTES
-    _kept: OrderedDict[tuple[str, str], dict[int, Tensor]] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[str, dict[int, Tensor]] = field(default_factory=OrderedDict)
 
-    def keep(self, key: str, schedule: str, steps: int, samples: Tensor) -> None:
-        """samples: [1, C, ...] of a finished render of `steps` steps along a schedule; on the CPU, where the host
-        leaves them, else not kept."""
-        if samples.device.type != "cpu" or samples.nbytes > self.limit:
+    def keep(self, trajectory: str | None, steps: int, samples: Tensor) -> None:
+        """samples: [1, C, ...] of a finished render of `steps` steps; on the CPU, where the host leaves them, else not
+        kept."""
+        if trajectory is None or samples.device.type != "cpu" or samples.nbytes > self.limit:
             return
-        self._kept.setdefault((key, schedule), {})[steps] = samples
-        self._kept.move_to_end((key, schedule))
+        self._kept.setdefault(trajectory, {})[steps] = samples
+        self._kept.move_to_end(trajectory)
         while sum(s.nbytes for counts in self._kept.values() for s in counts.values()) > self.limit:
             self._kept.popitem(last=False)
 
-    def of(self, key: str | None, schedule: str) -> Mapping[int, Tensor]:
+    def of(self, trajectory: str | None) -> Mapping[int, Tensor]:
         """Steps -> samples of one trajectory."""
-        return {} if key is None else dict(self._kept.get((key, schedule), {}))
+        return {} if trajectory is None else dict(self._kept.get(trajectory, {}))
+
+
+def trajectory_of(key: str | None, model: Any, setting: Setting) -> str | None:
+    """key: a `run_key`. None where functions run around the evaluations (RescaleCFG, APG): a replay runs them again and
+    needs no key of theirs, but they make another picture."""
+    if key is None or AROUND_EVALUATIONS & model.model_options.keys():
+        return None
+    return f"{key} {setting}"
 
 
 FINISHED = Drafts()

@@ -21,7 +21,7 @@ from ..core.messages import Message
 from ..core.plan import Plan
 from ..core.schedule import STOCK
 from ..core.sources import COMPARED
-from ..host.drafts import FINISHED
+from ..host.drafts import FINISHED, trajectory_of
 from ..host.paths import encoder_folders
 from ..host.sampling import Render
 from ..predictor.planner import Planner
@@ -61,13 +61,16 @@ def _keep(
     alone = only_seed(seed, inputs[3]) is not None and request.denoise >= 1.0
     if plan.fallback is not None or plan.decision is None or not alone or not isinstance(samples, Tensor):
         return
-    if done.key is not None and plan.schedule != STOCK:
-        FINISHED.keep(done.key, plan.schedule, done.steps, samples)
+    origin = origin_of(*inputs, request, seed, plan.schedule)
+    if origin is None:
+        return
+    if plan.schedule != STOCK:
+        FINISHED.keep(trajectory_of(done.key, inputs[0], origin.setting), done.steps, samples)
     graph, node = getattr(hidden, "prompt", None), str(getattr(hidden, "unique_id", ""))
     if not isinstance(graph, Mapping) or BLIND_TEST not in (one.get("class_type") for one in graph.values()):
         return
-    key, origin = graph_key(graph, node), origin_of(*inputs, request, seed, plan.schedule)
-    if key is not None and origin is not None:
+    key = graph_key(graph, node)
+    if key is not None:
         _put(_RENDERED, key, (origin, done.steps, planner_of(plan)))
 
 

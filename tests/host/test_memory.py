@@ -331,6 +331,17 @@ def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_ho
     assert set(dict(rows(store, query))) >= {3, 4, 9}
 
 
+def test_a_finished_picture_is_of_its_scheduler_and_of_no_function_around(loaded: Any, setting: Any, pack: Any) -> None:
+    """A replay runs such functions again, so that the draft's key leaves them out; the picture is another one."""
+    of = pack("host.drafts").trajectory_of
+    own = of("key", loaded.model, setting)
+    assert own is not None and of(None, loaded.model, setting) is None
+    assert of("key", loaded.model, replace(setting, scheduler="normal")) != own
+    rescaled = loaded.model.clone()
+    rescaled.set_model_sampler_cfg_function(lambda given: given["cond"])
+    assert of("key", rescaled, setting) is None
+
+
 @pytest.mark.parametrize("other", ["steps", "seed", "inverted"])
 def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
     bench: Any, store: Path, small: Any, make_node: Any, to: Any, pack: Any, other: str
