@@ -113,13 +113,13 @@ def run_forget(args: argparse.Namespace) -> int:
     from ..calibration.memory_file import forget_ready
 
     with open_store(args) as store:
-        forget_ready(store.path)
         known = [one.setting_id for one in store.contents()]
         chosen = known if args.setting == "all" else [n for n in known if str(n) == args.setting]
         if not chosen and args.setting != "all":
             raise InputError(f"There is no setting {args.setting}. 'store info' shows their numbers.")
         for one in chosen:
             store.forget(one)
+        forget_ready(store.path)  # a ComfyUI that runs may have written it again while rows were there
     say(json.dumps({"settings": chosen}) if args.json else f"{len(chosen)} settings forgotten.")
     return 0
 
@@ -129,12 +129,12 @@ def _forget_renders(args: argparse.Namespace) -> int:
     from ..calibration.memory_file import forget_ready
 
     with open_store(args) as store:
-        forget_ready(store.path)
         if args.older_than is not None:
             gone = store_memory.forget_older(store, time.time() - args.older_than * DAY)
         elif args.model is not None:
             gone = store_memory.forget_model(store, args.model)
         else:
             gone = store_memory.forget_prompt(store, args.prompt)
+        forget_ready(store.path)  # a ComfyUI that runs may have written it again while rows were there
     say(json.dumps({"renders": gone}) if args.json else f"{gone} renders forgotten.")
     return 0 if gone or args.older_than is not None else FAILED

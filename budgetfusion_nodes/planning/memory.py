@@ -122,8 +122,10 @@ class Cache:
         found = replace(known, stale=False)
         try:
             found = _fitted(path, wanted, known)
-        except Exception:  # another process may hold the store, or have deleted it
+        except Exception as error:  # another process may hold the store, or have deleted it
             log.warning("BudgetFusion could not fit its memory", exc_info=True)
+            if isinstance(error, sqlite3.OperationalError):  # held for a moment: the next plan tries again
+                found = known
         with self._lock:
             self._keep(key, found)
             self._fitting = None
@@ -196,7 +198,7 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
             now = ready.seen.now(connection, matching_settings(connection, wanted))
         if ready.seen.lacks(now).any():  # forgotten meanwhile
             forget_ready(path)
-    except OSError as error:  # the next process fits again
+    except (OSError, sqlite3.Error, BudgetFusionError) as error:  # the next process fits again
         log.warning("BudgetFusion could not keep its fitted memory: %s", error)
     return Loaded(stamp, ready, False)
 

@@ -103,7 +103,9 @@ class _Pair:
 
 def _pair(graph: Mapping[str, Any], planned: Any, full: Any) -> _Pair | None:
     """None where the pictures are not of one trajectory."""
-    one, other = _sampler(graph, planned), _sampler(graph, full)
+    (one, *how), (other, *alike) = _sampler(graph, planned), _sampler(graph, full)
+    if how != alike:
+        return None
     keys = graph_key(graph, one), graph_key(graph, other)
     if keys[0] is None or keys[1] is None or keys[0] not in _RENDERED:
         return None
@@ -122,11 +124,14 @@ def _pair(graph: Mapping[str, Any], planned: Any, full: Any) -> _Pair | None:
     return _Pair(origin, planner, steps, planner.target_steps)
 
 
-def _sampler(graph: Mapping[str, Any], image: Any) -> str:
-    """The node whose latent was decoded to this picture; empty where something lies between."""
+def _sampler(graph: Mapping[str, Any], image: Any) -> tuple[str, str, Any]:
+    """(the node whose latent was decoded to this picture, empty where something lies between; by what; with which
+    VAE)."""
     decoder = graph.get(image[0], {}) if _is_link(image) else {}
-    samples = decoder.get("inputs", {}).get("samples")
-    return samples[0] if decoder.get("class_type") in DECODERS and _is_link(samples) and samples[1] == 0 else ""
+    kind, inputs = decoder.get("class_type", ""), decoder.get("inputs", {})
+    samples = inputs.get("samples")
+    direct = kind in DECODERS and _is_link(samples) and samples[1] == 0
+    return samples[0] if direct else "", kind, inputs.get("vae")
 
 
 def _measured(pair: _Pair, planned: Tensor, full: Tensor) -> Message | None:

@@ -342,13 +342,13 @@ def test_a_finished_picture_is_of_its_scheduler_and_of_no_function_around(loaded
     assert of("key", rescaled, setting) is None
 
 
-@pytest.mark.parametrize("other", ["steps", "seed", "inverted"])
+@pytest.mark.parametrize("other", ["steps", "seed", "inverted", "vae"])
 def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
     bench: Any, store: Path, small: Any, make_node: Any, to: Any, pack: Any, other: str
 ) -> None:
     name = small()
 
-    def run(full_seed: int, steps: int = 9, between: bool = False) -> Any:
+    def run(full_seed: int, steps: int = 9, between: bool = False, vae: str = "1") -> Any:
         bench.session.clear_cache()
         ksampler = make_node(
             "KSampler",
@@ -368,14 +368,15 @@ def test_the_blind_tests_pair_is_remembered_where_both_are_one_trajectory(
             "12:5": bench.adaptive(planner=name, max_steps=4, quality=0.9, seed=5),  # in a subgraph
             "6": ksampler,
             "12:7": make_node("VAEDecode", samples=to("12:5"), vae=to("1", 2)),
-            "8": make_node("VAEDecode", samples=to("6"), vae=to("1", 2)),
+            "11": make_node("VAELoader", vae_name="pixel_space"),
+            "8": make_node("VAEDecode", samples=to("6"), vae=to(vae, 0 if vae == "11" else 2)),
             "9": make_node("ImageInvert", image=to("8")),
             "10": make_node("BudgetFusion_BlindTest", planned=to("12:7"), full=to("9" if between else "8")),
         }
         (shown,) = bench.run(graph).ui["10"]["blind_test"]
         return [one["code"] for one in shown["messages"]]
 
-    wrong = {"steps": (5, 8), "seed": (6, 9), "inverted": (5, 9, True)}[other]
+    wrong = {"steps": (5, 8), "seed": (6, 9), "inverted": (5, 9, True), "vae": (5, 9, False, "11")}[other]
     assert "remembered" not in run(*wrong)
     assert not store.exists() or not rows(store, "SELECT 1 FROM memories")
     assert "remembered" in run(5)
