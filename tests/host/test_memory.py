@@ -136,7 +136,8 @@ def test_no_other_seed_setting_or_model_knows_it_and_the_switch_turns_it_off(
     assert other_seed is not None
     assert other_seed.said is None  # its points are shown; one prompt is too few to promise by
     assert other_seed.own == 0
-    for changes in ({"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}):
+    others: list[dict[str, Any]] = [{"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}]
+    for changes in others:
         assert planned(bench, name, **changes).remembered is None
     lora = bench.base()
     lora["2"]["inputs"]["text"] = "a plain red background"
