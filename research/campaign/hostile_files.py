@@ -114,7 +114,7 @@ def _finding(way: str, cases: Sequence[Case]) -> Finding:
 def child(way: str, scratch: Path, seed: int, first: int, last: int) -> Iterator[Case]:
     """Tries files `first` to `last` - 1 of a seed."""
     originals = [path.read_bytes() for path in sorted((WEIGHTS / "planners").glob("*.safetensors"))]
-    make: Callable[[Path, random.Random], Attempt] = Opening if way == OPEN else Importing
+    make = _maker(way)
     (scratch / "warm.safetensors").write_bytes(originals[0])
     with make(scratch / "room", random.Random(0)) as warm:  # what is imported on use is no file's cost
         warm.check(warm.take(scratch / "warm.safetensors"))
@@ -126,6 +126,10 @@ def child(way: str, scratch: Path, seed: int, first: int, last: int) -> Iterator
         path = placed(rng, scratch, content)
         with make(scratch / "room", rng) as attempt:
             yield _tried(attempt, path, number, kind, base)
+
+
+def _maker(way: str) -> Callable[[Path, random.Random], Attempt]:
+    return Opening if way == OPEN else Importing
 
 
 def _tried(attempt: Attempt, path: Path, number: int, kind: str, base: float) -> Case:
