@@ -59,7 +59,7 @@ def run(work: Work) -> Sequence[Finding]:
 
 def inside(session: HostSession, work: Work) -> Sequence[Finding]:
     """The same, in the process of the host."""
-    count = work.count(quick=20, long=2000)
+    count = work.count(quick=12, long=2000)
     models = [*SHIPPED, *_random_models(session)]
     rng = random.Random(work.seed)
     seen: list[Seen] = []
