@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-
 ABANDONED = 3600.0
 """Seconds after which nobody writes to a draft any more: its process was killed."""
 
