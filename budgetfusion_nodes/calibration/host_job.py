@@ -53,8 +53,12 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
     inside = Path(folder_paths.get_input_directory()).resolve()
     if file.strip() == "output":
         return prompt_sources.from_file(Path(folder_paths.get_output_directory()))
-    path = (inside / file.strip()).resolve()
-    if not file.strip() or inside not in path.parents or not path.exists():
+    try:
+        path = (inside / file.strip()).resolve()
+        found = inside in path.parents and path.exists()
+    except (OSError, ValueError):  # a zero byte, half a letter, thousands of letters
+        found = False
+    if not found:
         raise InputError(message("calibrate_no_file", file=file, folder=str(inside)))
     return prompt_sources.from_file(path)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import InputError, PlannerFileError
-from ..core.files import in_one_piece
+from ..core.files import in_one_piece, remove_abandoned
 from ..core.messages import message
 from ..core.schedule import NESTED, STOCK
 from ..core.setting import Setting
@@ -46,6 +46,8 @@ def put_planner(folder: Path, planner: AnyPlanner, name: str) -> tuple[str, str]
         folder.mkdir(parents=True, exist_ok=True)
         path = _free_path(folder, file_name(name), planner)
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may put the same planner
+        for ending in (".new", ".part"):
+            remove_abandoned(folder, f".{path.name}.", ending)
         try:
             save_planner(draft, planner)
             if not (path.is_file() and _same(draft, path)):

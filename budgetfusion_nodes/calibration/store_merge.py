@@ -7,11 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from sqlalchemy.exc import SQLAlchemyError
+
 from ..core.errors import InputError
 from . import schema
 from .store import Store
-from .store_file import disposing, new_engine
+from .store_check import check_rows
+from .store_file import disposing, new_engine, outside_transactions
 
+REMEDY = "Choose a file that 'store export' wrote."
 _COPY = (
     # name of the table, columns, where they come from
     "INSERT OR IGNORE INTO settings (digest, setting, schedule, target, facts, created) "
@@ -49,19 +54,28 @@ _COPY = (
 
 
 def merge_store(store: Store, path: Path) -> int:
-    """How many measurements came in. InputError where `path` is no store of this version or an earlier one; it is only
-    read."""
+    """How many measurements came in. InputError where `path` is no store of this version or an earlier one, or holds
+    a row that no store writes: then nothing comes in. It is only read."""
     _check(path)
+    try:
+        return _merged(store, path)
+    except (InputError, SQLAlchemyError, sqlite3.Error, SafetensorError, KeyError, ValueError) as error:
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise InputError(f"{path.name} was not imported, and nothing of it came in: {reason}. {REMEDY}") from error
+
+
+def _merged(store: Store, path: Path) -> int:
     with tempfile.TemporaryDirectory() as scratch:  # a copy: SQLite makes journals beside what it attaches
         copy = Path(scratch) / "other.sqlite3"
         copy.write_bytes(path.read_bytes())
         with disposing(new_engine(copy)) as engine, engine.begin() as connection:
             schema.migrate(connection)
+        with disposing(new_engine(copy)) as engine, outside_transactions(engine) as connection:
+            check_rows(connection)
         return store.attach(copy, _COPY)
 
 
 def _check(path: Path) -> None:
-    remedy = "Choose a file that 'store export' wrote."
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
@@ -72,11 +86,11 @@ def _check(path: Path) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise InputError(f"{path.name} cannot be read as a calibration store ({error}). {remedy}") from error
+        raise InputError(f"{path.name} cannot be read as a calibration store ({error}). {REMEDY}") from error
     if owner != schema.APPLICATION_ID or not 1 <= version <= len(schema.MIGRATIONS):
-        raise InputError(f"{path.name} is no calibration store that this version can read. {remedy}")
+        raise InputError(f"{path.name} is no calibration store that this version can read. {REMEDY}")
     if check != "ok" or programs[0]:
-        raise InputError(f"{path.name} is damaged or carries more than measurements. {remedy}")
+        raise InputError(f"{path.name} is damaged or carries more than measurements. {REMEDY}")
 
 
 def _one(connection: Any, query: str) -> Any:

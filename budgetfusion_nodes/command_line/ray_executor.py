@@ -90,11 +90,11 @@ class _Place:
 class RayExecutor:
     """See `calibration.executors.Executor`. Close it, or use it in a `with`."""
 
-    def __init__(self, ray: Any, workers: int, place: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
-        """place: Ray's options for each worker. make: from the actor class to a new actor. ServerError where no worker
+    def __init__(self, ray: Any, workers: int, takes: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
+        """takes: Ray's options for each worker. make: from the actor class to a new actor. ServerError where no worker
         starts."""
         self._ray, self._make = ray, make
-        self._actor = ray.remote(Worker).options(max_restarts=0, **place)
+        self._actor = ray.remote(Worker).options(max_restarts=0, **takes)
         self._described: Described | None = None
         self._first: Json = {}
         self._places: list[_Place] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def add_parser(groups: Any) -> None:
     amounts.add_argument("--quick", dest="amount", action="store_const", const=QUICK, help="seconds a part (default)")
     amounts.add_argument("--long", dest="amount", action="store_const", const=LONG, help="minutes to an hour a part")
     parser.add_argument("--seed", type=whole(0, 2**31), default=1, help="of everything random (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="a part of many attempts stops then")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (%(default)s)")
     parser.set_defaults(amount=QUICK)
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         if args.parts is None and kept.is_file():
             found = json.loads(kept.read_text(encoding="utf-8"))
         else:
-            found = run_part(name, folder, host, args.amount, args.seed)
+            found = run_part(name, folder, host, args.amount, args.seed, args.minutes)
         if found is None:
             failed = True
             continue

@@ -16,9 +16,10 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -34,7 +35,7 @@ from .memory_use import peak, start_peak
 from .mutations import hostile
 from .part import Finding, Part, Work
 
-CHUNK = 1000
+CHUNK = 250
 """Files of one process."""
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 200.0
 PATIENCE = 3600.0
@@ -60,20 +61,21 @@ class Case:
 def run(work: Work) -> Sequence[Finding]:
     """Opens and imports hostile files."""
     count = work.count(quick=80, long=10_000)
-    return [_finding(way, _cases(way, work, count)) for way in (OPEN, IMPORT)]
+    found: dict[str, list[Case]] = {OPEN: [], IMPORT: []}
+    while not work.is_over() and any(len(cases) < count for cases in found.values()):
+        for way, cases in found.items():
+            if len(cases) < count:
+                cases += _chunk(way, work, len(cases), count)
+    return [_finding(way, cases) for way, cases in found.items()]
 
 
-def _cases(way: str, work: Work, count: int) -> list[Case]:
-    found: list[Case] = []
-    while len(found) < count:
-        first = len(found)
-        scratch = work.folder / f"{way}-{first}"
-        scratch.mkdir(parents=True)
-        got, crash = _child(way, scratch, work.seed, first, min(first + CHUNK, count))
-        found += got
-        if crash:
-            found.append(Case(len(found), "?", "failed", crash, 0.0, 0.0))
-        shutil.rmtree(scratch)
+def _chunk(way: str, work: Work, first: int, count: int) -> list[Case]:
+    scratch = work.folder / f"{way}-{first}"
+    scratch.mkdir(parents=True)
+    found, crash = _child(way, scratch, work.seed, first, min(first + CHUNK, count))
+    if crash:
+        found.append(Case(first + len(found), "?", "failed", crash, 0.0, 0.0))
+    shutil.rmtree(scratch)
     return found
 
 
@@ -112,7 +114,7 @@ def _finding(way: str, cases: Sequence[Case]) -> Finding:
 def child(way: str, scratch: Path, seed: int, first: int, last: int) -> Iterator[Case]:
     """Tries files `first` to `last` - 1 of a seed."""
     originals = [path.read_bytes() for path in sorted((WEIGHTS / "planners").glob("*.safetensors"))]
-    make = Opening if way == OPEN else Importing
+    make = _maker(way)
     (scratch / "warm.safetensors").write_bytes(originals[0])
     with make(scratch / "room", random.Random(0)) as warm:  # what is imported on use is no file's cost
         warm.check(warm.take(scratch / "warm.safetensors"))
@@ -126,7 +128,11 @@ def child(way: str, scratch: Path, seed: int, first: int, last: int) -> Iterator
             yield _tried(attempt, path, number, kind, base)
 
 
-def _tried(attempt: Opening | Importing, path: Path, number: int, kind: str, base: float) -> Case:
+def _maker(way: str) -> Callable[[Path, random.Random], Attempt]:
+    return Opening if way == OPEN else Importing
+
+
+def _tried(attempt: Attempt, path: Path, number: int, kind: str, base: float) -> Case:
     start_peak()
     started = time.process_time()
     outcome, detail, taken, seconds = "accepted", "", None, None
@@ -145,6 +151,20 @@ def _tried(attempt: Opening | Importing, path: Path, number: int, kind: str, bas
 
 class Refused(Exception):
     """With a reason."""
+
+
+class Attempt(Protocol):
+    """One way to meet a file."""
+
+    def __enter__(self) -> Attempt: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def take(self, path: Path, /) -> Any:
+        """What was made of it. Refused with a reason; any other error is a failure."""
+
+    def check(self, taken: Any, /) -> None:
+        """AssertionError where what was taken is not usable."""
 
 
 class Opening:

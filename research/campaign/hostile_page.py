@@ -109,7 +109,7 @@ def _request(rng: random.Random, number: int) -> tuple[str, str, dict[str, str],
 def _workflows(session: HostSession, work: Work, secret: Path) -> Finding:
     rng, ends, problems = random.Random(work.seed), Counter[str](), []
     allowed = (session.base_dir, work.folder / "base")
-    count = work.count(quick=12, long=600)
+    count = work.count(quick=8, long=600)
     for _ in range(count):
         graph = _graph(session, rng, secret)
         with Watch() as watch:

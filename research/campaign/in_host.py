@@ -49,7 +49,7 @@ def _main(module: str, asked: str, answer: str) -> None:
 
     torch.set_num_threads(1)
     told = json.loads(Path(asked).read_text())
-    work = Work(Path(told["folder"]), Path(told["host"]), told["amount"], told["seed"])
+    work = Work(Path(told["folder"]), Path(told["host"]), told["amount"], told["seed"], told["until"])
     session: HostSession = start_host(told["host"], work.folder / "base", [PACK_ROOT])
     findings = importlib.import_module(module).inside(session, work)
     Path(answer).write_text(json.dumps([asdict(finding) for finding in findings]))

@@ -59,10 +59,12 @@ def run(work: Work) -> Sequence[Finding]:
 
 def inside(session: HostSession, work: Work) -> Sequence[Finding]:
     """The same, in the process of the host."""
-    count = work.count(quick=20, long=2000)
+    count = work.count(quick=12, long=2000)
     models = [*SHIPPED, *_random_models(session)]
     rng = random.Random(work.seed)
-    seen = [_rendered(session, _graph(rng, models), number) for number in range(count)]
+    seen: list[Seen] = []
+    while len(seen) < count and not work.is_over():
+        seen.append(_rendered(session, _graph(rng, models), len(seen)))
     return findings(seen, pack_module("host.prefix_cache").DRAFTS.limit)
 
 
@@ -159,8 +161,8 @@ def slope_of(at: NDArray[Any], values: NDArray[Any]) -> tuple[float, float, floa
     parts = np.array_split(np.arange(len(at)), min(BLOCKS, len(at)))
     x = [float(np.mean(at[part])) for part in parts]
     y = [float(np.median(values[part])) for part in parts]
-    slope, _, low, high = theilslopes(y, x, 0.95)
-    return 1000.0 * slope, 1000.0 * low, 1000.0 * high
+    slope, _, low, high = (1000.0 * float(value) for value in np.asarray(theilslopes(y, x, 0.95)))
+    return slope, low, high
 
 
 PART = Part("long_run", "Thousands of renders", run)

@@ -13,8 +13,11 @@ import pickle
 import random
 import sqlite3
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,8 +83,8 @@ def flip(rng: random.Random, originals: Originals) -> bytes:
 
 def flip_header(rng: random.Random, originals: Originals) -> bytes:
     """A few bytes of the header, its length among them."""
-    content = bytearray(rng.choice(originals))
-    size = _header_size(content)
+    original = rng.choice(originals)
+    content, size = bytearray(original), _header_size(original)
     for _ in range(rng.choice((1, 1, 2, 5))):
         content[rng.randrange(size)] = rng.choice(b'[]{}",:0123456789eE-+.ntf \\\xff\x00')
     return bytes(content)
@@ -370,9 +373,11 @@ def _zipped(content: Mapping[str, bytes]) -> bytes:
 
 
 def _database() -> bytes:
-    database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE t (a)")
-    return database.serialize() if hasattr(database, "serialize") else b"SQLite format 3\0" + b"\0" * 4080
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "database"
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE t (a)")
+        return path.read_bytes()
 
 
 def untouched(rng: random.Random, originals: Originals) -> bytes:

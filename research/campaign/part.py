@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,11 @@ class Work:
     amount: str
     """One of AMOUNTS."""
     seed: int
+    until: float = math.inf
+    """Unix time from which on a part of many like attempts begins no more of them, and tells how many there were."""
+
+    def is_over(self) -> bool:
+        return time.time() >= self.until
 
     def count(self, *, quick: int, long: int) -> int:
         """How many of something, by the amount."""

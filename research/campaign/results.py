@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -30,15 +31,18 @@ def kept_file(folder: Path, name: str, amount: str) -> Path:
     return folder / f"{name}.{amount}.json"
 
 
-def run_part(name: str, folder: Path, host: Path | None, amount: str, seed: int) -> dict[str, Any] | None:
-    """The part's result, which is kept too; None where the part itself failed, with the reason in the log."""
+def run_part(
+    name: str, folder: Path, host: Path | None, amount: str, seed: int, minutes: float = math.inf
+) -> dict[str, Any] | None:
+    """The part's result, which is kept too; None where the part itself failed, with the reason in the log. minutes:
+    after which a part of many like attempts stops."""
     scratch, file = folder / name, kept_file(folder, name, amount)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     file.unlink(missing_ok=True)
-    work = Work(scratch, host, amount, seed)
+    work = Work(scratch, host, amount, seed, time.time() + 60.0 * minutes)
     # spawn: one host a process, and no thread of a part before is inherited
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, work, file))
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, work, file, minutes))
     process.start()
     try:
         process.join()
@@ -53,7 +57,7 @@ def run_part(name: str, folder: Path, host: Path | None, amount: str, seed: int)
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _run(name: str, work: Work, file: Path) -> None:
+def _run(name: str, work: Work, file: Path, minutes: float = math.inf) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("research").setLevel(logging.INFO)
     part, started = load_part(name), time.monotonic()
@@ -67,6 +71,7 @@ def _run(name: str, work: Work, file: Path) -> None:
         "title": part.title,
         "amount": work.amount,
         "seed": work.seed,
+        "minutes": minutes if work.is_over() else None,
         "seconds": round(time.monotonic() - started, 1),
         "commit": commit(),
         "machine": machine(),
@@ -92,7 +97,11 @@ def broken(result: Mapping[str, Any]) -> list[str]:
 def commit() -> str:
     """Of the tree that ran, with a word where files differ from it; empty outside a repository."""
     found = _git("rev-parse", "--short=10", "HEAD")
-    return f"{found}, changed" if found and _git("status", "--porcelain", "--untracked-files=no") else found
+    return (
+        f"{found}, changed"
+        if found and _git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/reliability.*")
+        else found
+    )
 
 
 def _git(*arguments: str) -> str:

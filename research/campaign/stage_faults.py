@@ -78,7 +78,7 @@ def inside(session: HostSession, work: Work) -> Sequence[Finding]:
         stages = {stage.told: stage for one in nodes for stage in _stages(*one) if stage.told not in seen}
         seen |= set(stages)
         trials: list[Trial] = []
-        for stage in rng.sample(list(stages.values()), min(len(stages), work.count(quick=3, long=1000))):
+        for stage in rng.sample(list(stages.values()), min(len(stages), work.count(quick=1, long=1000))):
             names = list(FAULTS) if work.amount == "long" else [rng.choice(list(FAULTS))]
             trials += [_tried(graphs, stage, name, check) for name in names]
         findings.append(_finding(what, len(stages), trials))

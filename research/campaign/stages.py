@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from .in_host import pack_module
@@ -61,7 +61,7 @@ def stages_of(entry: Callable[..., Any], methods: tuple[type, ...]) -> list[Stag
     def walk(function: FunctionType) -> None:
         walked.add(function)
         for stage in _called(function, known):
-            inner = stage.function
+            inner = cast(FunctionType, stage.function)  # to a type checker it is bound on access
             if inner in walked or stage.name.startswith("__"):
                 continue
             if stage.name in WALKED or _guards(inner) or inner.__module__ == function.__module__ != "":

@@ -15,10 +15,11 @@ import torch
 from budgetfusion_nodes.calibration import claims, schema, store_file
 from budgetfusion_nodes.calibration.claims import Claims
 from budgetfusion_nodes.calibration.planner_folder import put_planner
-from budgetfusion_nodes.calibration.records import CALIBRATED, LEARNED, Subject
+from budgetfusion_nodes.calibration.records import Subject
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.store_file import StoreError, outside_transactions
 from budgetfusion_nodes.calibration.store_memory import Remembered, learned_since, remember
+from budgetfusion_nodes.core.sources import CALIBRATED, LEARNED
 from tests.calibration.stub import BACKENDS, SETTING
 from tests.calibration.test_store import SUBJECT, encoded, fill, measurement, others
 from tests.fixtures.planners import make_planner

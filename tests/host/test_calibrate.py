@@ -373,3 +373,7 @@ def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: A
     assert read("list.txt") == ["first", "second"]
     assert read("list.json") == ["a", "b"]
     assert read("output") == ["a picture of a fox"], "the positive prompt, not the negative one"
+    for name in ("a\0b", "\ud800", "x" * 5000, "..", ""):
+        with pytest.raises(Exception) as caught:  # of the pack as the host loaded it
+            read(name)
+        assert caught.value.message.code == "calibrate_no_file"  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ def test_earlier_workflows_are_valid(session: HostSession) -> None:
 def test_renders_with_changing_inputs(session: HostSession, work: Work) -> None:
     memory, seconds, files, cache = long_run.inside(session, work)
     assert files.held and cache.held, (files, cache)
-    assert memory.figures["level"] > 0 and seconds.figures["level"] > 0
+    assert float(memory.figures["level"]) > 0 and float(seconds.figures["level"]) > 0
 
 
 def test_a_leak_is_noticed() -> None:

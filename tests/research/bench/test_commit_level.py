@@ -59,8 +59,8 @@ def test_a_picture_that_tells_saves_steps(renders, learner):
     by_commit = cross_validated(np.hstack([words, pictures]), y, groups, learner)
     assert explained(by_prompt, y) == pytest.approx(0.5, abs=0.15)
     assert explained(by_commit, y) > 0.85
-    shaped = (v.reshape(80, 2) for v in (by_prompt, by_commit, np.exp(y)))
-    found = saving(learner, *shaped, COUNTS, 0.1, 1)
+    by_prompt, by_commit, need = (v.reshape(80, 2) for v in (by_prompt, by_commit, np.exp(y)))
+    found = saving(learner, by_prompt, by_commit, need, COUNTS, 0.1, 1)
     assert found.steps_commit < found.steps_prompt < found.steps_one
     assert found.saved[1] > 0.05
 
@@ -70,8 +70,8 @@ def test_a_picture_that_tells_nothing_saves_nothing(renders):
     noise = np.random.default_rng(4).normal(size=(160, 4))
     by_prompt = cross_validated(words, y, groups, "ridge")
     by_commit = cross_validated(np.hstack([words, noise]), y, groups, "ridge")
-    shaped = (v.reshape(80, 2) for v in (by_prompt, by_commit, np.exp(y)))
-    found = saving("ridge", *shaped, COUNTS, 0.1, 1)
+    by_prompt, by_commit, need = (v.reshape(80, 2) for v in (by_prompt, by_commit, np.exp(y)))
+    found = saving("ridge", by_prompt, by_commit, need, COUNTS, 0.1, 1)
     assert found.saved[1] < 0.02
     assert found.explained_commit < found.explained_prompt + 0.02
 

@@ -59,7 +59,8 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("BUDGETFUSION_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(commands, "NAMES", ("kills", "disks"))
 
-    def run_part(name: str, folder: Path, host: Path | None, amount: str, seed: int) -> Any:
+    def run_part(name: str, folder: Path, host: Path | None, amount: str, seed: int, minutes: float) -> Any:
+        assert minutes > 0
         given = found.pop(name)
         if given is not None:
             folder.mkdir(parents=True, exist_ok=True)
