@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,11 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
     inside = Path(folder_paths.get_input_directory()).resolve()
     if file.strip() == "output":
         return prompt_sources.from_file(Path(folder_paths.get_output_directory()))
-    try:
+    path = None
+    with suppress(OSError, ValueError):  # a zero byte, half a letter, thousands of letters
         path = (inside / file.strip()).resolve()
-        found = inside in path.parents and path.exists()
-    except (OSError, ValueError):  # a zero byte, half a letter, thousands of letters
-        found = False
-    if not found:
+        path = path if inside in path.parents and path.exists() else None
+    if path is None:
         raise InputError(message("calibrate_no_file", file=file, folder=str(inside)))
     return prompt_sources.from_file(path)
 
