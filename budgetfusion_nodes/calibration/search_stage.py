@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -54,6 +55,10 @@ PAIRS = 10
 LEAST_PROMPTS = 8
 PLAIN = ("low-pass", "spectrum")
 ENCODER = "i_clip"
+
+
+class _FewerPrompts(Exception):
+    """One was left out while a prefix was rendered."""
 
 
 class Looker(Protocol):
@@ -157,24 +162,16 @@ class ScheduleSearch:
         return self._with_prefix(NestedSchedule(1, float(f"{commit:.3g}"), looker.tail_end), dense, tables)
 
     def _with_prefix(self, start: NestedSchedule, dense: Sigmas, tables: dict[str, Any]) -> Found:
+        """Every prefix is judged by the same prompts: where one fails, all begin again with those that are left, and
+        nothing is rendered again. The commit point stands, since each of its runs was seen of every prompt."""
         self._ahead = 0
-
-        def render(sigmas: Sigmas) -> list[Look]:
-            self._prepare(dense, [sigmas])
-            return self._seen(sigmas)
-
-        before = self._seen(dense)
-        found, trials = find_prefix(
-            render,
-            self.looker.quantile,
-            before,
-            start,
-            measures(before, len(self._alive), self._scored),
-            len(self._alive),
-            prefixes=self._prefixes,
-            target_tail=TARGET_TAIL,
-            most_steps=self.target,
-        )
+        while True:
+            if len(self._alive) < LEAST_PROMPTS:
+                return Found(STOCK, {"prompts": len(self._alive)})
+            with suppress(_FewerPrompts):
+                found, trials = self._find_prefix(start, dense)
+                break
+        tables["prompts"] = len(self._alive)
         tables["sigma_commit"] = start.sigma_commit
         tables["prefixes"] = [_row(trial) for trial in trials]
         tables["limits"] = {name: found.tolerance for name, found in trials[0].worsening.items()}
@@ -182,6 +179,27 @@ class ScheduleSearch:
             return Found(STOCK, tables)
         target = found.sigmas(trials[-1].target_steps, self.looker.quantile)
         return Found(found.to_text(), {**tables, "pairs": [run_digest(dense), run_digest(target)]})
+
+    def _find_prefix(self, start: NestedSchedule, dense: Sigmas) -> tuple[NestedSchedule | None, tuple[Trial, ...]]:
+        before, prompts = self._seen(dense), len(self._alive)
+
+        def render(sigmas: Sigmas) -> list[Look]:
+            self._prepare(dense, [sigmas])
+            if len(self._alive) < prompts:
+                raise _FewerPrompts
+            return self._seen(sigmas)
+
+        return find_prefix(
+            render,
+            self.looker.quantile,
+            before,
+            start,
+            measures(before, prompts, self._scored),
+            prompts,
+            prefixes=self._prefixes,
+            target_tail=TARGET_TAIL,
+            most_steps=self.target,
+        )
 
     # ------------------------------------------------------------------------------------------------------ rendering
 
@@ -194,7 +212,8 @@ class ScheduleSearch:
                 for index in range(self.seeds):
                     self._trajectory(row, prompt, index, self._rows[place][index], dense, runs)
             except RenderError as error:
-                log.warning("BudgetFusion leaves a prompt out of the search for a nested schedule: %s", error)
+                said = "BudgetFusion leaves the store's prompt %d out of the search for a nested schedule: %s"
+                log.warning(said, row, error)  # the number: texts are kept only where that was asked for
                 self._alive.remove(place)
                 self._left_out.append(str(error))
 

@@ -21,9 +21,9 @@ BUSY_SECONDS = 60.0
 """A transaction takes milliseconds; another process that holds the file for this long hangs."""
 LOOK_SECONDS = 1.0
 """After which a lock that does not come is looked into."""
-COMPANIONS = ("-wal", "-shm", "")
-"""In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite, and it
-holds what was committed last."""
+COMPANIONS = ("-journal", "-wal", "-shm", "")
+"""In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite. A -wal
+holds what was committed last, a -journal what a transaction that was cut off has to put back."""
 ATTEMPTS = 3
 """To open a database, where another one was set aside before."""
 
@@ -153,18 +153,23 @@ def explained(error: Exception, path: Path) -> StoreError:
 
 
 def _moved_away(path: Path, said: Said) -> Message:
-    """Renames the database and its journal; the sentence says why and where it is now."""
+    """Renames the database and its journal, both or neither; the sentence says why and where it is now."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     other = path.with_name(f"{path.stem}.set-aside-{stamp}{path.suffix}")
     number = 1
     while other.exists():
         number += 1
         other = path.with_name(f"{path.stem}.set-aside-{stamp}-{number}{path.suffix}")
+    moved: list[tuple[Path, Path]] = []
     try:
         for companion in COMPANIONS:
+            old, new = path.with_name(path.name + companion), other.with_name(other.name + companion)
             with contextlib.suppress(FileNotFoundError):
-                path.with_name(path.name + companion).rename(other.with_name(other.name + companion))
-    except OSError as error:
+                moved.append((old, old.rename(new)))
+    except OSError as error:  # Windows renames no file that another process holds open, such as a virus scanner
+        for old, new in reversed(moved):
+            with contextlib.suppress(OSError):
+                new.rename(old)
         raise _no_folder(path, error) from error
     return said(path.name, other.name)
 

@@ -13,6 +13,7 @@ import torch
 
 from budgetfusion_nodes.calibration.planner_folder import list_folder, put_planner
 from budgetfusion_nodes.calibration.store import Store
+from budgetfusion_nodes.calibration.store_file import COMPANIONS
 from budgetfusion_nodes.predictor.planner_file import load_planner
 
 from .calibrating import (
@@ -136,7 +137,7 @@ def _killed_migration(folder: Path, kills: int, rng: random.Random) -> Finding:
     migrate: Callable[[], None] = lambda: Store.at(there).close()  # noqa: E731
 
     def begin() -> None:
-        for ending in ("", "-wal", "-shm"):
+        for ending in COMPANIONS:
             there.with_name(there.name + ending).unlink(missing_ok=True)
         shutil.copyfile(old, there)
 

@@ -29,7 +29,7 @@ from budgetfusion_nodes.metrics.clip_score import NAME as CLIP_SCORE
 from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
 from tests.calibration.test_schedule_search import karras
 
-TARGET, PROMPTS = 30, 9
+TARGET, PROMPTS, SECOND_PREFIX = 30, 9, 4
 
 
 class StubLooker:
@@ -43,6 +43,8 @@ class StubLooker:
         self.settled, self.enough, self.stop_after, self.scores = settled, enough, stop_after, scores
         self.rendered: list[tuple[str, int, str]] = []
         self.fails: tuple[str, ...] = ()
+        self.fails_along: int | None = None
+        """Steps of the prefix; None: along every run."""
 
     def stock(self, steps: int) -> Sigmas:
         return karras(steps)
@@ -52,7 +54,7 @@ class StubLooker:
     ) -> Iterator[tuple[Sigmas, Look]]:
         assert kept in (None, text.encode()), "the dense picture of another prompt"
         for sigmas in [*([dense] if kept is None else []), *runs]:
-            if text in self.fails:
+            if text in self.fails and self.fails_along in (None, self._prefix(sigmas, dense)):
                 raise RenderError("no numbers")
             if len(self.rendered) >= self.stop_after:
                 raise KeyboardInterrupt
@@ -69,7 +71,7 @@ class StubLooker:
             distance = 0.0
         elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
             distance = 0.5
-        short = distance > 0.0 and len(sigmas) > 20 and int((sigmas > 0.95).sum()) < self.enough
+        short = 0 < self._prefix(sigmas, dense) < self.enough
         scored = self.scores is not None
         shift = 1.0 if short and not scored else 0.0
         features = {"low-pass": own.normal(size=12) + 1.5 * shift + 0.005 * rng.normal(size=12)}
@@ -79,6 +81,11 @@ class StubLooker:
         if self.scores is not None:
             numbers[CLIP_SCORE] = float(self.scores + score - (0.02 if short else 0.0))
         return Look(numbers, float(level), features, f"{seed}".encode(), latent, 2.0 * (len(sigmas) - 1))
+
+    @staticmethod
+    def _prefix(sigmas: Sigmas, dense: Sigmas) -> int:
+        own = len(sigmas) > 20 and not np.array_equal(sigmas, dense)
+        return int((sigmas > 0.95).sum()) if own else 0
 
     @staticmethod
     def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
@@ -197,6 +204,44 @@ def test_a_prompt_that_fails_is_left_out_and_too_few_are_said(store: Store) -> N
     ]
     few = search_few(store)
     assert few.schedule == "stock" and said(few)[0].code == "calibrate_search_prompts"
+
+
+@pytest.mark.parametrize("stop_after", [10**9, 205])
+def test_a_prompt_that_first_fails_along_a_prefix_is_left_out_of_all_of_them(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, stop_after: int
+) -> None:
+    """Prefixes are judged by the prompts that every one of them has; so a search without the prompt says the same."""
+    with Store.at(tmp_path / "without.sqlite3") as other:
+        without = StubLooker(1.2, 5)
+        without.fails = ("prompt number 3",)
+        expected = search(other, without)
+    looker = StubLooker(1.2, 5, stop_after)
+    looker.fails, looker.fails_along = ("prompt number 3",), SECOND_PREFIX
+    again = StubLooker(1.2, 5)
+    again.fails, again.fails_along = looker.fails, looker.fails_along
+    if stop_after < 10**9:
+        with pytest.raises(KeyboardInterrupt):
+            search(store, looker)
+        assert "prompt 4 " in caplog.text, "cut off after it had failed"
+        found = search(store, again)
+    else:
+        found = search(store, looker)
+    assert found.schedule == expected.schedule != "stock"
+    for part in ("prefixes", "limits", "prompts", "left_out"):
+        assert found.tables[part] == expected.tables[part]
+    assert [one.values["count"] for one in said(found) if one.code == "calibrate_left_out"] == [1]
+    assert "prompt 4 " in caplog.text, "by its number in the store"
+    rendered = looker.rendered + again.rendered
+    assert len(rendered) == len(set(rendered)), "nothing twice"
+
+
+def test_too_few_prompts_that_are_left_along_a_prefix_are_said(store: Store) -> None:
+    looker = StubLooker(1.2, 5)
+    looker.fails, looker.fails_along = ("prompt number 3", "prompt number 5"), SECOND_PREFIX
+    found = search(store, looker)
+    assert found.schedule == "stock"
+    assert [one.code for one in said(found)] == ["calibrate_search_prompts", "calibrate_left_out"]
+    assert found.tables["prompts"] == PROMPTS - 2
 
 
 def search_few(store: Store) -> Found:

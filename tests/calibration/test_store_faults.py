@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sqlite3
 import time
 from dataclasses import replace
@@ -129,6 +131,72 @@ def test_a_set_aside_that_is_cut_off_deletes_no_journal(
     contents = [file.read_bytes() for file in path.parent.iterdir()]
     assert b"this is no database" * 500 in contents
     assert b"what was committed last" in contents
+
+
+def kill_amid_a_transaction(path: Path) -> None:
+    """Leaves a store as a killed process does that was deleting its measurements, in the plain journal."""
+    alive = path.with_name("alive.sqlite3")
+    with Store.at(alive) as store:
+        fill(store)
+    with contextlib.closing(sqlite3.connect(alive, isolation_level=None)) as connection:
+        for statement in ("journal_mode = DELETE", "cache_size = 1"):
+            connection.execute(f"PRAGMA {statement}")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM measurements")
+        connection.execute("CREATE TABLE more (content BLOB)")
+        connection.executemany("INSERT INTO more VALUES (zeroblob(3000))", [()] * 100)
+        for companion in ("", "-journal"):
+            shutil.copyfile(f"{alive}{companion}", f"{path}{companion}")
+        connection.execute("ROLLBACK")
+
+
+def test_a_store_that_a_kill_left_with_a_plain_journal_is_set_aside_with_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only one cannot be put back before it is moved, and without its journal never."""
+    kill_amid_a_transaction(path)
+    connect, protected = store_file._connect, path.stat().st_ino
+
+    def read_only(file: Path) -> sqlite3.Connection:
+        if not file.exists() or file.stat().st_ino != protected:
+            return connect(file)
+        return sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+    monkeypatch.setattr(store_file, "_connect", read_only)
+    with Store.at(path) as store:
+        assert store.said is not None and store.said.code == "store_read_only"
+    monkeypatch.undo()
+    (aside,) = others(path)
+    with Store.at(aside) as store:
+        assert store.said is None, "it is whole"
+        assert store.contents()[0].measurements == 2
+
+
+@pytest.mark.parametrize("companion", ["-wal", "-journal"])
+def test_where_the_database_cannot_be_moved_its_journal_stays_beside_it(
+    path: Path, companion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database" * 500)
+    journal = path.with_name(path.name + companion)
+    rename = Path.rename
+
+    def held(file: Path, target: Path) -> Path:
+        """As on Windows, while a virus scanner has the database open."""
+        if file == path:
+            raise PermissionError(13, "The process cannot access the file")
+        return rename(file, target)
+
+    def unusable(file: Path) -> Any:
+        journal.write_bytes(b"what was committed last")
+        raise store_file._Unusable(store_file._damaged)
+
+    monkeypatch.setattr(store_file, "_opened", unusable)
+    monkeypatch.setattr(Path, "rename", held)
+    with pytest.raises(StoreError) as caught:
+        Store.at(path)
+    assert caught.value.message.code == "store_folder"
+    assert sorted(path.parent.iterdir()) == [path, journal]
 
 
 def test_a_store_that_another_process_has_just_begun_is_not_set_aside(
