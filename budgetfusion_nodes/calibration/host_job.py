@@ -54,11 +54,12 @@ def read_prompts(source: str, text: str, file: str) -> tuple[CalibrationPrompt, 
     inside = Path(folder_paths.get_input_directory()).resolve()
     if file.strip() == "output":
         return prompt_sources.from_file(Path(folder_paths.get_output_directory()))
-    path = None
+    there = False
+    path = inside / file.strip()
     with suppress(OSError, ValueError):  # a zero byte, half a letter, thousands of letters
-        path = (inside / file.strip()).resolve()
-        path = path if inside in path.parents and path.exists() else None
-    if path is None:
+        path = path.resolve()
+        there = inside in path.parents and path.exists()
+    if not there:
         raise InputError(message("calibrate_no_file", file=file, folder=str(inside)))
     return prompt_sources.from_file(path)
 

@@ -171,11 +171,11 @@ ROWS: Mapping[str, type[_Row]] = {
 def check_rows(connection: sqlite3.Connection) -> None:
     """ValueError names the first row that is not as it has to be, and why; sqlite3.Error where a table or a column is
     missing or a text cannot be decoded."""
-    for table, model in ROWS.items():
-        names = tuple(model.model_fields)
+    for table, wanted in ROWS.items():
+        names = tuple(wanted.model_fields)
         for number, *values in connection.execute(f"SELECT rowid, {', '.join(names)} FROM {table}"):
             try:
-                model.model_validate(dict(zip(names, values, strict=True)))
+                wanted.model_validate(dict(zip(names, values, strict=True)))
             except ValidationError as error:
                 field, detail = first_fault(error)
                 raise ValueError(f"row {number} of {table} has a wrong {field}: {detail}") from error

@@ -193,7 +193,8 @@ def _closed_over(function: Any) -> dict[str, Any]:
 def _content(cell: Any) -> Iterator[Any]:
     with suppress(ValueError):  # nothing in it yet
         held = cell.cell_contents
-        if not isinstance(held, (list, dict, set)):  # where functions keep what a run has shown them
+        seen = isinstance(held, dict) and any(not isinstance(key, (str, int, float)) for key in held)
+        if not seen:  # devices and the like: what a run has shown to the function
             yield held
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from budgetfusion_nodes.core.schedule import NestedSchedule
 from budgetfusion_nodes.predictor.planner_file import load_planner
 from research.options import WEIGHTS
-from research.shipped_models import FLOW, MODELS, ShippedModel
+from research.shipped_models import EPS, FLOW, MODELS, ShippedModel
 from research.sweeps.rendering import file_digest
 
 CHECKPOINT = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
@@ -47,34 +48,38 @@ def test_flow_is_what_its_provenance_says() -> None:
     assert all(text[key].equal(value) for key, value in inside.items())
 
 
-CALIBRATED = sorted((WEIGHTS / "planners").glob("*_nested.safetensors"))
-"""Made by Calibrate from a store."""
+SHIPPED = sorted((WEIGHTS / "planners").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("path", CALIBRATED, ids=[path.stem for path in CALIBRATED])
-def test_a_planner_that_calibrate_made_is_what_its_provenance_says(path: Path) -> None:
-    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    planner = load_planner(path)
+def provenance_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_a_planner_is_what_its_provenance_says(path: Path) -> None:
+    provenance, planner = provenance_of(path), load_planner(path)
+    model = FLOW if "flow" in path.stem else EPS
     assert provenance["sha256"] == file_digest(path)
-    assert provenance["checkpoint_sha256"] == file_digest(CHECKPOINT)
     assert provenance["setting"] == planner.setting.to_dict() and planner.setting.precision == "fp32"
+    checkpoint = provenance.get("checkpoint_sha256") or provenance["data"]["spec"]["checkpoint_sha256"]
+    assert checkpoint == file_digest(WEIGHTS / "checkpoints" / model.checkpoint)
     nested = NestedSchedule.from_text(planner.setting.schedule)
-    assert nested is not None and planner.grid[1] == nested.prefix_steps + 1
-    assert planner.risk_table.prompts == provenance["calibration"]["prompts"]["calibration"]
+    assert (nested is not None) == path.stem.endswith("_nested")
+    assert nested is None or planner.grid[1] == nested.prefix_steps + 1
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if "leave_one_out" in provenance_of(path)], ids=lambda path: path.stem
+)
+def test_a_planner_that_calibrate_made_keeps_its_risk_where_each_prompt_is_left_out(path: Path) -> None:
+    provenance = provenance_of(path)
+    assert load_planner(path).risk_table.prompts == provenance["calibration"]["prompts"]["calibration"]
     unseen = provenance["leave_one_out"]
     assert unseen["0.90"]["violations"] <= unseen["risk"]
     assert {"captions_sha256", "captions_command", "command", "commit", "source"} <= set(provenance)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_planner_was_fitted_to_the_shipped_generator(model: ShippedModel) -> None:
-    path = WEIGHTS / "planners" / model.planner
-    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert provenance["sha256"] == file_digest(path)
-    checkpoint = WEIGHTS / "checkpoints" / model.checkpoint
-    assert provenance["data"]["spec"]["checkpoint_sha256"] == file_digest(checkpoint)
-    setting = load_planner(path).setting.to_dict()
-    assert provenance["setting"] == setting
+def test_the_stock_planner_is_for_the_setting_that_is_shown(model: ShippedModel) -> None:
+    setting = load_planner(WEIGHTS / "planners" / model.planner).setting.to_dict()
     assert {key: setting[key] for key in model.setting} == model.setting
-    assert setting["precision"] == "fp32"
-    assert provenance["held_out"]
