@@ -173,13 +173,20 @@ def run_cached(
 ) -> tuple[Tensor, int]:
     """(latents [B, C, H, W], evaluations that really ran)."""
     if cached.node is None:
-        model, calls = counting(studio.model)
-        return _adaptive(studio, model, conditionings, seeds, cached.threshold), calls[0]
+        model, pictures = counting(studio.model)
+        latents = _adaptive(studio, model, conditionings, seeds, cached.threshold)
+        return latents, _evaluations(pictures[0], studio, seeds)
     module = importlib.import_module("comfy_extras.nodes_easycache")
     given = (cached.threshold, CACHE_START, CACHE_END, False)
-    model, calls = counting(getattr(module, f"{cached.node}Node").execute(studio.model, *given).args[0])
+    model, pictures = counting(getattr(module, f"{cached.node}Node").execute(studio.model, *given).args[0])
     sigmas = nested.sigmas(cached.steps, studio.quantile) if cached.nested else studio.stock(cached.steps)
-    return studio.latents(model, conditionings, seeds, sigmas), calls[0]
+    latents = studio.latents(model, conditionings, seeds, sigmas)
+    return latents, _evaluations(pictures[0], studio, seeds)
+
+
+def _evaluations(pictures: int, studio: Studio, seeds: Sequence[int]) -> int:
+    """Of each seed; with a cfg the network sees every picture twice."""
+    return round(pictures / (len(seeds) * (1 if studio.sampling.cfg == 1.0 else 2)))
 
 
 def _adaptive(studio: Studio, model: Any, conditionings: Sequence[Any], seeds: Sequence[int], rtol: float) -> Tensor:
@@ -196,18 +203,19 @@ def _adaptive(studio: Studio, model: Any, conditionings: Sequence[Any], seeds: S
 
 
 def counting(model: Any) -> tuple[Any, list[int]]:
-    """A clone that counts the network calls that really run, and the count. Added last, so that it sits inside a cache
-    (tests count the calls that a cache saves). cond and uncond of one batch are one call where memory allows it."""
+    """A clone that counts the pictures that really go through the network, and the count. Added last, so that it sits
+    inside a cache (tests count what a cache saves). Pictures and not calls: cond and uncond of one batch are one call
+    where memory allows it, else two."""
     kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
-    calls = [0]
+    pictures = [0]
 
-    def count(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        return executor(*args, **kwargs)
+    def count(executor: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        pictures[0] += x.shape[0]
+        return executor(x, *args, **kwargs)
 
     clone = model.clone()
     clone.add_wrapper_with_key(kinds.DIFFUSION_MODEL, "budgetfusion_count", count)
-    return clone, calls
+    return clone, pictures
 
 
 # -------------------------------------------------------------------------------------------------------------- seconds
