@@ -61,15 +61,17 @@ def _keep(
     alone = only_seed(seed, inputs[3]) is not None and request.denoise >= 1.0
     if plan.fallback is not None or plan.decision is None or not alone or not isinstance(samples, Tensor):
         return
-    origin = origin_of(*inputs, request, seed, plan.schedule)
+    graph, node = getattr(hidden, "prompt", None), str(getattr(hidden, "unique_id", ""))
+    graph = graph if isinstance(graph, Mapping) else {}
+    judged = BLIND_TEST in (one.get("class_type") for one in graph.values())
+    finished = done.key is not None and plan.schedule != STOCK
+    # an origin digests all that the prompts carry: most renders need none
+    origin = origin_of(*inputs, request, seed, plan.schedule) if judged or finished else None
     if origin is None:
         return
-    if plan.schedule != STOCK:
+    if finished:
         FINISHED.keep(trajectory_of(done.key, inputs[0], origin.setting), done.steps, samples)
-    graph, node = getattr(hidden, "prompt", None), str(getattr(hidden, "unique_id", ""))
-    if not isinstance(graph, Mapping) or BLIND_TEST not in (one.get("class_type") for one in graph.values()):
-        return
-    key = graph_key(graph, node)
+    key = graph_key(graph, node) if judged else None
     if key is not None:
         _put(_RENDERED, key, (origin, done.steps, planner_of(plan)))
 
