@@ -35,6 +35,7 @@ from .records import Subject
 from .report import curve_dict
 from .search_stage import SearchProgress
 from .spec import Spec
+from .standing import Standing
 from .store import Store
 
 EVENT = "budgetfusion.calibration"
@@ -73,6 +74,7 @@ class Teller:
     _done: int = 0
     _total: int = 1
     _told: float = 0.0
+    _drawn: Standing | None = None
 
     def model_for(self, steps: int, model: Any) -> Any:
         """A clone of the MODEL that reports each of its `steps` steps on the job's one bar."""
@@ -88,9 +90,9 @@ class Teller:
         self._progress_bar().update_absolute(self._done, self._total)
         stop_if_cancelled()
         now = time.monotonic()
-        if now - self._told < TELL_SECONDS and progress.left:
+        if now - self._told < TELL_SECONDS and progress.left and progress.standing is self._drawn:
             return
-        self._told = now
+        self._told, self._drawn = now, progress.standing
         if self.node is None:
             return
         server = importlib.import_module("server").PromptServer.instance

@@ -22,6 +22,7 @@ const FRONTEND = process.env.BUDGETFUSION_FRONTEND;
 const CHROMIUMS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const CHROMIUM = process.env.BUDGETFUSION_CHROMIUM ?? CHROMIUMS.find(existsSync);
 export const SLOW = 300_000; // a render on a busy two-core machine
+const LAID_OUT = 10_000; // until a page that goes on drawing has to be right
 
 const playwright = findPlaywright();
 const missing = [
@@ -285,14 +286,17 @@ export class Session {
     await mouse.up();
   }
 
-  /** Panels whose content is taller or wider than their box. */
+  /** Panels whose content stays taller or wider than their box. */
   async overflow() {
-    await this.page.waitForTimeout(400);
-    return this.page.evaluate(() =>
-      [...document.querySelectorAll(".bf-panel")]
-        .filter((panel) => panel.scrollHeight > panel.clientHeight + 1 || panel.scrollWidth > panel.clientWidth + 1)
-        .map((panel) => `${panel.dataset.kind}: ${panel.scrollHeight} in ${panel.clientHeight}`),
-    );
+    const found = () =>
+      this.page.evaluate(() =>
+        [...document.querySelectorAll(".bf-panel")]
+          .filter((panel) => panel.scrollHeight > panel.clientHeight + 1 || panel.scrollWidth > panel.clientWidth + 1)
+          .map((panel) => `${panel.dataset.kind}: ${panel.scrollHeight} in ${panel.clientHeight}`),
+      );
+    const end = Date.now() + LAID_OUT; // a node grows some frames after its text did
+    while ((await found()).length && Date.now() < end) await this.frames();
+    return found();
   }
 
   /** Two frames: one that the change asked for, one that has drawn it. */
