@@ -19,6 +19,7 @@ from .layout import ROOT, Layout
 from .server import default_threads
 
 PARTS = ("unit", "host", "web", "page", "lint")
+ERROR_LINES = 12
 
 Runner = Callable[[Sequence[str], dict[str, str]], int]
 
@@ -32,6 +33,8 @@ class Outcome:
     failed: int
     skipped: int = 0
     note: str = ""
+    failures: tuple[str, ...] = ()
+    """Each failed test with the first lines of its error: a build server's log is cut in the middle."""
 
 
 def run(layout: Layout, hosts: Sequence[Host], parts: Sequence[str], runner: Runner) -> int:
@@ -101,7 +104,19 @@ def pytest_outcome(name: str, report: Path, code: int) -> Outcome:
     )
     if code == 1 and bad == 0:
         bad = 1
-    return Outcome(name, max(0, total - bad - skipped), bad, skipped)
+    failures = tuple(
+        _failure(f"{case.get('classname')}::{case.get('name')}", found.text or "", last=True)
+        for suite in suites
+        for case in suite.iter("testcase")
+        for found in (*case.iter("failure"), *case.iter("error"))
+    )
+    return Outcome(name, max(0, total - bad - skipped), bad, skipped, failures=failures)
+
+
+def _failure(test: str, error: str, last: bool = False) -> str:
+    """last: the error stands at the end of the text, below its traceback."""
+    lines = [line for line in error.splitlines() if line.strip()]
+    return "\n    ".join([test, *(lines[-ERROR_LINES:] if last else lines[:ERROR_LINES])])
 
 
 def _run_web(layout: Layout, report: Path, environment: dict[str, str], runner: Runner) -> list[Outcome]:
@@ -167,11 +182,18 @@ def tap_outcome(name: str, report: Path, code: int) -> Outcome:
     bad = counts.get("fail", 0) + counts.get("cancelled", 0)
     if code != 0 and bad == 0:
         bad = 1
-    return Outcome(name, counts.get("pass", 0), bad, counts.get("skipped", 0))
+    found = re.findall(r"^not ok \d+ - (.*)\n  ---\n((?:  .*\n)*?)  \.\.\.", text, re.MULTILINE)
+    failures = tuple(_failure(test, details) for test, details in found)
+    return Outcome(name, counts.get("pass", 0), bad, counts.get("skipped", 0), failures=failures)
 
 
 def _close(outcomes: Sequence[Outcome], seconds: float) -> int:
-    say("\n===== summary =====")
+    if any(one.failures for one in outcomes):
+        _heading("failures")
+    for one in outcomes:
+        for failure in one.failures:
+            say(f"{one.name}: {failure}\n")
+    _heading("summary")
     for one in outcomes:
         note = f"  ({one.note})" if one.note else ""
         say(f"{one.name:<14} {one.passed:>5} passed {one.failed:>4} failed {one.skipped:>4} skipped{note}")

@@ -34,6 +34,8 @@ def test_pytests_counts_are_taken_over(tmp_path: Path) -> None:
     )
     outcome = pytest_run(tmp_path, code)
     assert (outcome.passed, outcome.failed, outcome.skipped) == (2, 2, 1)
+    assert [failure.splitlines()[0].split("::")[1] for failure in outcome.failures] == ["test_c", "test_d"]
+    assert "assert 0" in outcome.failures[0] and "ValueError" in outcome.failures[1]
 
 
 @pytest.mark.parametrize("code", ["", "import bf_surely_not_here"])
@@ -47,7 +49,7 @@ def test_nodes_counts_are_taken_over(tmp_path: Path) -> None:
         pytest.skip("Node.js is not installed")
     test = tmp_path / "a.test.mjs"
     test.write_text(
-        "import test from 'node:test';\ntest('a', () => {});\ntest('b', () => { throw new Error('x'); });\n"
+        "import test from 'node:test';\ntest('a', () => {});\ntest('b', () => { throw new Error('the reason'); });\n"
     )
     report = tmp_path / "tap"
     reporter = ["--test-reporter=tap", f"--test-reporter-destination={report}"]
@@ -57,6 +59,7 @@ def test_nodes_counts_are_taken_over(tmp_path: Path) -> None:
     ).returncode
     outcome = checks.tap_outcome("web", report, status)
     assert (outcome.passed, outcome.failed) == (1, 1)
+    assert outcome.failures[0].startswith("b\n") and "error: 'the reason'" in outcome.failures[0]
 
 
 def test_a_node_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
