@@ -170,7 +170,8 @@ def _absent(name: str, reason: str, tests: int = 1) -> Outcome:
 def _node_test(node: browser.Node, report: Path, files: Sequence[str]) -> list[str]:
     reporters = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
     reporters += ["--test-reporter=tap", f"--test-reporter-destination={report}"]
-    return [str(node.program), "--test", "--test-concurrency=1", *reporters, *files]
+    # a file of the page's tests has a server and a browser of its own, which wait for each other
+    return [str(node.program), "--test", "--test-concurrency=2", *reporters, *files]
 
 
 def tap_outcome(name: str, report: Path, code: int) -> Outcome:

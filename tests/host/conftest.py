@@ -22,7 +22,7 @@ from budgetfusion_nodes.predictor.features import fit_out_of_distribution, fit_p
 from budgetfusion_nodes.predictor.network import CurvePredictor, PredictorSize
 from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
-from research.in_process_host import PACK_ROOT, HostRun, HostSession, start_host
+from research.in_process_host import PACK_ROOT, HostRun, HostSession, import_host, start_host
 from research.tiny_scenes_training.training_model import make_random_checkpoint
 
 CHECKPOINT = "random.safetensors"
@@ -45,6 +45,7 @@ def link(node: str, output: int = 0) -> list[Any]:
 def session(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostSession:
     """The host with the pack loaded by its own loader."""
     torch.set_num_threads(1)
+    import_host(host_dir)  # first: it chooses PyTorch's attention, as a GPU would; the one for CPUs is slow
     session = start_host(host_dir, tmp_path_factory.mktemp("base"), [PACK_ROOT])
     for kind in (*HOST_TYPES, "BUDGET_PLAN"):
         session.node_classes[f"Given{kind}"] = _given(kind)
