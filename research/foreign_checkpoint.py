@@ -25,6 +25,7 @@ from .options import ROOT, number, whole
 from .shipped_models import MODELS, ShippedModel
 
 if TYPE_CHECKING:
+    from .demo.graph import DemoGraph
     from .in_process_host import HostSession
 
 FOREIGN = "foreign_"
@@ -161,16 +162,21 @@ def timed_renders(session: HostSession, graph: Any, texts: Sequence[str]) -> flo
     for seed, text in enumerate([texts[-1], *texts]):
         if seed == 1:
             started = time.perf_counter()
-        made = build(graph, text, seed, 0.9)
-        own = {key: node for key, node in made.nodes.items() if "BudgetFusion" not in node["class_type"]}
-        session.execute({key: node for key, node in own.items() if key.startswith("full") or not _dangling(node, own)})
+        session.execute(_ordinary(build(graph, text, seed, 0.9)))
     return time.perf_counter() - started
 
 
-def _dangling(node: Any, nodes: Any) -> bool:
-    return any(isinstance(v, list) and v[0] not in nodes for v in node["inputs"].values()) or (
-        node["class_type"] in ("VAEDecode", "SaveImage")
-    )
+def _ordinary(made: DemoGraph) -> Any:
+    """Of the demo's graph the full-step render alone, by the stock KSampler."""
+    inputs = dict(made.nodes[made.full]["inputs"])
+    limits = [inputs.pop(name) for name in ("quality", "min_steps", "max_steps")]
+    nodes = {**made.nodes, made.full: {"class_type": "KSampler", "inputs": {**inputs, "steps": limits[-1]}}}
+    wanted, waiting = {}, [made.save_full]
+    while waiting:
+        name = waiting.pop()
+        wanted[name] = nodes[name]
+        waiting += [value[0] for value in nodes[name]["inputs"].values() if isinstance(value, list)]
+    return wanted
 
 
 def judge(session: HostSession, graph: Any, texts: Sequence[str], quality: float) -> Judged:
