@@ -242,7 +242,9 @@ for arguments in json.load(sys.stdin):
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             parser().parse_args(arguments)
     except SystemExit as end:
-        print(json.dumps(said.getvalue() if end.code else ""))
+        text = said.getvalue()
+        # a page that speaks of a command need not give what it requires
+        print(json.dumps(text if end.code and " required" not in text.splitlines()[-1] else ""))
     else:
         print(json.dumps(""))
 """
