@@ -150,8 +150,9 @@ def make_python(folder: Path) -> None:
     (page / "static").mkdir(parents=True)
     (page / "__init__.py").write_text("__version__ = '0.0.0'")
     (page / "static" / "index.html").write_text("<p>No page.</p>")
-    if os.name != "nt":
-        (folder / "python.exe").symlink_to("bin/python")
+    if os.name != "nt":  # no link: a virtual environment is found by its place
+        (folder / "python.exe").write_text(f'#!/bin/sh\nexec "{folder}/bin/python" "$@"\n')
+        (folder / "python.exe").chmod(0o755)
 
 
 def environment(comfyui: Path, **more: str) -> dict[str, str]:
@@ -194,7 +195,7 @@ def runs(text: str, folder: Path, comfyui: Path) -> str:
     """What it printed, typed in this folder."""
     own = environment(comfyui, PWD=str(folder))
     done = subprocess.run(
-        text, shell=True, cwd=folder, env=own, check=False, capture_output=True, text=True, timeout=300
+        text, shell=True, cwd=folder, env=own, check=False, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
@@ -208,7 +209,9 @@ def serves(text: str, pack: Path, comfyui: Path) -> None:
     running = subprocess.Popen(shlex.split(text), cwd=pack, env=own, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None
-        (url,) = next(found for line in running.stdout if (found := re.findall(r"BudgetFusion: (http\S+)", line)))
+        lines = iter(running.stdout)
+        (url,) = next((found for line in lines if (found := re.findall(r"BudgetFusion: (http\S+)", line))), ("",))
+        assert url, "it ended before the page answered"
         with urllib.request.urlopen(f"{url}/object_info/BudgetFusion_Calibrate", timeout=60) as answer:
             assert "BudgetFusion_Calibrate" in json.load(answer)
         running.send_signal(signal.SIGINT)
