@@ -102,6 +102,8 @@ class Graph:
         samples = self.latent["samples"]
         if torch.count_nonzero(samples):
             found["latent"] = digest_of(samples)
+        if self.latent.get("noise_mask") is not None:
+            found["noise_mask"] = digest_of(self.latent["noise_mask"])
         return found
 
 
