@@ -162,11 +162,11 @@ def timed_renders(session: HostSession, graph: Any, texts: Sequence[str]) -> flo
     for seed, text in enumerate([texts[-1], *texts]):
         if seed == 1:
             started = time.perf_counter()
-        session.execute(_ordinary(build(graph, text, seed, 0.9)))
+        session.execute(stock_render(build(graph, text, seed, 0.9)))
     return time.perf_counter() - started
 
 
-def _ordinary(made: DemoGraph) -> Any:
+def stock_render(made: DemoGraph) -> Any:
     """Of the demo's graph the full-step render alone, by the stock KSampler."""
     inputs = dict(made.nodes[made.full]["inputs"])
     limits = [inputs.pop(name) for name in ("quality", "min_steps", "max_steps")]
