@@ -211,13 +211,16 @@ def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack
     del session
     tiny = make_tiny("flux")
     renderer = pack("calibration.host_renderer")
+    ((tokens, own),) = tiny.positive
+    positive = [[tokens, {**own, "attention_mask": torch.ones(1, 3)}], [tokens, {"guidance": 9.0}]]
     with torch.inference_mode():
         graph = renderer.Graph.connected(
-            tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=tiny.positive
+            tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=positive
         )
         made = renderer.HostRenderer(graph, None, (), lambda steps, model: model)
         ((_, extra),) = made.conditioning("a text of its own")
     assert extra["guidance"] == 3.5
+    assert "attention_mask" not in extra, "it is of another text"
     assert not torch.equal(extra["pooled_output"], tiny.positive[0][1]["pooled_output"]), "the text's own stays"
 
 
