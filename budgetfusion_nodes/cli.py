@@ -34,5 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BudgetFusionError as error:
         say(f"Error: {error}", sys.stderr)
         return FAILED
+    except OSError as error:
+        say(f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

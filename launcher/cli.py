@@ -121,7 +121,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_campaign(commands: Any) -> None:
     campaign = commands.add_parser("campaign", help="try to break what the pack promises: docs/reliability.md")
     campaign.add_argument("--parts", metavar="NAMES", help="only these, separated by commas, anew")
-    campaign.add_argument("--long", action="store_true", help="the long amount, hours (default: the quick one)")
+    amounts = campaign.add_mutually_exclusive_group()
+    amounts.add_argument("--quick", dest="long", action="store_false", help="the quick amount (default)")
+    amounts.add_argument("--long", action="store_true", help="the long amount, hours")
+    campaign.add_argument("--minutes", type=float, metavar="N", help="a part of many attempts stops then")
     campaign.add_argument("--seed", type=_seed, default=1, help="of everything random (default: %(default)s)")
     campaign.add_argument("--out", type=Path, default=ROOT / "docs", help="where to write (default: docs)")
     _add_host_version(campaign)
@@ -287,8 +290,9 @@ def _campaign(options: argparse.Namespace) -> int:
     command = [str(layout.python), "-m", "research", "campaign", "--host", str(host.path)]
     command += ["--long" if options.long else "--quick", "--seed", str(options.seed)]
     command += ["--out", str(options.out.absolute())]
-    if options.parts is not None:
-        command += ["--parts", options.parts]
+    for name in ("parts", "minutes"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name}", str(value)]
     return run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 

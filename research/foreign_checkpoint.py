@@ -25,6 +25,7 @@ from .options import ROOT, number, whole
 from .shipped_models import MODELS, ShippedModel
 
 if TYPE_CHECKING:
+    from .demo.graph import DemoGraph
     from .in_process_host import HostSession
 
 FOREIGN = "foreign_"
@@ -61,6 +62,22 @@ class Judged:
     """Renders without a plan."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Of a block, or since an unknown moment."""
+
+    seconds: float
+    processor: float
+    """Seconds of this process on a core: what they say of a CPU, no other program changes."""
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(round(self.seconds - other.seconds, 1), round(self.processor - other.processor, 1))
+
+
 def run(options: argparse.Namespace) -> int:
     """Prints the figures."""
     from .demo.graph import load_base
@@ -90,16 +107,17 @@ def figures_of(session: HostSession, graph: Any, base: Path, options: argparse.N
 
     captions = held_out(options.fresh)
     ordinary = timed_renders(session, graph, [prompt.text for prompt in built_in()[:ORDINARY]])
-    seconds, shown = calibrate(session, graph)
+    quick, shown = calibrate(session, graph)
     seen = rendered_texts(base)
     others = [prompt.text for prompt in built_in() if prompt.text not in seen]
     fresh = {"built-in": others[:: max(1, len(others) // options.fresh)][: options.fresh], "captions": captions}
     return {
         "ordinary_renders": ORDINARY,
-        "ordinary_seconds": round(ordinary, 1),
-        "quick_seconds": round(seconds, 1),
+        "ordinary": vars(ordinary),
+        "quick": vars(quick),
         "quick_evaluations": evaluations(base),
-        "quick_in_ordinary_renders_by_seconds": round(seconds / ordinary * ORDINARY, 1),
+        "quick_in_ordinary_renders_by_seconds": round(quick.seconds / ordinary.seconds * ORDINARY, 1),
+        "quick_in_ordinary_renders_by_processor": round(quick.processor / ordinary.processor * ORDINARY, 1),
         "quick_in_ordinary_renders_by_evaluations": round(evaluations(base) / options.steps, 1),
         "planner": shown["file"],
         "calibration_prompts": shown["prompts"],
@@ -127,15 +145,15 @@ def only_own_planners(folder: Path) -> None:
     known["budgetfusion"] = ([str(folder)], known["budgetfusion"][1])
 
 
-def calibrate(session: HostSession, graph: Any) -> tuple[float, dict[str, Any]]:
-    """(seconds, what the node showed) of Calibrate beside the graph's sampler, as the template has it."""
+def calibrate(session: HostSession, graph: Any) -> tuple[Spent, dict[str, Any]]:
+    """(what it took, what the node showed) of Calibrate beside the graph's sampler, as the template has it."""
     from budgetfusion_nodes.command_line.graphs import with_calibrate
 
     own, node = with_calibrate(graph)
     own[node]["inputs"] |= {"keep_text": True, "schedule": "stock"}
-    started = time.perf_counter()
+    started = Spent.now()
     ui = session.execute(own).ui[node]
-    return time.perf_counter() - started, ui["calibration"][0]
+    return Spent.now() - started, ui["calibration"][0]
 
 
 def rendered_texts(base: Path) -> set[str]:
@@ -153,24 +171,29 @@ def asked_of_store(base: Path, query: str) -> list[Any]:
         return store.execute(query).fetchall()
 
 
-def timed_renders(session: HostSession, graph: Any, texts: Sequence[str]) -> float:
-    """Seconds of the stock KSampler at the full count and VAE Decode, for each text; the model is loaded before."""
+def timed_renders(session: HostSession, graph: Any, texts: Sequence[str]) -> Spent:
+    """By the stock KSampler at the full count and VAE Decode, for each text; the model is loaded before."""
     from .demo.graph import build
 
-    started = 0.0
+    started = Spent.now()
     for seed, text in enumerate([texts[-1], *texts]):
         if seed == 1:
-            started = time.perf_counter()
-        made = build(graph, text, seed, 0.9)
-        own = {key: node for key, node in made.nodes.items() if "BudgetFusion" not in node["class_type"]}
-        session.execute({key: node for key, node in own.items() if key.startswith("full") or not _dangling(node, own)})
-    return time.perf_counter() - started
+            started = Spent.now()
+        session.execute(stock_render(build(graph, text, seed, 0.9)))
+    return Spent.now() - started
 
 
-def _dangling(node: Any, nodes: Any) -> bool:
-    return any(isinstance(v, list) and v[0] not in nodes for v in node["inputs"].values()) or (
-        node["class_type"] in ("VAEDecode", "SaveImage")
-    )
+def stock_render(made: DemoGraph) -> Any:
+    """Of the demo's graph the full-step render alone, by the stock KSampler."""
+    inputs = dict(made.nodes[made.full]["inputs"])
+    limits = [inputs.pop(name) for name in ("quality", "min_steps", "max_steps")]
+    nodes = {**made.nodes, made.full: {"class_type": "KSampler", "inputs": {**inputs, "steps": limits[-1]}}}
+    wanted, waiting = {}, [made.save_full]
+    while waiting:
+        name = waiting.pop()
+        wanted[name] = nodes[name]
+        waiting += [value[0] for value in nodes[name]["inputs"].values() if isinstance(value, list)]
+    return wanted
 
 
 def judge(session: HostSession, graph: Any, texts: Sequence[str], quality: float) -> Judged:

@@ -14,9 +14,11 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.messages import message
+from ..core.no_reference import FEWEST_PICTURES
 from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..core.setting import Setting
 from ..host.identity import read_identity
+from ..host.measuring import offloaded
 from ..host.memory import stop_if_cancelled
 from ..host.paths import planner_folders, store_path
 from ..host.sampling import report_steps
@@ -27,7 +29,7 @@ from . import prompts as prompt_sources
 from .executors import InlineExecutor
 from .host_renderer import Graph, HostRenderer, Report, choose_backends
 from .host_search import choose_schedule
-from .job import Progress
+from .job import FIRST, Progress
 from .leading import Asked, Result, Searched, lead
 from .planner_folder import file_name
 from .prompts import CalibrationPrompt
@@ -133,6 +135,9 @@ def prepare(graph: Graph, asked: Asked, clip_vision: Any, report: Report) -> Pre
     names = backends.names()
     noisy = unsettled(graph.model, graph.sampler_name, graph.scheduler) is not None
     spec = replace(asked.spec, levels_only=noisy)
+    least = FEWEST_PICTURES if noisy else FIRST
+    if len(asked.prompts) < least:
+        raise InputError(message("calibrate_too_few", prompts=len(asked.prompts), least=least))
     setting = setting_of(graph)
     file_name(asked.name or planner_name(setting))
     subject = Subject(setting, spec.target, facts=graph.facts())
@@ -158,12 +163,13 @@ def calibrate_graph(graph: Graph, asked: Asked, clip_vision: Any, node: str | No
     host's own cancel passes. Whatever happens, what was measured is kept."""
     teller = Teller(node)
     ready = prepare(graph, asked, clip_vision, teller.model_for)
-    schedule, searched = asked.schedule, Searched()
-    if schedule == NESTED:
-        schedule, searched = _search(ready, asked, teller)
-    ready = along(ready, schedule)
-    asked = replace(asked, spec=ready.spec, name=ready.name)
-    return lead(store_path(), ready.executor, asked, planner_folders()[0], teller, searched)
+    with offloaded(ready.renderer.backends):
+        schedule, searched = asked.schedule, Searched()
+        if schedule == NESTED:
+            schedule, searched = _search(ready, asked, teller)
+        ready = along(ready, schedule)
+        asked = replace(asked, spec=ready.spec, name=ready.name)
+        return lead(store_path(), ready.executor, asked, planner_folders()[0], teller, searched)
 
 
 def _search(ready: Prepared, asked: Asked, teller: Teller) -> tuple[str, Searched]:

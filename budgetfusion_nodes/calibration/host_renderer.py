@@ -24,7 +24,7 @@ from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from ..core.schedule import NestedSchedule
 from ..host.batch import empty_latent
-from ..host.conditioning import extract, extras_digest
+from ..host.conditioning import TEXT, extract, extras_digest
 from ..host.digest import digest_of
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.prefix_cache import PrefixCache
@@ -102,6 +102,8 @@ class Graph:
         samples = self.latent["samples"]
         if torch.count_nonzero(samples):
             found["latent"] = digest_of(samples)
+        if self.latent.get("noise_mask") is not None:
+            found["noise_mask"] = digest_of(self.latent["noise_mask"])
         return found
 
 
@@ -123,9 +125,9 @@ def encode_text(clip: Any, text: str) -> Any:
 
 
 def extras_of(positive: Any, own: Any) -> dict[str, Any]:
-    """What a CONDITIONING of the graph carries beside what the text encoder itself gave (`own`)."""
+    """What a CONDITIONING of the graph carries beside its own text and what the text encoder gives anyway (`own`)."""
     extract(positive)  # InputError where it is none
-    return {key: value for key, value in positive[0][1].items() if key not in own[0][1]}
+    return {key: value for key, value in positive[0][1].items() if key not in TEXT and key not in own[0][1]}
 
 
 def choose_backends(model: Any, clip_vision: Any) -> tuple[Backends, tuple[str, ...]]:

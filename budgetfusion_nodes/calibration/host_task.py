@@ -14,6 +14,7 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.messages import message
 from ..core.schedule import NESTED
+from ..host.measuring import offloaded
 from .host_job import Teller, along, prepare
 from .host_renderer import Graph
 from .leading import Asked
@@ -44,5 +45,6 @@ def _answers(task: Mapping[str, Any], graph: Graph, asked: Asked, clip_vision: A
     elif task["kind"] == ENCODE:
         yield encoded_to_json(executor.encode(task["text"]))
     else:
-        for _, event in executor.run([work_from_json(task)]):
-            yield event_to_json(event)
+        with offloaded(ready.renderer.backends):
+            for _, event in executor.run([work_from_json(task)]):
+                yield event_to_json(event)

@@ -77,6 +77,8 @@ class Progress:
     """Of these, measuring."""
     computed: float = 1.0
     """Share of `left` that is evaluated: a prefix that counts share is, once."""
+    left_renders: int = 0
+    """At most."""
 
     def messages(self) -> tuple[Message, ...]:
         """What the node says while it works."""
@@ -84,8 +86,8 @@ class Progress:
         if self.seconds_left is not None:
             found.append(message("calibrate_minutes", minutes=max(1, round(self.seconds_left / 60.0))))
         elif self.left:
-            evaluations = round(self.left * self.computed)
-            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, evaluations=evaluations))
+            cost = {"renders": self.left_renders, "evaluations": round(self.left * self.computed)}
+            found.append(message("calibrate_cost", prompts=self.wanted - self.prompts, **cost))
         if self.set_aside:
             found.append(message("calibrate_set_aside", count=self.set_aside))
         return (*found, *(() if self.standing is None else self.standing.messages()))
@@ -367,7 +369,8 @@ class Job:
         if tally.trajectories:
             per_trajectory = min(per_trajectory, tally.evaluations / tally.trajectories)
         over = self._stopped or self._complete == len(self._order)
-        left = 0 if over else round(sum(n for n in self._open if n > 0) * per_trajectory)
+        trajectories = 0 if over else sum(n for n in self._open if n > 0)
+        left = round(trajectories * per_trajectory)
         seconds = tally.seconds / tally.evaluations * left if tally.renders >= 2 else None
         return Progress(
             self._complete,
@@ -381,4 +384,5 @@ class Job:
             tally.seconds,
             tally.measuring,
             spec.computed_steps(spec.grid) / sum(spec.grid),
+            trajectories * len(spec.grid),
         )

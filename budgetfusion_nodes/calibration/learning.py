@@ -17,10 +17,11 @@ from ..core.plan import Decision, Plan
 from ..core.schedule import NestedSchedule
 from ..core.sources import LEARNED
 from ..host.drafts import FINISHED, trajectory_of
+from ..host.measuring import offloaded
 from ..host.paths import encoder_folders, store_path
 from ..host.queue import GivesWay, giving_way
 from ..host.sampling import trajectory_key
-from ..metrics.matching import differences, matching_backends
+from ..metrics.matching import very_backends
 from ..planning.choice import planner_of
 from ..planning.origin import Origin, known_counts, origin_of, remember
 from ..planning.service import Request, plan_render
@@ -73,25 +74,24 @@ class Learner:
         try:
             planner, enough = planner_of(plan), bool(self.per_hour) and self._learned() >= self.per_hour
             wanted = {metric: planner.backends[metric] for metric in planner.metrics}
-            backends = matching_backends(wanted, "auto", self.clip_vision, encoder_folders())
-            lacking = differences(wanted, backends.names(), "auto", self.clip_vision)
+            backends, lacking = very_backends(wanted, self.clip_vision, encoder_folders())
         except BudgetFusionError as error:
             return (error.message,)
         if lacking:
-            return tuple(lacking)
+            return lacking
         schedule = NestedSchedule.from_text(plan.schedule)
-        names = {metric: backends.names()[metric] for metric in planner.metrics}
-        known = known_counts(origin, planner.target_steps, names)
+        known = known_counts(origin, planner.target_steps, wanted)
         if next_count(planner.grid, known, SETTLED) is None:
             return (message("learn_nothing"),)
         finished = FINISHED.of(trajectory_of(self._key(plan), graph.model, origin.setting))
         renderer = HostRenderer(
             graph, backends, planner.metrics, lambda _, model: giving_way(model), schedule, finished=finished
         )
-        if enough:
-            found = self._from_draft(renderer, planner, plan.decision, origin, names)
-            return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
-        return self._measure(renderer, planner, origin, names, known)
+        with offloaded(backends):
+            if enough:
+                found = self._from_draft(renderer, planner, plan.decision, origin, wanted)
+                return (message("learn_enough", n=self.per_hour),) if found is None else (found,)
+            return self._measure(renderer, planner, origin, wanted, known)
 
     def _key(self, plan: Plan) -> str | None:
         """By which host/drafts knows the pictures of this trajectory that the artist has rendered."""

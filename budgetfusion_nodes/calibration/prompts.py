@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,12 @@ MOST_BYTES = 16 << 20
 CANDIDATES = 2
 """Prompts that are encoded for each one that is chosen: text encoders take seconds on a CPU."""
 TEXT_NODES = ("CLIPTextEncode", "TextEncode")
+NO_PROMPTS = ("system_prompt", "empty_padding")
+"""Choices of text encoders that are texts too."""
+TEXT_INPUTS = re.compile("text|prompt|string|value|t5|bert|llama|qwen|clip_[lg]$")
+"""Names of inputs that another node may give a text to."""
+FARTHEST_NODE = 32
+"""Links that are followed from a sampler to its prompt."""
 LARGEST_SEED = 2**48
 
 
@@ -51,9 +58,9 @@ def built_in() -> tuple[CalibrationPrompt, ...]:
         return tuple(CalibrationPrompt(row["prompt"], row["category"]) for row in rows)
 
 
-def from_text(text: str) -> tuple[CalibrationPrompt, ...]:
+def from_text(text: str, source: str = "the text") -> tuple[CalibrationPrompt, ...]:
     """One prompt a line; empty lines and lines that begin with # are none."""
-    return _checked((line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")), "prompts")
+    return _checked((line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")), source)
 
 
 def from_file(path: Path) -> tuple[CalibrationPrompt, ...]:
@@ -72,12 +79,17 @@ def from_file(path: Path) -> tuple[CalibrationPrompt, ...]:
         raise InputError(f"prompts: {path.name} cannot be read as text ({error}). Save it as UTF-8.") from error
     if kind == ".json":
         return _checked(_of_json(text, path.name), path.name)
-    return _checked(_of_tsv(text), path.name) if kind in (".tsv", ".csv") else from_text(text)
+    return _checked(_of_table(text, kind), path.name) if kind in (".tsv", ".csv") else from_text(text, path.name)
 
 
-def _of_tsv(text: str) -> list[str]:
-    delimiter = "\t" if "\t" in text else ","
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
+def _of_table(text: str, kind: str) -> list[str]:
+    first = text.partition("\n")[0]
+    delimiter = "\t" if kind == ".tsv" else max("\t;,", key=first.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error:  # quotation marks that belong to a prompt
+        rows = [line.split(delimiter) for line in text.splitlines()]
+    rows = [row for row in rows if row]
     head = [name.strip().lower() for name in rows[0]] if rows else []
     named = [head.index(name) for name in ("prompt", "text") if name in head]
     column = named[0] if named else -1
@@ -114,18 +126,39 @@ def _of_png(path: Path) -> list[str]:
         key: node for key, node in graph.items() if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
     }
     starts = [node["inputs"]["positive"] for node in nodes.values() if "positive" in node["inputs"]]
+    starts += [  # of guiders without a negative prompt
+        node["inputs"][name]
+        for node in nodes.values()
+        for name in ("conditioning", "cond1")
+        if "Guider" in str(node.get("class_type")) and name in node["inputs"]
+    ]
     return [text for start in starts for text in _texts_behind(start, nodes, 0)]
 
 
 def _texts_behind(link: Any, nodes: dict[str, Any], depth: int) -> list[str]:
-    if not (isinstance(link, list) and link and str(link[0]) in nodes) or depth > 32:
-        return []
-    node = nodes[str(link[0])]
-    inputs = node["inputs"]
-    if any(kind in str(node.get("class_type")) for kind in TEXT_NODES):
-        return [value for value in inputs.values() if isinstance(value, str) and value.strip()][:1]
+    """The texts of the encoders behind a CONDITIONING link; a node of other packs may hold the text itself."""
+    if isinstance(link, str):
+        return [link]
+    inputs, kind = _node_behind(link, nodes, depth)
+    if any(known in kind for known in TEXT_NODES):
+        return _longest(inputs, nodes, depth)
     followed = [value for key, value in inputs.items() if key.startswith(("conditioning", "positive"))]
     return [text for value in followed for text in _texts_behind(value, nodes, depth + 1)]
+
+
+def _longest(inputs: dict[str, Any], nodes: dict[str, Any], depth: int) -> list[str]:
+    """At most one text: of several encoders in one node, or of what is linked to it, the longest."""
+    own = [value for key, value in inputs.items() if isinstance(value, str) and key not in NO_PROMPTS]
+    for value in (value for key, value in inputs.items() if TEXT_INPUTS.search(key)):
+        own += _longest(_node_behind(value, nodes, depth)[0], nodes, depth + 1)
+    return [text for text in sorted(own, key=len, reverse=True)[:1] if text.strip()]
+
+
+def _node_behind(link: Any, nodes: dict[str, Any], depth: int) -> tuple[dict[str, Any], str]:
+    """(its inputs, its class); no inputs where nothing is linked, or too far away."""
+    linked = isinstance(link, list) and len(link) == 2 and str(link[0]) in nodes and depth <= FARTHEST_NODE
+    node = nodes[str(link[0])] if linked else {"inputs": {}}
+    return node["inputs"], str(node.get("class_type"))
 
 
 def _checked(texts: Any, source: str) -> tuple[CalibrationPrompt, ...]:

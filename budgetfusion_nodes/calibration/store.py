@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from ..core.errors import InputError
+from ..core.files import in_one_piece
 from ..core.messages import Message
 from ..core.setting import Setting
 from ..core.sources import CALIBRATED
@@ -249,17 +250,13 @@ class Store:
         """A copy of the database without the prompts' texts, unless asked for."""
         if path.exists():
             raise InputError(f"{path.name} is there already. Choose another name.")
-        with self._explaining():
+        if not path.parent.is_dir():
+            raise InputError(f"There is no folder {path.parent}. Make it, or choose another one.")
+        with self._explaining(), in_one_piece(path) as draft:  # a kill leaves no file of that name with texts in it
             with outside_transactions(self._engine) as connection:
-                connection.execute("VACUUM INTO ?", (str(path),))
-            if with_text:
-                return
-            with disposing(new_engine(path)) as engine:
-                with engine.begin() as copy:
-                    copy.execute(update(t.prompts).values(text=None))
-                with outside_transactions(engine) as connection:
-                    connection.execute("VACUUM")  # else the old pages still hold the texts
-                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute("VACUUM INTO ?", (str(draft),))
+            if not with_text:
+                _without_text(draft)
 
     def attach(self, path: Path, statements: Sequence[str]) -> int:
         """Runs statements that may read the database at `path` as `other`; how many measurements came in."""
@@ -279,6 +276,15 @@ class Store:
                 for table in ("same_trajectory", "ours"):
                     connection.execute(f"DROP TABLE IF EXISTS temp.{table}")
                 connection.execute("DETACH DATABASE other")
+
+
+def _without_text(path: Path) -> None:
+    with disposing(new_engine(path)) as engine:
+        with engine.begin() as copy:
+            copy.execute(update(t.prompts).values(text=None))
+        with outside_transactions(engine) as connection:
+            connection.execute("VACUUM")  # else the old pages still hold the texts
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def put_setting(connection: Connection, subject: Subject) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +56,50 @@ _COPY = (
 
 def merge_store(store: Store, path: Path) -> int:
     """How many measurements came in. InputError where `path` is no store of this version or an earlier one, or holds
-    a row that no store writes: then nothing comes in. It is only read."""
-    _check(path)
-    try:
-        return _merged(store, path)
-    except (InputError, SQLAlchemyError, sqlite3.Error, SafetensorError, KeyError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise InputError(f"{path.name} was not imported, and nothing of it came in: {reason}. {REMEDY}") from error
-
-
-def _merged(store: Store, path: Path) -> int:
+    a row that no store writes: then nothing comes in. It is only read, and may be one that is in use."""
     with tempfile.TemporaryDirectory() as scratch:  # a copy: SQLite makes journals beside what it attaches
         copy = Path(scratch) / "other.sqlite3"
-        copy.write_bytes(path.read_bytes())
-        with disposing(new_engine(copy)) as engine, engine.begin() as connection:
-            schema.migrate(connection)
-        with disposing(new_engine(copy)) as engine, outside_transactions(engine) as connection:
-            check_rows(connection)
-        return store.attach(copy, _COPY)
-
-
-def _check(path: Path) -> None:
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        _check(path, copy)
         try:
+            return _merged(store, copy)
+        except (InputError, SQLAlchemyError, sqlite3.Error, SafetensorError, KeyError, ValueError) as error:
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+            raise InputError(f"{path.name} was not imported, and nothing of it came in: {reason}. {REMEDY}") from error
+
+
+def _merged(store: Store, copy: Path) -> int:
+    with disposing(new_engine(copy)) as engine, engine.begin() as connection:
+        schema.migrate(connection)
+    with disposing(new_engine(copy)) as engine, outside_transactions(engine) as connection:
+        check_rows(connection)
+    return store.attach(copy, _COPY)
+
+
+def _check(path: Path, copy: Path) -> None:
+    """Copies the database at `path`, with what its write-ahead log holds, and looks at the copy."""
+    try:
+        _copy(path, copy)
+        with closing(sqlite3.connect(copy)) as connection:
             (owner,) = _one(connection, "PRAGMA application_id")
             (version,) = _one(connection, "PRAGMA user_version")
             (check,) = _one(connection, "PRAGMA integrity_check(1)")
             programs = _one(connection, "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')")
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         raise InputError(f"{path.name} cannot be read as a calibration store ({error}). {REMEDY}") from error
     if owner != schema.APPLICATION_ID or not 1 <= version <= len(schema.MIGRATIONS):
         raise InputError(f"{path.name} is no calibration store that this version can read. {REMEDY}")
     if check != "ok" or programs[0]:
         raise InputError(f"{path.name} is damaged or carries more than measurements. {REMEDY}")
+
+
+def _copy(path: Path, copy: Path) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    in_use = log.is_file() and log.stat().st_size > 0
+    # else nothing is written beside it, not even on a disk that can be read alone
+    how = "mode=ro" if in_use else "mode=ro&immutable=1"
+    address = f"{path.absolute().as_uri()}?{how}"
+    with closing(sqlite3.connect(address, uri=True)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
 
 
 def _one(connection: Any, query: str) -> Any:

@@ -22,9 +22,9 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _action(actions, "info", "what was chosen, for each label", run_info)
     export = _action(actions, "export", "all choices as a CSV file", run_export)
-    export.add_argument("to", type=Path)
+    export.add_argument("to", type=Path, help="a new file")
     forget = _action(actions, "forget", "delete the choices under a label", run_forget)
-    forget.add_argument("label")
+    forget.add_argument("label", help="as 'blind info' shows it")
 
 
 def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:

@@ -21,11 +21,11 @@ def add_parser(commands: Any) -> None:
     _action(actions, "list", "the planners of this ComfyUI and the shipped ones", run_list)
     _action(actions, "show", "everything that a planner says of itself", run_show, "name")
     verify = _action(actions, "verify", "check files; the exit code is 1 if one of them is refused", run_verify)
-    verify.add_argument("files", nargs="+", type=Path)
+    verify.add_argument("files", nargs="+", type=Path, help="planner files, wherever they are")
     export = _action(actions, "export", "copy a planner to a file, to give it away", run_export, "name")
-    export.add_argument("to", type=Path)
+    export.add_argument("to", type=Path, help="a new file, or a folder that is there")
     bring = _action(actions, "import", "verify a planner file from elsewhere and install it", run_import)
-    bring.add_argument("file", type=Path)
+    bring.add_argument("file", type=Path, help="a planner file; it is copied and stays where it is")
     bring.add_argument("--replace", action="store_true", help="even if another planner has that name")
     _action(actions, "forget", "delete a planner file (not what was measured: see 'store')", run_forget, "name")
 
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 def _action(actions: Any, name: str, text: str, run: Any, *positional: str) -> argparse.ArgumentParser:
     parser = add_action(actions, name, text, run)
     for one in positional:
-        parser.add_argument(one)
+        parser.add_argument(one, help="as 'planners list' shows it, with or without its ending")
     parser.add_argument(
         "--folder", type=Path, help="of planner files (models/budgetfusion of the ComfyUI around the pack)"
     )
@@ -48,7 +48,12 @@ def run_list(args: argparse.Namespace) -> int:
     from ..calibration.planner_folder import list_folder
 
     rows = [
-        {"file": one.path.name, "shipped": folder == SHIPPED, "error": one.error, **_summary(one.planner)}
+        {
+            "file": one.path.relative_to(folder).as_posix(),
+            "shipped": folder == SHIPPED,
+            "error": one.error,
+            **_summary(one.planner),
+        }
         for folder in (folder_of(args), SHIPPED)
         for one in list_folder(folder)
     ]

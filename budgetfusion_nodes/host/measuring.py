@@ -21,9 +21,17 @@ def render_device(backends: Backends, height: int, width: int) -> Iterator[torch
     device: torch.device = management.get_torch_device()
     if device.type != "cpu":
         management.free_memory(working_memory(backends, height, width) + WEIGHTS, device)
-    try:
+    with offloaded(backends):
         yield device
+
+
+@contextlib.contextmanager
+def offloaded(backends: Backends) -> Iterator[None]:
+    """In the end, however that comes, no weights of the backends are left on the render device."""
+    management = importlib.import_module("comfy.model_management")
+    try:
+        yield
     finally:
-        if device.type != "cpu":
+        if management.get_torch_device().type != "cpu":
             backends.to(torch.device("cpu"))
             management.soft_empty_cache()

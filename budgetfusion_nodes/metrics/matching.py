@@ -45,6 +45,14 @@ def matching_backends(
     )
 
 
+def very_backends(
+    wanted: Mapping[str, str], clip_vision: Any = None, folders: Sequence[Path] = ()
+) -> tuple[Backends, tuple[Message, ...]]:
+    """(the backends of these very names, what is missing of them); see `matching_backends`."""
+    found = matching_backends(wanted, "auto", clip_vision, folders)
+    return found, differences(wanted, found.names(), "auto", clip_vision)
+
+
 def differences(
     wanted: Mapping[str, str], there: Mapping[str, str], d_sim: str = "auto", clip_vision: Any = None
 ) -> tuple[Message, ...]:

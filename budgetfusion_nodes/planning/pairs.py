@@ -142,15 +142,15 @@ def _measured(pair: _Pair, planned: Tensor, full: Tensor) -> Message | None:
     from ..host.measuring import render_device
     from ..metrics.images import to_bchw
     from ..metrics.l_snr import l_snr
-    from ..metrics.matching import differences, matching_backends
+    from ..metrics.matching import very_backends
     from ..metrics.measure import measure
 
     planner = pair.planner
     wanted = {metric: planner.backends[metric] for metric in planner.metrics}
     if {pair.steps, pair.target} <= known_counts(pair.origin, pair.target, wanted).keys():
         return None
-    backends = matching_backends(wanted, "auto", None, encoder_folders())
-    if differences(wanted, backends.names(), "auto", None):
+    backends, lacking = very_backends(wanted, folders=encoder_folders())
+    if lacking:
         return None
     with render_device(backends, *to_bchw(planned).shape[2:]) as device:
         found = measure(planned, full, backends, device=device)
@@ -159,8 +159,7 @@ def _measured(pair: _Pair, planned: Tensor, full: Tensor) -> Message | None:
         pair.target: dict.fromkeys(planner.metrics, 0.0),
     }
     decibel = {pair.steps: float(l_snr(planned)), pair.target: float(l_snr(full))}
-    names = {m: backends.names()[m] for m in planner.metrics}
-    return remember(pair.origin, distances, decibel, names, COMPARED, planner)
+    return remember(pair.origin, distances, decibel, wanted, COMPARED, planner)
 
 
 def graph_key(graph: Mapping[str, Any], node: str) -> str | None:

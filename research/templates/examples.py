@@ -9,6 +9,7 @@ from .parts import (
     HELLO_PROMPT,
     HELLO_SEED,
     NEGATIVE,
+    PHOTOGRAPH,
     PROMPT,
     PROMPTS,
     SEED,
@@ -287,7 +288,7 @@ def _calibrate_your_model() -> Graph:
         "finds the new planner by itself. As it stands, this graph calibrates Tiny Scenes, which takes a few minutes "
         "on a processor.",
         (
-            *model_and_prompts(),
+            *model_and_prompts(PHOTOGRAPH),
             Node(5, "BudgetFusion_Calibrate", inputs, 2, width=400),
             adaptive(3, max_steps=most),
             *decode_and_save(6, 4),

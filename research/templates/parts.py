@@ -12,6 +12,8 @@ PROMPT = "three small red circles and two large outlined blue squares on a fine 
 HELLO_PROMPT = (
     "a large striped purple heart on the left and three small yellow circles on the right on a plain black background"
 )
+PHOTOGRAPH = "a watchmaker at a cluttered bench under a warm desk lamp, close-up, shallow depth of field"
+"""Like the built-in calibration prompts. A planner made with those warns of every caption of Tiny Scenes."""
 PROMPTS = (
     "a plain red background",
     "two large blue circles on a green background",

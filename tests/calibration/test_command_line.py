@@ -285,6 +285,19 @@ def test_planners_are_listed_shown_and_given_away(
     assert main(["planners", "forget", "given", "--folder", str(other)]) == 1
 
 
+def test_planners_in_folders_are_named_as_they_are_found(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.safetensors").rename(folder / "moved.safetensors")
+    (folder / "old").mkdir()
+    (folder / "moved.safetensors").rename(folder / "old" / "mine.safetensors")
+    where = ("--folder", str(folder))
+    (name,) = [row["file"] for row in output(capsys, "planners", "list", *where)[1] if not row["shipped"]]
+    assert output(capsys, "planners", "show", name, *where)[0] == 0
+    assert main(["planners", "export", name, str(tmp_path / "none" / "x.safetensors"), *where]) == 1
+    assert "none" in capsys.readouterr().err
+
+
 def test_hostile_files_are_refused_with_the_reason(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

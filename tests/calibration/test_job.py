@@ -103,6 +103,7 @@ def test_the_cost_of_a_nested_job_counts_each_prefix_once(tmp_path: Path) -> Non
     (cost,) = [one for one in seen[0].messages() if one.code == "calibrate_cost"]
     counts = job.spec.grid
     assert cost.values["evaluations"] == 28 * (counts[0] + 4 + sum(n - 4 for n in counts[1:]))
+    assert (cost.values["prompts"], cost.values["renders"]) == (28, 28 * len(counts))
 
 
 def test_an_interrupted_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:

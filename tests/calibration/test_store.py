@@ -247,6 +247,25 @@ def test_an_export_holds_no_text_and_comes_in_once(path: Path, tmp_path: Path) -
         assert set(kept.measured) == {2, 5, 20}
 
 
+def test_the_store_of_a_comfyui_that_runs_comes_in_whole(path: Path, tmp_path: Path) -> None:
+    """Its newest rows are in the write-ahead log alone."""
+    with Store.at(path) as running, Store.at(tmp_path / "own" / "calibration.sqlite3") as own:
+        fill(running)
+        assert path.with_name(path.name + "-wal").stat().st_size > 0
+        assert merge_store(own, path) == 2
+
+
+def test_an_export_that_cannot_be_written_is_said_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with Store.at(path) as store:
+        fill(store)
+        with pytest.raises(InputError, match="no folder"):
+            store.export(tmp_path / "none" / "out.sqlite3")
+        store.export(tmp_path / "out" / "with.sqlite3", with_text=True)
+    assert b"secret" in (tmp_path / "out" / "with.sqlite3").read_bytes()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["with.sqlite3"]
+
+
 @pytest.mark.parametrize("trigger", [False, True])
 def test_what_is_no_store_is_not_imported(path: Path, tmp_path: Path, trigger: bool) -> None:
     bad = tmp_path / "bad.sqlite3"

@@ -24,6 +24,7 @@ from budgetfusion_nodes.predictor.planner import Planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
 from research.in_process_host import PACK_ROOT, HostRun, HostSession, import_host, start_host
 from research.tiny_scenes_training.training_model import make_random_checkpoint
+from tests.fixtures.graphs import link, node
 
 CHECKPOINT = "random.safetensors"
 PLANNER = "random_planner.safetensors"
@@ -35,10 +36,6 @@ PROMPTS = (
     "a tiny striped star",
     "six small white crosses on a wall of pink bricks",
 )
-
-
-def link(node: str, output: int = 0) -> list[Any]:
-    return [node, output]
 
 
 @pytest.fixture(scope="session")
@@ -199,10 +196,6 @@ class Bench:
         run = self.run({**(graph or self.base()), "5": self.planner(**changes)})
         (shown,) = run.ui["5"]["budget_plan"]
         return Plan.from_dict(shown)
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 @pytest.fixture

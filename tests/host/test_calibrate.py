@@ -15,56 +15,9 @@ from safetensors.torch import load_file, save_file
 from research.foreign_checkpoint import FOLDERS, copied
 from research.in_process_host import PACK_ROOT, HostInterrupted, HostRunError, HostSession, interrupted_after
 from research.shipped_models import MODELS
+from tests.fixtures.calibrating import CAPTIONS, TinyClip, TinyVae, calibrate_family, graph, rendering
+from tests.fixtures.graphs import link, node
 from tests.fixtures.tiny_models import VIDEO, make_tiny
-
-CAPTIONS = (
-    "a plain red background",
-    "two large blue circles on a green background",
-    "three small outlined squares on fine yellow and black checks",
-    "a tiny striped star on a plain blue background",
-    "six small white crosses on a wall of pink bricks",
-    "a large purple heart on the left",
-    "one green triangle on a black background",
-    "two small red stars and a large white circle",
-    "four small yellow squares on a blue striped background",
-    "a large outlined orange cross on a grey background",
-)
-
-
-def graph(make_node: Any, to: Any, checkpoint: str, **changes: Any) -> dict[str, Any]:
-    inputs = {
-        "model": to("1"),
-        "clip": to("1", 1),
-        "vae": to("1", 2),
-        "negative": to("3"),
-        "latent_image": to("4"),
-        "sampler_name": "dpmpp_2m",
-        "scheduler": "karras",
-        "cfg": 3.0,
-        "max_steps": 13,
-        "thoroughness": "quick",
-        "prompts": "text, one a line",
-        "prompt_text": "\n".join(CAPTIONS),
-        "name": "mine",
-        "width": 64,
-        "height": 64,
-    }
-    return {
-        "1": make_node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "2": make_node("CLIPTextEncode", text="a small star", clip=to("1", 1)),
-        "3": make_node("CLIPTextEncode", text="", clip=to("1", 1)),
-        "4": make_node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "5": make_node("BudgetFusion_Calibrate", **{**inputs, **changes}),
-    }
-
-
-def rendering(make_node: Any, to: Any) -> dict[str, Any]:
-    """An Adaptive KSampler on the same model, as an artist has it: planner auto."""
-    inputs = {"model": to("1"), "positive": to("2"), "negative": to("3"), "latent_image": to("4")}
-    widgets = {"seed": 1, "quality": 0.8, "max_steps": 13, "cfg": 3.0, "sampler_name": "dpmpp_2m"}
-    rest = {"scheduler": "karras", "denoise": 1.0, "min_steps": 2, "risk": 0.1, "planner": "auto"}
-    node = make_node("BudgetFusion_AdaptiveKSampler", **inputs, **widgets, **rest)
-    return {"6": node, "show": make_node("PreviewAny", source=to("6", 2))}
 
 
 def measured(pack: Any, store: Path) -> int:
@@ -73,9 +26,9 @@ def measured(pack: Any, store: Path) -> int:
 
 
 def test_cancel_go_on_and_render_with_what_was_learned(
-    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str
 ) -> None:
-    whole = graph(make_node, to, foreign)
+    whole = graph(foreign)
     with interrupted_after(60), pytest.raises(HostInterrupted):
         session.execute(whole)
     kept = measured(pack, store)
@@ -102,7 +55,7 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert not [d for event, d in again.messages if event == "progress" and d["node"] == "5" and d["value"] > 0]
     assert (planners / "mine.safetensors").read_bytes() == before, "nothing new: the file is left alone"
 
-    render = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
+    render = session.execute({**{k: whole[k] for k in "1234"}, **rendering()})
     (receipt,) = render.ui["6"]["receipt"]
     assert receipt["fallback"] is None
     assert receipt["planner"] == "mine"
@@ -111,50 +64,50 @@ def test_cancel_go_on_and_render_with_what_was_learned(
 def test_the_template_calibrates_and_its_sampler_plans_at_the_next_queue(
     session: HostSession, store: Path, planners: Path
 ) -> None:
-    """As an artist queues it twice, with fewer prompts and steps; the shipped planner is not there."""
+    """As an artist queues it twice, with fewer steps; the shipped planner is not there. Its own prompt is like those of
+    the calibration, so that nothing is warned of."""
     twin = json.loads((PACK_ROOT / "workflows" / "api" / "calibrate_your_model.json").read_text(encoding="utf-8"))
     (calibrate,) = [key for key, node in twin.items() if node["class_type"] == "BudgetFusion_Calibrate"]
     (sampler,) = [key for key, node in twin.items() if node["class_type"] == "BudgetFusion_AdaptiveKSampler"]
-    few = {"prompts": "text, one a line", "prompt_text": "\n".join(CAPTIONS), "max_steps": 9}
-    twin[calibrate]["inputs"].update(few)
-    twin[sampler]["inputs"]["max_steps"] = 9
+    for node_id in (calibrate, sampler):
+        twin[node_id]["inputs"]["max_steps"] = 4
     first = session.execute(twin)
     made = first.ui[calibrate]["calibration"][0]
     assert (planners / made["file"]).is_file()
     second = session.execute(twin)
     (receipt,) = second.ui[sampler]["receipt"]
-    assert receipt["fallback"] is None
+    assert (receipt["fallback"], receipt["warnings"]) == (None, [])
     assert receipt["planner"] == made["file"].removesuffix(".safetensors")
 
 
 def test_numbers_are_those_of_single_stock_renders(
-    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str
 ) -> None:
     """One measured distance, done again with the stock nodes and the Probe's own code."""
-    session.execute(graph(make_node, to, foreign, max_steps=7))
+    session.execute(graph(foreign, max_steps=7))
     prompts, measure = pack("calibration.prompts"), pack("metrics.measure")
     backends = measure.Backends.from_values("tiny_scenes", "shipped")
     prompt = prompts.CalibrationPrompt(CAPTIONS[1])
     images = []
     for steps in (5, 7):
-        sampler = make_node(
+        sampler = node(
             "KSampler",
-            model=to("1"),
+            model=link("1"),
             seed=prompt.seed(0),
             steps=steps,
             cfg=3.0,
             sampler_name="dpmpp_2m",
             scheduler="karras",
-            positive=to("2"),
-            negative=to("3"),
-            latent_image=to("4"),
+            positive=link("2"),
+            negative=link("3"),
+            latent_image=link("4"),
             denoise=1.0,
         )
-        stock = graph(make_node, to, foreign)
+        stock = graph(foreign)
         del stock["5"]
-        stock["2"] = make_node("CLIPTextEncode", text=prompt.text, clip=to("1", 1))
-        stock |= {"6": sampler, "7": make_node("VAEDecode", samples=to("6"), vae=to("1", 2))}
-        images.append(session.execute({**stock, "show": make_node("PreviewAny", source=to("7"))}).outputs["7"][0])
+        stock["2"] = node("CLIPTextEncode", text=prompt.text, clip=link("1", 1))
+        stock |= {"6": sampler, "7": node("VAEDecode", samples=link("6"), vae=link("1", 2))}
+        images.append(session.execute({**stock, "show": node("PreviewAny", source=link("7"))}).outputs["7"][0])
     expected = measure.measure(images[0], images[1], backends)
     with pack("calibration.store").Store.at(store) as opened:
         ids = list(range(1, len(CAPTIONS) + 1))
@@ -170,8 +123,6 @@ def test_split_loaders_give_the_same_planner(
     store: Path,
     planners: Path,
     foreign: str,
-    make_node: Any,
-    to: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """UNETLoader and VAELoader on the parts of the checkpoint: the same model, so nothing is rendered twice."""
@@ -184,66 +135,62 @@ def test_split_loaders_give_the_same_planner(
         save_file({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, path)
         sys.modules["folder_paths"].filename_list_cache.pop(folder, None)
     few = {"max_steps": 4}
-    session.execute(graph(make_node, to, foreign, **few))
+    session.execute(graph(foreign, **few))
     kept = measured(pack, store)
-    split = graph(make_node, to, foreign, model=to("7"), vae=to("8"), name="split", **few)
-    split["7"] = make_node("UNETLoader", unet_name="split.safetensors", weight_dtype="default")
-    split["8"] = make_node("VAELoader", vae_name="split.safetensors")
+    split = graph(foreign, model=link("7"), vae=link("8"), name="split", **few)
+    split["7"] = node("UNETLoader", unet_name="split.safetensors", weight_dtype="default")
+    split["8"] = node("VAELoader", vae_name="split.safetensors")
     run = session.execute(split)
     assert run.ui["5"]["calibration"][0]["prompts"] == len(CAPTIONS)
     assert measured(pack, store) == kept, "it is known as the same model"
 
 
 def test_a_foreign_model_of_three_files_is_calibrated_and_planned(
-    session: HostSession, pack: Any, store: Path, planners: Path, make_node: Any, to: Any
+    session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:
     """UNETLoader, CLIPLoader and VAELoader, files that nobody knows, flow matching: as today's graphs load."""
     loaders = copied(MODELS["flow"], session.base_dir / "models").loaders
     for folder in FOLDERS.values():
         sys.modules["folder_paths"].filename_list_cache.pop(folder, None)
-    nodes = {str(7 + i): make_node(kind, **inputs) for i, (kind, inputs) in enumerate(loaders.items())}
+    nodes = {str(7 + i): node(kind, **inputs) for i, (kind, inputs) in enumerate(loaders.items())}
     sampling = {"sampler_name": "euler", "scheduler": "simple", "max_steps": 4}
-    whole = graph(make_node, to, "", model=to("7"), clip=to("8"), vae=to("9"), name="split", **sampling) | nodes
+    whole = graph("", model=link("7"), clip=link("8"), vae=link("9"), name="split", **sampling) | nodes
     del whole["1"]
     for key in "23":
-        whole[key]["inputs"]["clip"] = to("8")
+        whole[key]["inputs"]["clip"] = link("8")
     shown = session.execute(whole).ui["5"]["calibration"][0]
     assert shown["prompts"] == len(CAPTIONS)
-    render = rendering(make_node, to)
-    render["6"]["inputs"] |= {"model": to("7"), **sampling}
+    render = rendering()
+    render["6"]["inputs"] |= {"model": link("7"), **sampling}
     (receipt,) = session.execute({**{key: whole[key] for key in ("2", "3", "4", *nodes)}, **render}).ui["6"]["receipt"]
     assert receipt["fallback"] is None
     assert receipt["planner"] == "split"
 
 
+def test_what_graphs_carry_beside_a_plain_render(
+    session: HostSession, bench: Any, pack: Any, store: Path, planners: Path, foreign: str
+) -> None:
+    """A batch with a noise mask, several conditionings with an area, prompts of 1 and 200 words, no name for a file."""
+    texts = "\n".join([*CAPTIONS, "star", "star " * 200])
+    linked = {"latent_image": link("8"), "positive": link("9"), "name": "Größe: a/b*?", "prompt_text": texts}
+    area = {"width": 1.0, "height": 1.0, "x": 0.0, "y": 0.0, "strength": 1.0}
+    whole = graph(foreign, **linked, max_steps=2)
+    whole |= {
+        "mask": node("GivenMASK", key=bench.value(torch.ones(1, 64, 64))),
+        "7": node("EmptyLatentImage", width=64, height=64, batch_size=3),
+        "8": node("SetLatentNoiseMask", samples=link("7"), mask=link("mask")),
+        "9": node("ConditioningCombine", conditioning_1=link("10"), conditioning_2=link("2")),
+        "10": node("ConditioningSetAreaPercentage", conditioning=link("2"), **area),
+    }
+    (shown,) = session.execute(whole).ui["5"]["calibration"]
+    assert (shown["prompts"], shown["file"]) == (12, "Größe_ a_b.safetensors")
+    whole["mask"] = node("GivenMASK", key=bench.value(torch.full((1, 64, 64), 0.9)))
+    session.execute(whole)
+    with pack("calibration.store").Store.at(store) as opened:
+        assert [one.prompts for one in opened.contents()] == [12, 12], "another mask makes other pictures"
+
+
 # --------------------------------------------------------------------------------------------------- other families
-
-
-class TinyClip:
-    """A text encoder with a family's shapes: what CLIPTextEncode calls, and nothing more."""
-
-    def __init__(self, tiny: Any) -> None:
-        self.tiny = tiny
-
-    def tokenize(self, text: str, **_: Any) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, text: str, **_: Any) -> list[Any]:
-        tokens, extra = self.tiny.positive[0]
-        generator = torch.Generator().manual_seed(len(text) + sum(map(ord, text)))
-        own = {key: value for key, value in extra.items() if key in ("pooled_output", "attention_mask")}
-        if isinstance(own.get("pooled_output"), torch.Tensor):
-            own["pooled_output"] = torch.randn(own["pooled_output"].shape, generator=generator)
-        return [[torch.randn(tokens.shape, generator=generator), own]]
-
-
-class TinyVae:
-    """Latents of any number of channels become pictures: [B, H, W, 3], of a video [B, T, H, W, 3]."""
-
-    def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        three = samples[:, :3].movedim(1, -1).float()
-        larger = three.repeat_interleave(8, dim=-3).repeat_interleave(8, dim=-2)
-        return torch.sigmoid(larger + 0.1 * torch.sin(larger.cumsum(-2)))
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "qwen_image", *VIDEO])
@@ -251,43 +198,29 @@ def test_todays_families_are_calibrated(
     family: str, session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:
     del session
-    tiny = make_tiny(family)
-    renderer, job, spec = pack("calibration.host_renderer"), pack("calibration.host_job"), pack("calibration.spec")
-    with torch.inference_mode():
-        graph = renderer.Graph.connected(
-            tiny.model,
-            TinyClip(tiny),
-            TinyVae(),
-            tiny.negative,
-            "euler",
-            "simple",
-            2.0,
-            positive=tiny.positive,
-            latent_image=tiny.latent,
-        )
-        texts = pack("calibration.prompts").from_text("\n".join(CAPTIONS))
-        try:
-            result = job.calibrate_graph(graph, job.Asked(spec.Spec(4, "quick"), "tiny", texts), None, None)
-        except pack("calibration.job").CalibrationError as error:
-            pytest.fail(f"{family}: {error}")
+    result = calibrate_family(pack, family, 4)
     planner = pack("predictor.planner_file").load_planner(planners / result.name)
     assert planner.grid == (1, 2, 3, 4)
     assert planner.metrics == ("l_snr", "d_sim"), "without a CLIP_VISION the meaning is not measured"
     facts = planner.provenance["calibration"]["facts"]
-    assert ("extras" in facts) == bool(set(tiny.positive[0][1]) - {"pooled_output", "attention_mask"})
+    carried = set(make_tiny(family).positive[0][1]) - {"pooled_output", "attention_mask"}
+    assert ("extras" in facts) == bool(carried)
 
 
 def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack: Any) -> None:
     del session
     tiny = make_tiny("flux")
     renderer = pack("calibration.host_renderer")
+    ((tokens, own),) = tiny.positive
+    positive = [[tokens, {**own, "attention_mask": torch.ones(1, 3)}], [tokens, {"guidance": 9.0}]]
     with torch.inference_mode():
         graph = renderer.Graph.connected(
-            tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=tiny.positive
+            tiny.model, TinyClip(tiny), TinyVae(), tiny.negative, "euler", "simple", 1.0, positive=positive
         )
         made = renderer.HostRenderer(graph, None, (), lambda steps, model: model)
         ((_, extra),) = made.conditioning("a text of its own")
     assert extra["guidance"] == 3.5
+    assert "attention_mask" not in extra, "it is of another text"
     assert not torch.equal(extra["pooled_output"], tiny.positive[0][1]["pooled_output"]), "the text's own stays"
 
 
@@ -298,8 +231,6 @@ def test_a_render_of_no_numbers_is_set_aside_and_all_of_them_stop_the_job(
     session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:
     del session
-    tiny = make_tiny("sd15")
-    renderer, job, spec = pack("calibration.host_renderer"), pack("calibration.host_job"), pack("calibration.spec")
 
     class Broken(TinyVae):
         def decode(self, samples: torch.Tensor) -> torch.Tensor:
@@ -314,13 +245,8 @@ def test_a_render_of_no_numbers_is_set_aside_and_all_of_them_stop_the_job(
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte")
 
     for vae, said in ((Broken(), "no numbers"), (Black(), "one colour"), (Full(), "out of memory")):
-        with torch.inference_mode():
-            graph = renderer.Graph.connected(
-                tiny.model, TinyClip(tiny), vae, tiny.negative, "euler", "normal", 1.0, latent_image=tiny.latent
-            )
-            texts = pack("calibration.prompts").from_text("\n".join(CAPTIONS))
-            with pytest.raises(pack("calibration.job").CalibrationError, match=said):
-                job.calibrate_graph(graph, job.Asked(spec.Spec(4, "quick"), "tiny", texts), None, None)
+        with pytest.raises(pack("calibration.job").CalibrationError, match=said):
+            calibrate_family(pack, "sd15", 4, vae=vae)
 
 
 @pytest.mark.parametrize(
@@ -339,15 +265,11 @@ def test_wrong_inputs_are_named(
     store: Path,
     planners: Path,
     foreign: str,
-    make_node: Any,
-    to: Any,
     changes: dict[str, Any],
     said: str,
 ) -> None:
-    if "one\ntwo" in str(changes.get("prompt_text")):
-        changes = {**changes, "max_steps": 3}
     with pytest.raises(HostRunError, match=said):
-        session.execute(graph(make_node, to, foreign, **changes))
+        session.execute(graph(foreign, **changes))
 
 
 def test_prompts_come_from_files_and_from_pictures(session: HostSession, pack: Any) -> None:

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from research.in_process_host import HostInterrupted, HostSession, interrupted_after
-from tests.fixtures.tiny_models import VIDEO, make_tiny
-from tests.host.test_calibrate import CAPTIONS, TinyClip, TinyVae, graph, rendering
+from tests.fixtures.calibrating import CAPTIONS, TinyClip, TinyVae, calibrate_family, graph, rendering
+from tests.fixtures.tiny_models import VIDEO
 
 TEXTS = [*CAPTIONS, *(f"{caption} with a small red star" for caption in CAPTIONS)]
 
@@ -75,9 +75,9 @@ def test_a_model_that_nobody_can_read_is_calibrated_without_sharing(pack: Any, l
 
 
 def test_a_known_nested_schedule_is_calibrated(
-    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str, make_node: Any, to: Any
+    session: HostSession, pack: Any, store: Path, planners: Path, foreign: str
 ) -> None:
-    run = session.execute(graph(make_node, to, foreign, name="", schedule="nested 2@1.0", max_steps=5))
+    run = session.execute(graph(foreign, name="", schedule="nested 2@1.0", max_steps=5))
     assert run.outputs["5"][0] == "foreign dpmpp_2m karras nested.safetensors"
     planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
     assert planner.setting.schedule == "nested 2@1.0"
@@ -93,8 +93,6 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     store: Path,
     planners: Path,
     foreign: str,
-    make_node: Any,
-    to: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A small search: one candidate for the commit point, two prefixes, 8 prompts beside the calibration's."""
@@ -105,7 +103,7 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     monkeypatch.setattr(stage, "PREFIXES", (6, 7))
     for name in ("L_SNR_TOLERANCE", "ENCODER_TOLERANCE", "PLAIN_TOLERANCE", "CLIP_TOLERANCE"):
         monkeypatch.setattr(stage, name, 1e9)  # so few pictures show of no prefix that it is good
-    whole = graph(make_node, to, foreign, name="", prompt_text="\n".join(TEXTS), max_steps=13)
+    whole = graph(foreign, name="", prompt_text="\n".join(TEXTS), max_steps=13)
     with interrupted_after(60), pytest.raises(HostInterrupted):
         session.execute(whole)
     run = session.execute(whole)
@@ -122,7 +120,7 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     events = [data for event, data in run.messages if event == "budgetfusion.calibration"]
     assert events[0]["messages"][0]["code"] == "calibrate_search"
 
-    rendered = session.execute({**{k: whole[k] for k in "1234"}, **rendering(make_node, to)})
+    rendered = session.execute({**{k: whole[k] for k in "1234"}, **rendering()})
     (receipt,) = rendered.ui["6"]["receipt"]
     assert receipt["fallback"] is None
     assert receipt["prefix_steps"] == nested.prefix_steps < receipt["steps"]
@@ -144,14 +142,8 @@ def small_search(pack: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(stage, name, 1e9)
 
 
-def calibrate(pack: Callable[[str], Any], family: str, vae: Any, schedule: str = "nested") -> Any:
-    tiny = make_tiny(family)
-    renderer, job, spec = pack("calibration.host_renderer"), pack("calibration.host_job"), pack("calibration.spec")
-    with torch.inference_mode():
-        given = (tiny.model, TinyClip(tiny), vae, tiny.negative, "euler", "simple", 2.0)
-        connected = renderer.Graph.connected(*given, positive=tiny.positive, latent_image=tiny.latent)
-        texts = pack("calibration.prompts").from_text("\n".join(TEXTS))
-        return job.calibrate_graph(connected, job.Asked(spec.Spec(13, "quick"), "tiny", texts, schedule), None, None)
+def searched(pack: Callable[[str], Any], vae: Any) -> Any:
+    return calibrate_family(pack, "sd15", 13, TEXTS, vae, "nested")
 
 
 def content(path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -166,7 +158,7 @@ def test_a_nested_schedule_is_looked_for_and_calibrated_in_todays_families(
     family: str, session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:
     del session
-    result = calibrate(pack, family, TinyVae())
+    result = calibrate_family(pack, family, 13, TEXTS, schedule="nested")
     planner = pack("predictor.planner_file").load_planner(planners / result.name)
     nested = pack("core.schedule").NestedSchedule.from_text(planner.setting.schedule)
     assert nested is not None and nested.prefix_steps == 3, result.text
@@ -185,7 +177,7 @@ def test_a_search_that_was_cancelled_goes_on_and_ends_the_same_to_the_bit(
     monkeypatch.setattr(
         TinyClip, "encode_from_tokens_scheduled", lambda self, text, **_: encoded.append(text) or encode(self, text)
     )
-    whole = content(planners / calibrate(pack, "sd15", TinyVae()).name)
+    whole = content(planners / searched(pack, TinyVae()).name)
     assert sorted(text for text in encoded if text) == sorted(TEXTS), "the empty one is the graph's own"
     (planners / "tiny.safetensors").unlink()
     monkeypatch.setattr(pack("calibration.host_job"), "store_path", lambda: store.with_name("again.sqlite3"))
@@ -200,8 +192,8 @@ def test_a_search_that_was_cancelled_goes_on_and_ends_the_same_to_the_bit(
             return super().decode(samples)
 
     with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
-        calibrate(pack, "sd15", Cancelling())
-    assert content(planners / calibrate(pack, "sd15", TinyVae()).name) == whole
+        searched(pack, Cancelling())
+    assert content(planners / searched(pack, TinyVae()).name) == whole
 
 
 class Failing(TinyVae):
@@ -227,7 +219,7 @@ def test_a_render_that_fails_in_the_search_is_made_again_then_left_out_and_said(
     monkeypatch.setattr(pack("calibration.search_stage"), "LEAST_PROMPTS", 5)
     twice = {5: "no numbers", 8: "one colour", 12: "out of memory"}
     reasons = {2: "out of memory"} | twice | {turn + 1: reason for turn, reason in twice.items()}
-    result = calibrate(pack, "sd15", Failing(reasons))
+    result = searched(pack, Failing(reasons))
     planner = pack("predictor.planner_file").load_planner(planners / result.name)
     search = planner.provenance["calibration"]["search"]
     assert search["prompts"] == 8 - len(twice)

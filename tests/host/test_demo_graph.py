@@ -10,6 +10,7 @@ import pytest
 from research.demo import graph as graphs
 from research.demo.__main__ import to_row
 from research.demo.client import Finished
+from research.foreign_checkpoint import stock_render
 from research.in_process_host import HostSession
 from research.shipped_models import MODELS
 
@@ -35,3 +36,15 @@ def test_demo_graph_gives_a_whole_row(session: HostSession, model: str) -> None:
     assert 2 <= row.steps_stock <= graph.target_steps
     for node in (graph.save_adaptive, graph.save_full):
         assert len(run.ui[node]["images"]) == 1
+
+
+def test_an_ordinary_render_is_one_of_stock_nodes_alone(session: HostSession) -> None:
+    base = graphs.load_base()
+    for node in base.values():
+        node["inputs"] |= {key: 2 for key in ("max_steps",) if key in node["inputs"]}
+    graph = graphs.build(base, PROMPT, 1, QUALITY)
+    nodes = stock_render(graph)
+    (sampler,) = [node for node in nodes.values() if "Sampler" in node["class_type"]]
+    assert (sampler["class_type"], sampler["inputs"]["steps"]) == ("KSampler", 2)
+    assert not any("BudgetFusion" in node["class_type"] for node in nodes.values())
+    assert len(session.execute(nodes).ui[graph.save_full]["images"]) == 1
