@@ -7,6 +7,7 @@ image becomes part of the Setting, so that every difference from the calibration
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,10 @@ def _sizes(extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _detail(value: Any) -> str:
-    """What of a value can be compared from render to render and read by an artist; empty for tensors and objects."""
+    """What of a value can be compared from render to render and read by an artist, with a digest of networks and LoRAs;
+    empty for tensors and other objects."""
+    if isinstance(getattr(value, "hooks", None), list):
+        return _digest(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str, list, tuple)):
         return " + ".join(_controls(value))
     if isinstance(value, float):
@@ -196,8 +200,34 @@ def _controls(control: Any) -> Iterator[str]:
     """Strength and part of the sampling of each ControlNet in the host's chain; nothing for other objects."""
     while isinstance(getattr(control, "strength", None), (int, float)):
         start, end = getattr(control, "timestep_percent_range", None) or (0.0, 1.0)
-        yield f"{control.strength:g}" + ("" if (start, end) == (0.0, 1.0) else f" {start:.0%} - {end:.0%}")
+        part = "" if (start, end) == (0.0, 1.0) else f" {start:.0%} - {end:.0%}"
+        yield f"{control.strength:g}{part} {_network(control)}".rstrip()
         control = getattr(control, "previous_controlnet", None)
+
+
+NETWORKS = ("control_model", "t2i_model", "control_weights")
+_networks: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def _network(control: Any) -> str:
+    """A digest of which ControlNet it is, and of the kind of hint that it was set to, whatever the picture."""
+    held = {name: getattr(control, name, None) for name in NETWORKS}
+    told = [_networks.get(net) or _networks.setdefault(net, _digest(net)) for net in held.values() if _is_kept(net)]
+    told += [] if told else [_digest(held)]
+    arguments = getattr(control, "extra_args", None)
+    return " ".join((*told, *([_digest(arguments)] if arguments else [])))
+
+
+def _is_kept(network: Any) -> bool:
+    return isinstance(network, torch.nn.Module)
+
+
+def _digest(value: Any) -> str:
+    """8 hex digits; nothing of what cannot be read."""
+    try:
+        return f"#{digest_of(value)[:8]}"
+    except Exception:  # another pack's object, or weights that do not show themselves
+        return "#?"
 
 
 # ------------------------------------------------------------------------------------------------------ latents
