@@ -160,14 +160,15 @@ def maker(thing: Any) -> str:
 def made_with(thing: Any, run: Container[int] = ()) -> dict[str, Any]:
     """What a function, method, partial or object was given, by name, without what its run writes."""
     if isinstance(thing, functools.partial):
-        positional = dict(zip(_parameters(thing.func), thing.args, strict=False))
+        rest = tuple(f"argument {index}" for index in range(len(thing.args)))
+        positional = dict(zip((*_parameters(thing.func), *rest), thing.args, strict=False))
         return {**made_with(thing.func, run), **positional, **thing.keywords}
     if inspect.ismethod(thing):
-        owner = {} if isinstance(thing.__self__, nn.Module) else made_with(thing.__self__, run)
+        owner = {} if isinstance(thing.__self__, nn.Module) else _constructed(thing.__self__, thing.__name__)
         return {**owner, **made_with(thing.__func__, run)}
     if hasattr(thing, "__code__"):
         return {**_defaults(thing), **closed_over(thing, run)}
-    return _constructed(thing)
+    return _constructed(thing, "__call__")
 
 
 def closed_over(function: Any, run: Container[int] = ()) -> dict[str, Any]:
@@ -213,11 +214,9 @@ def _defaults(function: Any) -> dict[str, Any]:
 
 
 def _parameters(function: Any) -> tuple[str, ...]:
-    """Names of the arguments that may be given by place; made up where a function does not tell."""
+    """Names of the arguments that may be given by place; none where a function does not tell."""
     code = getattr(function, "__code__", None)
-    if code is None:
-        return tuple(f"argument {index}" for index in range(DEEPEST))
-    return code.co_varnames[1 if inspect.ismethod(function) else 0 : code.co_argcount]
+    return () if code is None else code.co_varnames[1 if inspect.ismethod(function) else 0 : code.co_argcount]
 
 
 @functools.lru_cache(maxsize=512)
@@ -237,29 +236,35 @@ def _written(code: CodeType) -> frozenset[str]:
     return frozenset(found)
 
 
-def _constructed(thing: Any) -> dict[str, Any]:
-    """The attributes of an object that have the name of an argument of its class; of one that is called also those that
-    none of its methods writes. Others are a state of the run."""
+def _constructed(thing: Any, call: str) -> dict[str, Any]:
+    """The attributes of an object that have the name of an argument of its class; where it has the method `call`, which
+    a run calls, also those that a call does not write. Others are a state of the run."""
     held: Mapping[str, Any] = getattr(thing, "__dict__", None) or {}
     kind = type(thing)
     names = set(_arguments(kind))
-    if callable(thing):
-        names |= set(held) - _written_attributes(kind)
+    if inspect.isfunction(getattr(kind, call, None)):
+        names |= set(held) - _written_attributes(kind, call)
     return {name: held[name] for name in names if name in held}
 
 
-def _written_attributes(kind: type) -> frozenset[str]:
-    """Attributes that a method other than `__init__` writes."""
-    if kind not in _written_by_kind:
+def _written_attributes(kind: type, call: str) -> frozenset[str]:
+    """Attributes that a method writes, or another method of its class that it names."""
+    known = _written_by_kind.setdefault(kind, {})
+    if call not in known:
         found: set[str] = set()
-        for name, method in inspect.getmembers(kind, inspect.isfunction):
-            if name != "__init__":
+        open_, seen = [call], set[str]()
+        while open_:
+            name = open_.pop()
+            method = getattr(kind, name, None)
+            if name not in seen and inspect.isfunction(method):
                 found |= _written(method.__code__)
-        _written_by_kind[kind] = frozenset(found)
-    return _written_by_kind[kind]
+                open_ += method.__code__.co_names
+            seen.add(name)
+        known[call] = frozenset(found)
+    return known[call]
 
 
-_written_by_kind: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
+_written_by_kind: weakref.WeakKeyDictionary[type, dict[str, frozenset[str]]] = weakref.WeakKeyDictionary()
 
 
 @functools.lru_cache(maxsize=128)

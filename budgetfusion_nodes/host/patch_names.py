@@ -101,16 +101,17 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" (+ {len(rest)}, #{_hex([r.encode() for r in rest])})" if rest else "")
 
 
-def _functions(held: Any) -> Iterator[Any]:
-    """Functions in nested lists and dicts, and those of methods, partials and objects that hold some."""
-    if isinstance(held, Mapping):
-        held = list(held.values())
-    if isinstance(held, (list, tuple)):
-        for item in held:
-            yield from _functions(item)
-    elif not isinstance(held, (*PLAIN, Tensor)):
-        yield held
-        yield from (getattr(held, name) for name in ("func", "__func__", "inject", "eject") if hasattr(held, name))
+def _functions(held: Any) -> list[Any]:
+    """Functions in nested lists and dicts, and those of methods, partials and injections."""
+    try:
+        if isinstance(held, Mapping):
+            held = list(held.values())
+        if isinstance(held, (list, tuple)):
+            return [function for item in held for function in _functions(item)]
+        inner = (getattr(held, name, None) for name in ("func", "__func__", "inject", "eject"))
+        return [thing for thing in (held, *inner) if hasattr(thing, "__code__")]
+    except Exception:  # `name` will say so
+        return []
 
 
 def _each(held: Any) -> Iterator[tuple[str, Any]]:
@@ -128,7 +129,7 @@ def _shown(texts: Mapping[str, list[str]], hidden: list[bytes]) -> Iterator[str]
     for name, values in sorted(texts.items()):
         text = "/".join(values)
         if not name:
-            yield text
+            yield from filter(None, [text])
         elif text and len(text) <= LONGEST and all(values):
             yield f"{name} {text}"
         elif text:
