@@ -38,6 +38,9 @@ Found = tuple[str, torch.nn.Module, str]
 DISPATCH = "__torch_dispatch__"
 """What a subclass overrides that answers each operation itself, from data that it need not show."""
 
+NESTED = 8
+"""At most so many wrappers lie around the data."""
+
 PACKED = (torch.uint8, torch.int8, torch.int32)
 """What is large and of such a kind is packed weights, whatever its name; of other kinds what is named a weight."""
 SMALLEST_BUFFER = 1024
@@ -199,16 +202,19 @@ def _unpatched(key: str, current: Tensor, backups: Sequence[Mapping[str, Any]]) 
 def stored(value: Tensor) -> Stored:
     """What is in memory. UnreadableWeights for a tensor subclass that does not show its data."""
     data, packing = value, ""
-    while type(data) not in (Tensor, torch.nn.Parameter):
-        inner = _inner(data)
+    for _ in range(NESTED):
+        inner = None if type(data) in (Tensor, torch.nn.Parameter) else _inner(data)
         if inner is None:
             break
-        if inner.dtype.itemsize != 1 or not inner.is_floating_point() or tuple(inner.shape) != tuple(data.shape):
-            packing += f"{getattr(data, '_layout_cls', type(data).__name__)} "
+        packing += f"{getattr(data, '_layout_cls', type(data).__name__)} "
         data = inner
+    else:  # it leads back to itself
+        raise UnreadableWeights(type(value).__name__)
     if data.is_meta or data.dtype.itemsize not in BY_SIZE or data.layout != torch.strided:
         raise UnreadableWeights(type(value).__name__)
-    return Stored(data, packing + ("" if _signed(data.dtype) else str(data.dtype)))
+    if _signed(data.dtype):  # floats in the weight's own order, or something else that is kept in floats
+        return Stored(data, "" if tuple(data.shape) == tuple(value.shape) else packing)
+    return Stored(data, packing + str(data.dtype))
 
 
 def _signed(dtype: torch.dtype) -> bool:

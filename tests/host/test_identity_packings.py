@@ -355,7 +355,7 @@ def _torchao(weight: Tensor, packed: torch.dtype = torch.int8) -> Any:
 
 
 def _fp8_of_torchao(weight: Tensor) -> Any:
-    inner = Nested(weight.shape, data=weight.to(torch.float8_e4m3fn), scale=torch.ones(()))
+    inner = Nested(weight.shape, float8_data=weight.to(torch.float8_e4m3fn), scale=torch.ones(()))
     return torch.nn.Parameter(Nested(weight.shape, tensor_impl=inner), requires_grad=False)
 
 
@@ -442,7 +442,15 @@ def _emptied(weight: Tensor) -> Any:
     return made
 
 
+def _around_itself(weight: Tensor) -> Any:
+    made = Nested(weight.shape)
+    made.parts = ("inner",)
+    setattr(made, "inner", made)  # noqa: B010
+    return torch.nn.Parameter(made, requires_grad=False)
+
+
 HIDDEN = {
+    "a tensor that says it is within itself": _around_itself,
     "a tensor that shows no data": lambda weight: torch.nn.Parameter(Opaque(weight.shape), requires_grad=False),
     "no storage": lambda weight: torch.nn.Parameter(weight.to("meta"), requires_grad=False),
     "storage that was taken away": _emptied,
