@@ -205,21 +205,23 @@ def _controls(control: Any) -> Iterator[str]:
         control = getattr(control, "previous_controlnet", None)
 
 
-NETWORKS = ("control_model", "t2i_model", "control_weights")
-_networks: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+NETWORKS = ("control_weights", "control_model", "t2i_model")
+"""Of a ControlNet; one that is a LoRA has its network in a run alone."""
+ARGUMENTS = ("control_type",)
+"""What of its arguments the artist set: the union types."""
+_networks: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def _network(control: Any) -> str:
     """A digest of which ControlNet it is, and of the kind of hint that it was set to, whatever the picture."""
-    held = {name: getattr(control, name, None) for name in NETWORKS}
-    told = [_networks.get(net) or _networks.setdefault(net, _digest(net)) for net in held.values() if _is_kept(net)]
-    told += [] if told else [_digest(held)]
-    arguments = getattr(control, "extra_args", None)
-    return " ".join((*told, *([_digest(arguments)] if arguments else [])))
-
-
-def _is_kept(network: Any) -> bool:
-    return isinstance(network, torch.nn.Module)
+    held = next((net for net in (getattr(control, name, None) for name in NETWORKS) if net is not None), None)
+    arguments = {key: value for key, value in (getattr(control, "extra_args", None) or {}).items() if key in ARGUMENTS}
+    told = [_digest(arguments)] if arguments else []
+    if isinstance(held, torch.nn.Module):
+        told.insert(0, _networks.get(held) or _networks.setdefault(held, _digest(held)))
+    elif held is not None:
+        told.insert(0, _digest(held))
+    return " ".join(told)
 
 
 def _digest(value: Any) -> str:
