@@ -142,8 +142,8 @@ def read_extras(conditioning: Any) -> tuple[tuple[str, ...], float | None]:
             found.setdefault(kind, [])
             if detail and detail not in found[kind]:
                 found[kind].append(detail)
-        if isinstance(extras.get("guidance"), (int, float)):
-            guidance.append(float(extras["guidance"]))
+        distilled = _number(extras.get("guidance"))
+        guidance += [] if distilled is None else [distilled]
     told = tuple(f"{kind} {' + '.join(details)}".strip() for kind, details in sorted(found.items()))
     return told, max(guidance, default=None)
 
@@ -160,7 +160,8 @@ def extras_digest(conditioning: Any) -> str:
 def _kinds(extras: Mapping[str, Any]) -> dict[str, str]:
     """Kind -> detail of one entry's extras."""
     found = _range(extras) | _sizes(extras)
-    for key, value in extras.items():
+    for name, value in extras.items():
+        key = str(name)
         if value is None or key in OWN_WORDS or key in SIZES or key in ("guidance", "start_percent", "end_percent"):
             continue
         kind = KINDS.get(key, key)
@@ -171,9 +172,16 @@ def _kinds(extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _range(extras: Mapping[str, Any]) -> dict[str, str]:
-    start, end = extras.get("start_percent") or 0.0, extras.get("end_percent")
+    start, end = _number(extras.get("start_percent")) or 0.0, _number(extras.get("end_percent"))
     end = 1.0 if end is None else end
     return {"range": f"{start:.0%} - {end:.0%}"} if start > 0.0 or end < 1.0 else {}
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a tensor of one; None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        value = value.item()
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _sizes(extras: Mapping[str, Any]) -> dict[str, str]:

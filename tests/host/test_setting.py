@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +190,29 @@ def test_a_shift_that_follows_from_the_size_is_a_size(
     steeper = make_node("ModelSamplingFlux", model=to("1"), max_shift=2.0, base_shift=1.0, width=64, height=64)
     plan = bench.plan({**bench.base(), "7": steeper}, model=to("7"), sampler_name="euler", scheduler="simple")
     assert (plan.fallback, codes(plan.warnings)) == (None, ["differs sampling"])
+
+
+ODD: dict[str, dict[Any, Any]] = {
+    "names that are no words": {1: 2, ("a",): 3},
+    "a part that is no number": {"start_percent": None, "end_percent": "x"},
+    "guidance in a tensor": {"guidance": torch.tensor(3.5)},
+    "hooks of nobody": {"hooks": [1, 2]},
+    "a control that is none": {"control": "x"},
+    "no data": {"reference_latents": [torch.empty(1, 4, 8, 8, device="meta")]},
+    "fp8": {"reference_latents": [torch.zeros(1, 4, 8, 8).to(torch.float8_e4m3fn)]},
+    "arrays": {"x": np.zeros(4), "y": np.float32(3)},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_whatever_other_packs_put_there_gets_a_plan(
+    bench: Any, make_node: Any, to: Any, loaded: Any, kind: str
+) -> None:
+    prompt = [[tokens, {**extras, **ODD[kind]}] for tokens, extras in loaded.encode("a star")]
+    given = make_node("GivenCONDITIONING", key=bench.value(prompt))
+    plan = bench.plan({**bench.base(), "7": given}, positive=to("7"))
+    assert plan.fallback is None
+    assert plan.warnings or kind == "a part that is no number"
 
 
 # ------------------------------------------------------------------------------------------------------ ControlNets
