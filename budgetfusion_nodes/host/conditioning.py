@@ -7,7 +7,6 @@ image becomes part of the Setting, so that every difference from the calibration
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -217,19 +216,13 @@ NETWORKS = ("control_weights", "control_model", "t2i_model")
 """Of a ControlNet; one that is a LoRA has its network in a run alone."""
 ARGUMENTS = ("control_type",)
 """What of its arguments the artist set: the union types."""
-_networks: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def _network(control: Any) -> str:
     """A digest of which ControlNet it is, and of the kind of hint that it was set to, whatever the picture."""
-    held = next((net for net in (getattr(control, name, None) for name in NETWORKS) if net is not None), None)
+    held = next(filter(None, (getattr(control, name, None) for name in NETWORKS)), None)
     arguments = {key: value for key, value in (getattr(control, "extra_args", None) or {}).items() if key in ARGUMENTS}
-    told = [_digest(arguments)] if arguments else []
-    if isinstance(held, torch.nn.Module):
-        told.insert(0, _networks.get(held) or _networks.setdefault(held, _digest(held)))
-    elif held is not None:
-        told.insert(0, _digest(held))
-    return " ".join(told)
+    return " ".join(_digest(part) for part in (held, arguments) if part)
 
 
 def _digest(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 PLAIN = (str, int, float, bool, type(None))
+LEAF = (*PLAIN, Tensor)
 
 HINT = "cond_hint_original"
 """What every ControlNet of the host, and T2I adapter, has."""
@@ -62,12 +63,14 @@ Leaf: TypeAlias = "str | int | float | bool | Tensor | Weights | None"
 Path: TypeAlias = tuple[str, ...]
 
 
-def leaves(value: Any, *, whole: bool = False, run: Container[int] = ()) -> Iterator[tuple[Path, Leaf]]:
+def leaves(value: Any, *, whole: bool = False, run: Container[int] = ()) -> list[tuple[Path, Leaf]]:
     """(where, what) of everything in a nested value, functions and objects included, with the name of their maker.
 
     whole: of objects all attributes, else those that their class was given. run: see `written_cells`.
     """
-    return _Walk(whole, run).walk(value, ())
+    walk = _Walk(whole, run)
+    walk.walk(value, ())
+    return walk.found
 
 
 class _Walk:
@@ -75,56 +78,53 @@ class _Walk:
         self.whole, self.run = whole, run
         self.inside: set[int] = set()
         """Objects that are being entered: a circle ends there."""
-        self.count = 0
+        self.found: list[tuple[Path, Leaf]] = []
 
-    def walk(self, value: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
-        self.count += 1
-        if isinstance(value, (*PLAIN, Tensor)):
-            yield path, value
-        elif id(value) in self.inside or len(path) > DEEPEST or self.count > MOST:
-            yield path, type(value).__name__
+    def walk(self, value: Any, path: Path) -> None:
+        if isinstance(value, LEAF):
+            self.found.append((path, value))
+        elif id(value) in self.inside or len(path) > DEEPEST or len(self.found) > MOST:
+            self.found.append((path, type(value).__name__))
         else:
             self.inside.add(id(value))
-            yield from self._entered(value, path)
+            self._enter(value, path)
             self.inside.discard(id(value))
 
-    def _entered(self, value: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
-        if isinstance(value, Mapping):
-            yield from self._mapping(value, path)
+    def _enter(self, value: Any, path: Path) -> None:
+        if isinstance(value, dict):
+            self._mapping(value, path)
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
-                yield from self.walk(item, (*path, str(index)))
-        elif isinstance(value, (set, frozenset)):
-            yield path, " ".join(sorted(map(str, value)))
+                self.walk(item, (*path, str(index)))
         elif isinstance(value, nn.Module):
-            yield path, Weights(type(value).__name__, lambda: _of_module(value), value)
-        elif isinstance(value, enum.Enum):
-            yield path, str(value)
-        elif isinstance(value, (type, ModuleType)):
-            yield path, value.__name__
-        elif hasattr(value, "tobytes"):  # arrays and pictures
-            yield path, f"{type(value).__name__} {zlib.crc32(value.tobytes()):08x}"
+            self.found.append((path, Weights(type(value).__name__, lambda: _of_module(value), value)))
+        elif isinstance(value, Mapping):
+            self._mapping(value, path)
         else:
-            yield from self._object(value, path)
+            text = _as_text(value)
+            if text is None:
+                self._object(value, path)
+            else:
+                self.found.append((path, text))
 
-    def _mapping(self, value: Mapping[Any, Any], path: Path) -> Iterator[tuple[Path, Leaf]]:
+    def _mapping(self, value: Mapping[Any, Any], path: Path) -> None:
         if len(value) > BULK:
             tensors = [(str(key), tensor) for key, held in value.items() for tensor in _tensors(held)]
             if len(tensors) > BULK:
-                yield path, Weights("", lambda: tensors, value)
+                self.found.append((path, Weights("", lambda: tensors, value)))
                 return
         for key in sorted(value, key=str):
             if key not in NOT_PUBLIC:
-                yield from self.walk(value[key], (*path, str(key)))
+                self.walk(value[key], (*path, str(key)))
 
-    def _object(self, value: Any, path: Path) -> Iterator[tuple[Path, Leaf]]:
+    def _object(self, value: Any, path: Path) -> None:
         inner = getattr(value, "model", None)
         if isinstance(inner, nn.Module) and hasattr(value, "patches"):  # a MODEL
-            yield from self.walk(inner, path)
+            self.walk(inner, path)
             return
-        yield path, maker(value)
+        self.found.append((path, maker(value)))
         for name, held in sorted(self._attributes(value).items()):
-            yield from self.walk(held, (*path, name))
+            self.walk(held, (*path, name))
 
     def _attributes(self, value: Any) -> Mapping[str, Any]:
         held: Mapping[str, Any] = getattr(value, "__dict__", None) or {}
@@ -132,6 +132,19 @@ class _Walk:
             if mark in held:
                 return {name: held[name] for name in names if name in held}
         return held if self.whole and not callable(value) else made_with(value, self.run)
+
+
+def _as_text(value: Any) -> str | None:
+    """What has no parts to enter; None for other objects."""
+    if isinstance(value, (set, frozenset)):
+        return " ".join(sorted(map(str, value)))
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if isinstance(value, (type, ModuleType)):
+        return value.__name__
+    if hasattr(value, "tobytes"):  # arrays and pictures
+        return f"{type(value).__name__} {zlib.crc32(value.tobytes()):08x}"
+    return None
 
 
 def _of_module(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,12 +52,19 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def weights_bytes(weights: Weights, *, signs: bool = False) -> bytes:
-    """A sample of a network: names and shapes of all tensors, some values of LOOKED_AT; of floats the signs alone where
-    casting shall not count. UnreadableWeights if they cannot be read."""
-    tensors = sorted(weights.tensors(), key=lambda item: item[0])
-    names = [f"{name}{tuple(tensor.shape)}" for name, tensor in tensors]
-    chosen = [tensors[place] for place in spread(names, LOOKED_AT)]
-    return "".join(names).encode() + b"".join(sample(chosen, 2 * LOOKED_AT, signs=signs))
+    """A digest of a network, read once: names and shapes of all tensors, some values of LOOKED_AT; of floats the signs
+    alone where casting shall not count. UnreadableWeights if they cannot be read."""
+    known = _known.setdefault(weights.owner, {}) if isinstance(weights.owner, torch.nn.Module) else {}
+    if signs not in known:
+        tensors = sorted(weights.tensors(), key=lambda item: item[0])
+        names = [f"{name}{tuple(tensor.shape)}" for name, tensor in tensors]
+        chosen = [tensors[place] for place in spread(names, LOOKED_AT)]
+        parts = ("".join(names).encode(), *sample(chosen, 2 * LOOKED_AT, signs=signs))
+        known[signs] = hashlib.sha256(b"".join(parts)).digest()
+    return known[signs]
+
+
+_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, bytes]] = weakref.WeakKeyDictionary()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -78,7 +78,7 @@ class PatchNames:
             return ""
         texts: dict[str, list[str]] = {}
         for path, leaf in leaves(value, run=self._run):
-            name = " ".join(part for part in path if not part.isdigit())
+            name = next((part for part in reversed(path) if not part.isdigit()), "")
             if isinstance(leaf, Tensor):
                 self._pictures.append(name.encode() + self._once(leaf))
             elif isinstance(leaf, Weights):
@@ -90,7 +90,7 @@ class PatchNames:
     def _once(self, leaf: Tensor | Weights) -> bytes:
         thing = leaf.owner if isinstance(leaf, Weights) else leaf
         if id(thing) not in self._seen:
-            self._seen[id(thing)] = _bytes(leaf)
+            self._seen[id(thing)] = hashlib.sha256(_bytes(leaf)).digest()
         return self._seen[id(thing)]
 
 

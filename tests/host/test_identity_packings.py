@@ -347,15 +347,16 @@ class Nested(torch.Tensor):
         raise NotImplementedError(f"no kernel for {function}")
 
 
-def _torchao(weight: Tensor, packed: torch.dtype = torch.int8) -> Any:
-    scale = weight.float().abs().amax(1)
-    data = (weight.float() / scale[:, None] * 127).round().to(torch.int8).view(packed)
+def _torchao(weight: Tensor) -> Any:
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1)
+    data = (weight / scale[:, None] * 127).round().to(torch.int8)
     inner = Nested(weight.shape, int_data=data, scale=scale.bfloat16(), zero_point=torch.zeros(len(scale)))
     return torch.nn.Parameter(Nested(weight.shape, tensor_impl=inner), requires_grad=False)
 
 
 def _fp8_of_torchao(weight: Tensor) -> Any:
-    inner = Nested(weight.shape, float8_data=weight.to(torch.float8_e4m3fn), scale=torch.ones(()))
+    inner = Nested(weight.shape, float8_data=weight.detach().to(torch.float8_e4m3fn), scale=torch.ones(()))
     return torch.nn.Parameter(Nested(weight.shape, tensor_impl=inner), requires_grad=False)
 
 
@@ -366,9 +367,10 @@ class Params4bit(torch.nn.Parameter):
 
     @staticmethod
     def of(weight: Tensor) -> Any:
-        half = (weight.float() * 64 + 8).clamp(0, 15).to(torch.uint8).flatten().view(-1, 2)
+        weight = weight.detach().float()
+        half = (weight * 64 + 8).clamp(0, 15).to(torch.uint8).flatten().view(-1, 2)
         made = Params4bit((half[:, :1] * 16 + half[:, 1:]), requires_grad=False)
-        made.quant_state = {"absmax": weight.float().abs().amax(), "shape": weight.shape, "quant_type": "nf4"}
+        made.quant_state = {"absmax": weight.abs().amax(), "shape": weight.shape, "quant_type": "nf4"}
         return made
 
 
