@@ -30,6 +30,7 @@ from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device,
 from ..host.prefix_cache import PrefixCache
 from ..host.sampling import check_has_count, check_latent, decode, render
 from ..host.schedule import nested_sigmas
+from ..host.weights import UnreadableWeights
 from ..metrics.clip_score import NAME as CLIP_SCORE
 from ..metrics.measure import Backends, Series
 from ..metrics.measure import Measurement as Measured
@@ -93,7 +94,13 @@ class Graph:
         return [[tokens, {**extra, **self.extras}] for tokens, extra in encode_text(self.clip, text)]
 
     def facts(self) -> dict[str, str]:
-        """Digests of what moves the picture beside the setting."""
+        """Digests of what moves the picture beside the setting. UnsupportedError where that cannot be told apart."""
+        try:
+            return self._facts()
+        except UnreadableWeights as error:
+            raise UnsupportedError(message("model_unknown", name="ControlNet", kind=str(error))) from error
+
+    def _facts(self) -> dict[str, str]:
         vae = type(getattr(self.vae, "first_stage_model", self.vae)).__name__
         found = {"negative": digest_of(self.negative), "vae": vae}
         extras = extras_digest([["", self.extras]])

@@ -169,5 +169,5 @@ def search_prompts(
     used = set(order)
     others = [prompt for prompt in prompts if prompt not in used]
     shuffled = [others[i] for i in np.random.default_rng(1).permutation(len(others))]
-    dealt = zip(order, roles(len(order), spec.amount.alone), strict=True)
-    return [*shuffled, *(prompt for prompt, role in dealt if role == "train")][:count]
+    assigned = zip(order, roles(len(order), spec.amount.alone), strict=True)
+    return [*shuffled, *(prompt for prompt, role in assigned if role == "train")][:count]

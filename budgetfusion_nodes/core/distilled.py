@@ -29,6 +29,10 @@ _INSIDE = (
     "selfforcing",
     "causalforcing",
     "turbodiffusion",
+    "instaflow",
+    "perflow",
+    "longlive",
+    "realtime",
 )
 """Found anywhere in a name, whatever stands around them."""
 _TOKENS = frozenset({"lcm", "tcd", "dmd", "pcm", "rcm", "tdm", "sdxs", "flash", "rapid", "sprint", "fast", "hyper"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -21,6 +22,9 @@ LARGEST = 1e9  # beyond any cfg or denoise
 CFG_TOLERANCE = 0.01  # the widget's own resolution: a cfg shown as the same number is the same
 SIZE_SHIFT = "ModelSamplingFlux"
 """The host's sampling whose shift follows from the size of the image."""
+
+CONTENT = re.compile(r" content=[0-9a-f]{8}(?= |$)")
+"""Of a change's key: the digest of the pictures that a patch carries (IP-Adapter)."""
 
 Number = Annotated[float, Gt(-LARGEST), Lt(LARGEST)]
 Count = Annotated[int, Ge(1)]
@@ -143,7 +147,7 @@ def refusal(name: str, planned: Setting, actual: Setting) -> Message | None:
 def differences(planned: Setting, actual: Setting) -> tuple[Message, ...]:
     """One Message for each way in which `actual` leaves what the planner was calibrated for; empty if none. What was
     done to the model in addition is left to whoever has its Messages."""
-    gone = (_missing("change", _readable(key)) for key in planned.changes if key not in actual.changes)
+    gone = (_missing("change", _readable(key)) for key in planned.changes if not has_change(actual, key))
     return (*_model(planned, actual), *_values(planned, actual), *_extras(planned, actual), *gone)
 
 
@@ -155,6 +159,16 @@ def change_keys(changes: Iterable[Message]) -> tuple[str, ...]:
 def change_key(change: Message) -> str:
     """What tells a change to a model from another."""
     return " ".join((change.code, *(f"{name}={value}" for name, value in sorted(change.values.items()))))
+
+
+def has_change(setting: Setting, key: str) -> bool:
+    """Whether this was done to the setting's model too. Which pictures a patch carries makes it another render, but no
+    other change: they are content, as a prompt is."""
+    return _without_content(key) in map(_without_content, setting.changes)
+
+
+def _without_content(key: str) -> str:
+    return CONTENT.sub("", key, count=1)
 
 
 def _readable(key: str) -> str:

@@ -141,8 +141,8 @@ def read_extras(conditioning: Any) -> tuple[tuple[str, ...], float | None]:
             found.setdefault(kind, [])
             if detail and detail not in found[kind]:
                 found[kind].append(detail)
-        if isinstance(extras.get("guidance"), (int, float)):
-            guidance.append(float(extras["guidance"]))
+        distilled = _number(extras.get("guidance"))
+        guidance += [] if distilled is None else [distilled]
     told = tuple(f"{kind} {' + '.join(details)}".strip() for kind, details in sorted(found.items()))
     return told, max(guidance, default=None)
 
@@ -159,7 +159,8 @@ def extras_digest(conditioning: Any) -> str:
 def _kinds(extras: Mapping[str, Any]) -> dict[str, str]:
     """Kind -> detail of one entry's extras."""
     found = _range(extras) | _sizes(extras)
-    for key, value in extras.items():
+    for name, value in extras.items():
+        key = str(name)
         if value is None or key in OWN_WORDS or key in SIZES or key in ("guidance", "start_percent", "end_percent"):
             continue
         kind = KINDS.get(key, key)
@@ -170,9 +171,16 @@ def _kinds(extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _range(extras: Mapping[str, Any]) -> dict[str, str]:
-    start, end = extras.get("start_percent") or 0.0, extras.get("end_percent")
+    start, end = _number(extras.get("start_percent")) or 0.0, _number(extras.get("end_percent"))
     end = 1.0 if end is None else end
     return {"range": f"{start:.0%} - {end:.0%}"} if start > 0.0 or end < 1.0 else {}
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a tensor of one; None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        value = value.item()
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _sizes(extras: Mapping[str, Any]) -> dict[str, str]:
@@ -181,7 +189,10 @@ def _sizes(extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _detail(value: Any) -> str:
-    """What of a value can be compared from render to render and read by an artist; empty for tensors and objects."""
+    """What of a value can be compared from render to render and read by an artist, with a digest of networks and LoRAs;
+    empty for tensors and other objects."""
+    if isinstance(getattr(value, "hooks", None), list):
+        return _digest(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str, list, tuple)):
         return " + ".join(_controls(value))
     if isinstance(value, float):
@@ -196,8 +207,30 @@ def _controls(control: Any) -> Iterator[str]:
     """Strength and part of the sampling of each ControlNet in the host's chain; nothing for other objects."""
     while isinstance(getattr(control, "strength", None), (int, float)):
         start, end = getattr(control, "timestep_percent_range", None) or (0.0, 1.0)
-        yield f"{control.strength:g}" + ("" if (start, end) == (0.0, 1.0) else f" {start:.0%} - {end:.0%}")
+        part = "" if (start, end) == (0.0, 1.0) else f" {start:.0%} - {end:.0%}"
+        yield f"{control.strength:g}{part} {_network(control)}".rstrip()
         control = getattr(control, "previous_controlnet", None)
+
+
+NETWORKS = ("control_weights", "control_model", "t2i_model")
+"""Of a ControlNet; one that is a LoRA has its network in a run alone."""
+ARGUMENTS = ("control_type",)
+"""What of its arguments the artist set: the union types."""
+
+
+def _network(control: Any) -> str:
+    """A digest of which ControlNet it is, and of the kind of hint that it was set to, whatever the picture."""
+    held = next(filter(None, (getattr(control, name, None) for name in NETWORKS)), None)
+    arguments = {key: value for key, value in (getattr(control, "extra_args", None) or {}).items() if key in ARGUMENTS}
+    return " ".join(_digest(part) for part in (held, arguments) if part)
+
+
+def _digest(value: Any) -> str:
+    """8 hex digits; nothing of what cannot be read."""
+    try:
+        return f"#{digest_of(value)[:8]}"
+    except Exception:  # another pack's object, or weights that do not show themselves
+        return "#?"
 
 
 # ------------------------------------------------------------------------------------------------------ latents

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from .weights import raw_bytes
+from .contents import PLAIN, Weights, leaves
+from .weights import sample, spread
 
-HINT = "cond_hint_original"
-"""What every ControlNet of the host, and T2I adapter, has."""
-CONTROL = (HINT, "strength", "timestep_percent_range", "extra_concat_orig", "control_model", "t2i_model")
-CONTROL += ("previous_controlnet",)
-"""Of a ControlNet. What else it has belongs to a run, or follows from these."""
-PLAIN = (str, int, float, bool, type(None))
+LOOKED_AT = 96
+"""Tensors of a network, or of a file of weights, that are looked at."""
+LARGEST = 2**22
+"""Values of a tensor of a patch that are read, evenly spread."""
 
 
 def digest_of(value: Any) -> str:
-    """16 hex digits of a nested value: tensors by their content, networks by some of their weights,
-    ControlNets and objects that hold nothing but data by what they hold, other objects by their type."""
+    """16 hex digits of a nested value: tensors by their content, networks and files of weights by some of it, objects
+    (ControlNets, hooks, functions) by what they were made with. UnreadableWeights for a network without readable ones.
+    """
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()[:16]
@@ -41,21 +43,32 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, PLAIN):
         digest.update(repr(value).encode())
     else:
-        digest.update(type(value).__name__.encode())
-        if isinstance(value, nn.Module):
-            digest.update(raw_bytes(value.named_parameters()))
-        else:
-            _feed(digest, _content(value))
+        for path, leaf in leaves(value, whole=True):
+            digest.update("/".join(path).encode())
+            if isinstance(leaf, Weights):
+                digest.update(leaf.kind.encode() + weights_bytes(leaf))
+            else:
+                _feed(digest, leaf)
 
 
-def _content(thing: Any) -> dict[str, Any]:
-    held: Mapping[str, Any] = getattr(thing, "__dict__", {})
-    if HINT in held:
-        return {name: held[name] for name in CONTROL if name in held}
-    return dict(held) if all(map(_is_data, held.values())) else {}
+def weights_bytes(weights: Weights, *, signs: bool = False) -> bytes:
+    """A digest of a network, read once: names and shapes of all tensors, some values of LOOKED_AT; of floats the signs
+    alone where casting shall not count. UnreadableWeights if they cannot be read."""
+    known = _known.setdefault(weights.owner, {}) if isinstance(weights.owner, torch.nn.Module) else {}
+    if signs not in known:
+        tensors = sorted(weights.tensors(), key=lambda item: item[0])
+        names = [f"{name}{tuple(tensor.shape)}" for name, tensor in tensors]
+        chosen = [tensors[place] for place in spread(names, LOOKED_AT)]
+        parts = ("".join(names).encode(), *sample(chosen, 2 * LOOKED_AT, signs=signs))
+        known[signs] = hashlib.sha256(b"".join(parts)).digest()
+    return known[signs]
 
 
-def _is_data(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_data, value.values()))
-    return all(map(_is_data, value)) if isinstance(value, (list, tuple)) else isinstance(value, (Tensor, *PLAIN))
+_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, bytes]] = weakref.WeakKeyDictionary()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Shape and content; of a large one LARGEST values, evenly spread."""
+    flat = tensor.detach().reshape(-1)
+    flat = flat[:: -(-max(1, flat.numel()) // LARGEST)].to("cpu", torch.float32)
+    return f"{tuple(tensor.shape)}".encode() + flat.contiguous().numpy().tobytes()

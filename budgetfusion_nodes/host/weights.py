@@ -11,6 +11,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,9 @@ Found = tuple[str, torch.nn.Module, str]
 
 DISPATCH = "__torch_dispatch__"
 """What a subclass overrides that answers each operation itself, from data that it need not show."""
+
+NESTED = 8
+"""At most so many wrappers lie around the data."""
 
 PACKED = (torch.uint8, torch.int8, torch.int32)
 """What is large and of such a kind is packed weights, whatever its name; of other kinds what is named a weight."""
@@ -125,6 +129,14 @@ def _places(model: Any, network: torch.nn.Module) -> list[Place]:
     return _known[network]
 
 
+def spread(names: Sequence[str], count: int) -> list[int]:
+    """Places of at most `count` of sorted names: one in each of as many equal parts, chosen by a hash, so that no part
+    of a network and no kind of layer is favoured."""
+    count = min(count, len(names))
+    ends = [index * len(names) // max(1, count) for index in range(count + 1)]
+    return [min(range(start, end), key=lambda i: zlib.crc32(names[i].encode())) for start, end in pairwise(ends)]
+
+
 def _name(found: Found) -> str:
     return found[0]
 
@@ -190,16 +202,19 @@ def _unpatched(key: str, current: Tensor, backups: Sequence[Mapping[str, Any]]) 
 def stored(value: Tensor) -> Stored:
     """What is in memory. UnreadableWeights for a tensor subclass that does not show its data."""
     data, packing = value, ""
-    while type(data) not in (Tensor, torch.nn.Parameter):
-        inner = _inner(data)
+    for _ in range(NESTED):
+        inner = None if type(data) in (Tensor, torch.nn.Parameter) else _inner(data)
         if inner is None:
             break
-        if inner.dtype.itemsize != 1 or not inner.is_floating_point() or tuple(inner.shape) != tuple(data.shape):
-            packing += f"{getattr(data, '_layout_cls', type(data).__name__)} "
+        packing += f"{getattr(data, '_layout_cls', type(data).__name__)} "
         data = inner
+    else:  # it leads back to itself
+        raise UnreadableWeights(type(value).__name__)
     if data.is_meta or data.dtype.itemsize not in BY_SIZE or data.layout != torch.strided:
         raise UnreadableWeights(type(value).__name__)
-    return Stored(data, packing + ("" if _signed(data.dtype) else str(data.dtype)))
+    if _signed(data.dtype):  # floats in the weight's own order, or something else that is kept in floats
+        return Stored(data, "" if tuple(data.shape) == tuple(value.shape) else packing)
+    return Stored(data, packing + str(data.dtype))
 
 
 def _signed(dtype: torch.dtype) -> bool:
@@ -221,19 +236,33 @@ def _inner(value: Tensor) -> Tensor | None:
     return None
 
 
-def sample(weights: Iterable[tuple[str, Tensor]], looks_at_all: int = RUNS) -> Iterator[bytes]:
+def sample(weights: Iterable[tuple[str, Tensor]], looks_at_all: int = RUNS, *, signs: bool = True) -> Iterator[bytes]:
     """For each weight its name, shape, packing and a few of its values, as bytes for a digest.
 
-    One transfer for each device. UnreadableWeights if one cannot be read.
+    signs: of floats the signs alone, which casting keeps. One transfer for each device. UnreadableWeights if one cannot
+    be read.
     """
     # a subclass such as a GGUF tensor would otherwise answer in its own class and with the shape it will have unpacked
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         listed = [(name, value, stored(value)) for name, value in weights]
         runs = max(1, looks_at_all // max(1, len(listed)))
         looks = [(held.data, _look(name, held.data, runs)) for name, _, held in listed]
-        for (name, value, held), values in zip(listed, _transfer(looks), strict=True):
+        for (name, value, held), values in zip(listed, _transfer(looks, signs), strict=True):
             shape = tuple(value.shape) if not held.packing else tuple(held.data.shape)
             yield f"{name}{shape}{held.packing}\0".encode() + values
+
+
+def magnitude(weights: Iterable[tuple[str, Tensor]]) -> float:
+    """Mean of the absolute values, of floats, that `sample` looks at in one run of each."""
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        held = [(name, stored(value).data) for name, value in weights]
+        runs = [
+            run.view(data.dtype).to("cpu", torch.float64).abs()
+            for name, data in held
+            if _signed(data.dtype)
+            for run in _look(name, data, 1)
+        ]
+        return float(torch.cat(runs).mean()) if runs else 0.0
 
 
 def raw_bytes(weights: Iterable[tuple[str, Tensor]]) -> bytes:
@@ -271,8 +300,9 @@ def _run(data: Tensor, start: int, size: int) -> Tensor:
     return values.view(BY_SIZE[data.dtype.itemsize])
 
 
-def _transfer(looks: Sequence[tuple[Tensor, list[Tensor]]]) -> list[bytes]:
-    """The looked-at values on the CPU: signs (one byte each, 1 where negative) of floats, all bytes of others."""
+def _transfer(looks: Sequence[tuple[Tensor, list[Tensor]]], signs: bool) -> list[bytes]:
+    """The looked-at values on the CPU: all bytes, or with `signs` of floats the signs (one byte each, 1 where
+    negative)."""
     groups: dict[tuple[torch.device, int], list[int]] = {}
     for index, (data, runs) in enumerate(looks):
         if runs:
@@ -285,9 +315,8 @@ def _transfer(looks: Sequence[tuple[Tensor, list[Tensor]]]) -> list[bytes]:
             data, runs = looks[index]
             count = sum(run.numel() for run in runs) * key[1]
             part, at = values[at : at + count], at + count
-            signs = _signed(data.dtype)
             # the last byte of a little-endian float has its sign
-            answers[index] = (part[key[1] - 1 :: key[1]] >> 7 if signs else part).tobytes()
+            answers[index] = (part[key[1] - 1 :: key[1]] >> 7 if signs and _signed(data.dtype) else part).tobytes()
     return answers
 
 

@@ -10,7 +10,7 @@ from ..core.errors import PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import Plan
 from ..core.schedule import STOCK
-from ..core.setting import Setting, differences, refusal
+from ..core.setting import Setting, differences, has_change, refusal
 from ..host.identity import is_former
 from ..host.paths import find_planner, is_shipped, planners_fingerprint, read_planner, search_planners
 from ..predictor.planner import Planner
@@ -89,7 +89,7 @@ def _distance(path: Path, planner: AnyPlanner, setting: Setting, schedule: str) 
 def _steps_away(planner: AnyPlanner, setting: Setting) -> int:
     """Differences from the setting besides the schedule. A change of the model that the planner lacks is one:
     the planner of this very LoRA is nearer than that of the plain model."""
-    alone = sum(change not in planner.setting.changes for change in setting.changes)
+    alone = sum(not has_change(planner.setting, change) for change in setting.changes)
     return alone + len(differences(replace(planner.setting, schedule=setting.schedule), setting))
 
 

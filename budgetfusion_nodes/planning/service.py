@@ -14,7 +14,7 @@ from ..core.errors import BudgetFusionError, PlannerFileError, UnsupportedError
 from ..core.messages import Message, message
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK, Plan
 from ..core.schedule import NESTED, STOCK
-from ..core.setting import Setting, change_key, change_keys, differences
+from ..core.setting import Setting, change_key, change_keys, differences, has_change
 from ..core.stages import told
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
@@ -142,7 +142,7 @@ def _new_changes(identity: Identity, calibrated: Setting) -> Iterator[Message]:
     the setting, where that knows its own."""
     for change in identity.changes:
         told = change.code == "model_sampling" and calibrated.sampling
-        if not told and change_key(change) not in calibrated.changes:
+        if not told and not has_change(calibrated, change_key(change)):
             yield change
 
 

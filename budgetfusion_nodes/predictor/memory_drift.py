@@ -1,4 +1,4 @@
-"""Whether the latest prompts still are what the planner's promise was made for: two tests of exchangeability.
+"""Whether the latest prompts still are what the planner's guarantee was made for: two tests of exchangeability.
 
 A planner's thresholds hold for prompts like those of its calibration. An artist who changes style leaves them. That is
 seen in the prompts: too many lie further off than 95 % of the calibration's, and two or three tell. Or, where the words
@@ -51,8 +51,8 @@ def beginning(far: NDArray[np.bool_], short: NDArray[np.bool_]) -> int | None:
 
 
 def since_change(measured: RiskTable | None, planner: RiskTable) -> RiskTable:
-    """Thresholds after a change: from what was `measured` since, at the risks that so many prompts can promise; at the
-    others the planner's strictest, which promise nothing but are its most careful."""
+    """Thresholds after a change: from what was `measured` since, at the risks that so many prompts can guarantee; at
+    the others the planner's strictest, which guarantee nothing but are its most careful."""
     strict = np.asarray(planner.theta[0])
     if measured is None:
         return replace(planner, theta=tuple(planner.theta[0] for _ in planner.alphas))

@@ -1,6 +1,6 @@
 """Seconds of each metric for one picture beside a reference that was prepared before, as Markdown.
 
-    python -m research.bench.metric_seconds [--device cuda] [--open-clip ViT-L-14]
+    python -m research.bench.metric_seconds [--device cuda] [--open-clip ViT-L-14] [--random lpips:vgg dreamsim]
 
 Median of several runs after one that is not counted, with the device waited for. On a CPU the processor's seconds of
 this process, so that what else runs does not count: with OMP_NUM_THREADS=1 those of an idle core. Needs torch,
@@ -22,9 +22,11 @@ import torch
 
 from budgetfusion_nodes.core.errors import BudgetFusionError
 from budgetfusion_nodes.metrics.backends import load_d_sim
+from budgetfusion_nodes.metrics.d_sim_dreamsim import DreamSimBackend
+from budgetfusion_nodes.metrics.d_sim_lpips import LpipsBackend
 from budgetfusion_nodes.metrics.d_sim_st_lpips import NETS
 from budgetfusion_nodes.metrics.encoders import OpenClipImageEncoder, default_image_encoder
-from budgetfusion_nodes.metrics.interfaces import ImageEncoder
+from budgetfusion_nodes.metrics.interfaces import DSimBackend, ImageEncoder
 from budgetfusion_nodes.metrics.measure import Backends, Series
 
 SIZES = (512, 1024, 2048)
@@ -86,6 +88,7 @@ def table(options: argparse.Namespace) -> str:
             jobs.append((f"D-SIM {name}", Backends(load_d_sim(name), None), "d_sim"))
         except BudgetFusionError as error:
             sys.stderr.write(f"left out: {error}\n")
+    jobs += [(f"D-SIM {name}, random weights", Backends(_random_d_sim(name), None), "d_sim") for name in options.random]
     encoders: list[ImageEncoder] = [default_image_encoder(), *map(_random_encoder, options.open_clip)]
     jobs += [(f"I-CLIP {e.name.partition('#')[0]}", Backends(piq, e), "i_clip") for e in encoders]
     lines = [
@@ -112,6 +115,31 @@ def _random_encoder(architecture: str) -> OpenClipImageEncoder:
     return OpenClipImageEncoder(model, int(side), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), architecture)
 
 
+def _random_d_sim(name: str) -> DSimBackend:
+    """The genuine architecture with random weights, which do not change the time."""
+    kind, _, net = name.partition(":")
+    if kind == "lpips":
+        import lpips
+
+        return LpipsBackend(lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False), net)
+    return DreamSimBackend(_DreamSimTowers(), "ensemble")
+
+
+class _DreamSimTowers(torch.nn.Module):
+    """The three ViT-B/16 of DreamSim's ensemble (arXiv 2306.09344) without its adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import open_clip
+
+        models: list[Any] = [open_clip.create_model("ViT-B-16", pretrained=None) for _ in range(3)]
+        self.towers = torch.nn.ModuleList(model.visual for model in models)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 3, 224, 224] -> [B, 1536]."""
+        return torch.cat([tower(x) for tower in self.towers], dim=-1)
+
+
 def _called(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -127,6 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="PIXELS", help="default: %(default)s")
     parser.add_argument("--backends", nargs="*", default=D_SIM, metavar="NAME", help="default: %(default)s")
     parser.add_argument("--open-clip", nargs="*", default=(), metavar="MODEL", help="also time these, such as ViT-L-14")
+    parser.add_argument(
+        "--random",
+        nargs="*",
+        default=(),
+        metavar="NAME",
+        help="also time these with random weights: lpips:NET, dreamsim",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     sys.stdout.write(table(parser.parse_args(arguments)) + "\n")
     return 0

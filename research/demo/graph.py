@@ -91,7 +91,7 @@ def build(base: Graph, prompt: str, seed: int, quality: float) -> DemoGraph:
     target = int(nodes[planner]["inputs"]["max_steps"])
 
     shared = {name: nodes[adaptive]["inputs"][name] for name in _SAME_INPUTS}
-    # along the plan's schedule too: a nested plan promises nearness to the nested picture
+    # along the plan's schedule too: a nested plan guarantees nearness to the nested picture
     limits = {"quality": quality, "min_steps": target, "max_steps": target}
     nodes["full"] = {"class_type": ADAPTIVE, "inputs": {**shared, **limits}}
     nodes["stock"] = {"class_type": PLANNER, "inputs": {**nodes[planner]["inputs"], "schedule": "stock"}}

@@ -99,7 +99,7 @@ def tiny_scenes_prompts(seed: int, counts: Mapping[str, int] = COUNTS, seeds: Ma
     """Tiny Scenes captions from trivial to busy, in the generator's natural mix of scenes.
 
     Training scenes are ones that the generator knows too. Calibration and test scenes come from those held out from
-    everything, dealt to the two splits at random, so that conformal calibration holds on the test split. The order is
+    everything, split at random, so that conformal calibration holds on the test split. The order is
     random, so any first part of a sweep is a smaller sweep of the same kind.
     """
     rng = np.random.default_rng([seed, 0])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -247,7 +248,8 @@ def gguf(session: Any, flux: Any) -> Callable[..., Any]:
             if key in self.patches and isinstance(weight, GGMLTensor):
                 weight.to(device_to).patches = [(self.patches[key], key)]
 
-    def load(seed: int = 0, blocks: int | None = None) -> Any:
+    def load(seed: int = 0, blocks: int | None = None, kind: str = "Q4_K") -> Any:
+        number, values, size = GGML[kind]
         weights = flux_weights(seed)
         model = flux({name: value.float() for name, value in weights.items()}, custom_operations=Ops)
         for name, value in flux_weights(seed, blocks).items():
@@ -256,8 +258,11 @@ def gguf(session: Any, flux: Any) -> Callable[..., Any]:
                 if isinstance(owner, GGMLLayer):
                     torch.manual_seed(int(value.float().abs().sum() * 1e3) % 2**31)
                     rows, columns = value.shape
-                    packed = torch.randint(0, 256, (rows, columns * 9 // 16), dtype=torch.uint8)  # Q4_K
-                    owner.weight = torch.nn.Parameter(GGMLTensor.make(packed, 12, value.shape), requires_grad=False)
+                    packed = torch.randint(0, 256, (rows, columns // values * size), dtype=torch.uint8)
+                    if kind in GGML_FLOATS:
+                        packed = value.to(GGML_FLOATS[kind])
+                    made = GGMLTensor.make(packed, number, value.shape)
+                    owner.weight = torch.nn.Parameter(made, requires_grad=False)
         made = GGUFModelPatcher(model.model, CPU, CPU)
         assert isinstance(made.model.diffusion_model.single_blocks[0].linear1.weight, GGMLTensor)
         return made
@@ -265,8 +270,28 @@ def gguf(session: Any, flux: Any) -> Callable[..., Any]:
     return load
 
 
-def test_gguf_files_differ_by_their_blocks(gguf: Any, read: Any) -> None:
-    first, same, other = gguf(), gguf(), gguf(blocks=1)
+GGML: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q5_1": (7, 32, 24),
+    "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136),
+    "BF16": (30, 1, 2),
+}
+"""GGUF's number of a kind, values in one of its blocks, bytes of it."""
+GGML_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", GGML)
+def test_gguf_files_differ_by_their_blocks(gguf: Any, read: Any, kind: str) -> None:
+    first, same, other = gguf(kind=kind), gguf(kind=kind), gguf(blocks=1, kind=kind)
     assert read(first).fingerprint is not None
     assert read(first).fingerprint == read(same).fingerprint
     assert read(first).fingerprint != read(other).fingerprint
@@ -297,6 +322,82 @@ class Opaque(torch.Tensor):
 
 class Packed4bit(torch.nn.Parameter):
     """A parameter of its own class around packed bytes, as bitsandbytes has it."""
+
+
+class Nested(torch.Tensor):
+    """As torchao has it: a wrapper without storage around an implementation, which is a wrapper itself."""
+
+    parts: tuple[str, ...]
+
+    @staticmethod
+    def __new__(cls: Any, shape: Any, **parts: Any) -> Any:
+        made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16)
+        made.parts = tuple(parts)
+        for name, part in parts.items():
+            setattr(made, name, part)
+        return made
+
+    def __tensor_flatten__(self) -> Any:
+        return list(self.parts), None
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "detach" in str(function):
+            return args[0]
+        raise NotImplementedError(f"no kernel for {function}")
+
+
+def _torchao(weight: Tensor) -> Any:
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1)
+    data = (weight / scale[:, None] * 127).round().to(torch.int8)
+    inner = Nested(weight.shape, int_data=data, scale=scale.bfloat16(), zero_point=torch.zeros(len(scale)))
+    return torch.nn.Parameter(Nested(weight.shape, tensor_impl=inner), requires_grad=False)
+
+
+def _fp8_of_torchao(weight: Tensor) -> Any:
+    inner = Nested(weight.shape, float8_data=weight.detach().to(torch.float8_e4m3fn), scale=torch.ones(()))
+    return torch.nn.Parameter(Nested(weight.shape, tensor_impl=inner), requires_grad=False)
+
+
+class Params4bit(torch.nn.Parameter):
+    """As bitsandbytes has it: two values in a byte, flat, and what unpacks them beside."""
+
+    quant_state: Any
+
+    @staticmethod
+    def of(weight: Tensor) -> Any:
+        weight = weight.detach().float()
+        half = (weight * 64 + 8).clamp(0, 15).to(torch.uint8).flatten().view(-1, 2)
+        made = Params4bit((half[:, :1] * 16 + half[:, 1:]), requires_grad=False)
+        made.quant_state = {"absmax": weight.abs().amax(), "shape": weight.shape, "quant_type": "nf4"}
+        return made
+
+
+PACKINGS = {"torchao int8": _torchao, "torchao fp8": _fp8_of_torchao, "bitsandbytes": Params4bit.of}
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_wrappers_around_wrappers(flux: Any, read: Any, kind: str) -> None:
+    first, same, other = (put(flux(flux_weights(0, blocks)), PACKINGS[kind]) for blocks in (None, None, 1))
+    assert read(first).fingerprint is not None
+    assert read(first).fingerprint == read(same).fingerprint
+    assert read(first).fingerprint != read(other).fingerprint
+    assert (read(first).fingerprint == read(flux(flux_weights())).fingerprint) is (kind == "torchao fp8")
+
+
+def test_weights_that_a_file_holds_and_memory_does_not_yet(session: Any, flux: Any, read: Any, tmp_path: Any) -> None:
+    """Mapped, as safetensors maps them: they are read where they are."""
+    del session
+    path = tmp_path / "mapped.safetensors"
+    save_file(flux_weights(), path)
+    mapped = flux(flux_weights())
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, module in mapped.model.diffusion_model.named_modules():
+            if f"{name}.weight" in held:
+                module._parameters["weight"] = torch.nn.Parameter(held[f"{name}.weight"], requires_grad=False)
+        assert read(mapped).fingerprint == read(flux(flux_weights())).fingerprint
 
 
 def put(model: Any, wrap: Callable[[Tensor], Any]) -> Any:
@@ -343,7 +444,15 @@ def _emptied(weight: Tensor) -> Any:
     return made
 
 
+def _around_itself(weight: Tensor) -> Any:
+    made = Nested(weight.shape)
+    made.parts = ("inner",)
+    setattr(made, "inner", made)  # noqa: B010
+    return torch.nn.Parameter(made, requires_grad=False)
+
+
 HIDDEN = {
+    "a tensor that says it is within itself": _around_itself,
     "a tensor that shows no data": lambda weight: torch.nn.Parameter(Opaque(weight.shape), requires_grad=False),
     "no storage": lambda weight: torch.nn.Parameter(weight.to("meta"), requires_grad=False),
     "storage that was taken away": _emptied,

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,3 +190,104 @@ def test_a_shift_that_follows_from_the_size_is_a_size(
     steeper = make_node("ModelSamplingFlux", model=to("1"), max_shift=2.0, base_shift=1.0, width=64, height=64)
     plan = bench.plan({**bench.base(), "7": steeper}, model=to("7"), sampler_name="euler", scheduler="simple")
     assert (plan.fallback, codes(plan.warnings)) == (None, ["differs sampling"])
+
+
+ODD: dict[str, dict[Any, Any]] = {
+    "names that are no words": {1: 2, ("a",): 3},
+    "a part that is no number": {"start_percent": None, "end_percent": "x"},
+    "guidance in a tensor": {"guidance": torch.tensor(3.5)},
+    "hooks of nobody": {"hooks": [1, 2]},
+    "a control that is none": {"control": "x"},
+    "no data": {"reference_latents": [torch.empty(1, 4, 8, 8, device="meta")]},
+    "fp8": {"reference_latents": [torch.zeros(1, 4, 8, 8).to(torch.float8_e4m3fn)]},
+    "arrays": {"x": np.zeros(4), "y": np.float32(3)},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_whatever_other_packs_put_there_gets_a_plan(
+    bench: Any, make_node: Any, to: Any, loaded: Any, kind: str
+) -> None:
+    prompt = [[tokens, {**extras, **ODD[kind]}] for tokens, extras in loaded.encode("a star")]
+    given = make_node("GivenCONDITIONING", key=bench.value(prompt))
+    plan = bench.plan({**bench.base(), "7": given}, positive=to("7"))
+    assert plan.fallback is None
+    assert plan.warnings or kind == "a part that is no number"
+
+
+# ------------------------------------------------------------------------------------------------------ ControlNets
+
+
+def network(seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)).to(device, dtype)
+
+
+def control_net(seed: int = 0, hint: float = 0.5, kind: int | None = None, **options: Any) -> Any:
+    """As ControlNet Loader, Set Union ControlNet Type and Apply ControlNet make it."""
+    module = importlib.import_module("comfy.controlnet")
+    control = module.ControlNet(network(seed, **options), load_device=torch.device("cpu"))
+    if kind is not None:
+        control.set_extra_arg("control_type", [kind])
+    return control.set_cond_hint(torch.full((1, 3, 64, 64), hint), 0.8, (0.0, 1.0))
+
+
+def control_lora(seed: int = 0) -> Any:
+    module = importlib.import_module("comfy.controlnet")
+    control = module.ControlLora(dict(network(seed).state_dict()))
+    return control.set_cond_hint(torch.full((1, 3, 64, 64), 0.5), 0.8, (0.0, 1.0))
+
+
+FP8 = torch.float8_e4m3fn
+
+
+def test_controlnets_are_told_by_network_and_kind_of_hint(loaded: Any, pack: Any) -> None:
+    read = pack("host.conditioning")
+
+    def told(control: Any) -> tuple[Any, str]:
+        prompt = [[tokens, {**extras, "control": control}] for tokens, extras in loaded.encode("a star")]
+        return read.read_extras(prompt)[0], read.extras_digest(prompt)
+
+    made = [control_net(), control_net(1), control_net(kind=0), control_net(kind=3), control_lora(), control_lora(1)]
+    made += [control_net(dtype=FP8), control_net(1, dtype=FP8)]
+    found = [told(control) for control in made]
+    assert len({extras for extras, _ in found}) == len({digest for _, digest in found}) == len(made)
+    assert told(control_net().copy().set_cond_hint(torch.full((1, 3, 64, 64), 0.5), 0.8, (0.0, 1.0))) == found[0]
+    other = told(control_net(hint=0.6))
+    assert other[0] == found[0][0], "the picture is no setting"
+    assert other[1] != found[0][1]
+    lora = control_lora()
+    lora.control_model = network(3)  # as while it runs
+    assert told(lora)[0] == found[4][0]
+
+
+def test_another_controlnet_is_named(conditioned: Any, bench: Any, setting: Any, save_variant: Any, pack: Any) -> None:
+    extras = pack("host.conditioning").read_extras([["", {"control": control_net()}]])[0]
+    save_variant("a_control.safetensors", name="controlled", setting=dataclasses.replace(setting, extras=extras))
+    prompt = bench.base()
+
+    def planned(control: Any) -> Any:
+        graph = {**prompt, "8": {"class_type": "GivenCONDITIONING", "inputs": {"key": bench.value(with_(control))}}}
+        return bench.plan(graph, positive=["8", 0], planner="a_control.safetensors")
+
+    def with_(control: Any) -> Any:
+        return [[tokens, {**extra, "control": control}] for tokens, extra in encoded]
+
+    encoded = bench.run({**prompt, "9": bench.planner()}).outputs["2"][0]
+    del conditioned
+    assert codes(planned(control_net(hint=0.7)).warnings) == []
+    assert codes(planned(control_net(1)).warnings) == ["differs control"]
+    hidden = planned(control_net(device="meta"))
+    assert hidden.fallback is None
+    assert codes(hidden.warnings) == ["differs control"]
+
+
+def test_a_controlnet_that_cannot_be_read_is_not_calibrated_with(pack: Any, loaded: Any) -> None:
+    renderer, errors = pack("calibration.host_renderer"), pack("core.errors")
+    latent = {"samples": torch.zeros(1, 3, 64, 64)}
+    extras = {"control": control_net(device="meta")}
+    graph = renderer.Graph(
+        loaded.model, loaded.clip, loaded.vae, loaded.encode(""), "euler", "normal", 3.0, latent, extras
+    )
+    with pytest.raises(errors.UnsupportedError, match="ControlNet"):
+        graph.facts()
