@@ -7,7 +7,7 @@ Only the latest prompts count, so that the promise follows an artist who changes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ FITTED = 150
 """Renders that the kernel is fitted to."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 LENGTHS = (0.1, 0.15, 0.25, 0.4, 0.6, 0.9)
+ABSENT = 1e9
+"""A squared distance at which nothing weighs."""
 PRIOR = (2.0, 4.0)
 """Beta law of h before anything is measured: most of what a render needs is the seed's."""
 
@@ -37,12 +39,17 @@ class Trial:
 
     row: NDArray[np.int64]
     """Of Curves."""
-    neighbours: NDArray[np.int64]
-    """[R, n] rows of Curves; those beyond what there are have distance inf."""
     apart: FloatArray
-    """[R, n] squared distances."""
+    """[R, n] squared distances of its neighbours; ABSENT beyond what there are."""
     between: FloatArray
     """[R, n, n]"""
+    known: FloatArray
+    """[R, n, K] the neighbours' z, in units of what was predicted for the render."""
+    z: FloatArray
+    """[R, K] its own."""
+
+    def last(self, most: int) -> Trial:
+        return Trial(*(getattr(self, field.name)[-most:] for field in fields(self)))
 
 
 def fit_memory(curves: Curves, signatures: NDArray[np.float16], planner: RiskTable) -> Memory:
@@ -52,7 +59,7 @@ def fit_memory(curves: Curves, signatures: NDArray[np.float16], planner: RiskTab
     if not len(rows):
         return memory
     trials = _trial(memory, rows, False), _trial(memory, rows, True)
-    return _with_thresholds(replace(memory, kernel=fit_kernel(curves, trials)), rows, trials, planner)
+    return _with_thresholds(replace(memory, kernel=fit_kernel(trials)), rows, trials, planner)
 
 
 def refit(memory: Memory, planner: RiskTable) -> Memory:
@@ -103,54 +110,46 @@ def _trial(memory: Memory, rows: NDArray[np.int64], whole_prompt: bool) -> Trial
     most = min(NEIGHBOURS + 1, len(others))
     near = np.argpartition(squared, most - 1, axis=1)[:, :most]  # [W, n + 1]: a row may be its own neighbour
     neighbours, apart = others[near[which]], np.take_along_axis(squared, near, axis=1)[which].astype(np.float64)
-    apart[neighbours == rows[:, None]] = np.inf
+    absent = np.isinf(apart) | (neighbours == rows[:, None])
     places = space.places[curves.prompts[neighbours]]  # [R, n, S]
     norms = (places * places).sum(axis=-1)
     between = norms[:, :, None] + norms[:, None, :] - 2.0 * np.einsum("rns,rms->rnm", places, places)
-    return Trial(rows, neighbours, apart, np.maximum(between, 0.0).astype(np.float64))
+    between = np.where(absent[:, :, None] | absent[:, None, :], ABSENT, np.maximum(between, 0.0).astype(np.float64))
+    between[:, np.arange(between.shape[1]), np.arange(between.shape[1])] = 0.0
+    median, high = curves.median[rows], curves.high[rows]
+    known = standardised(curves.level[neighbours], median[:, None], high[:, None])
+    own = standardised(curves.level[rows], median, high)
+    return Trial(rows, np.where(absent, ABSENT, apart), between, known, own)
 
 
-def fit_kernel(curves: Curves, trials: tuple[Trial, ...]) -> Kernel:
+def fit_kernel(trials: tuple[Trial, ...]) -> Kernel:
     """The share and length that make the renders of `trials` likeliest, each given its neighbours (Vecchia 1988)."""
     best, found = -np.inf, Kernel()
-    parts = [_sample(trial) for trial in trials]
+    parts = [trial.last(FITTED) for trial in trials]
     for share in SHARES:
         prior = (PRIOR[0] - 1) * np.log(share) + (PRIOR[1] - 1) * np.log(1 - share)
         for length in LENGTHS:
             kernel = Kernel(share, length)
-            value = prior + sum(_likelihood(curves, part, kernel) for part in parts)
+            value = prior + sum(_likelihood(part, kernel) for part in parts)
             if value > best:
                 best, found = value, kernel
-    alone = sum(_likelihood(curves, part, Kernel()) for part in parts)
+    alone = sum(_likelihood(part, Kernel()) for part in parts)
     return found if best > alone else Kernel()
 
 
-def _sample(trial: Trial) -> Trial:
-    last = slice(-FITTED, None)
-    return Trial(trial.row[last], trial.neighbours[last], trial.apart[last], trial.between[last])
-
-
-def _likelihood(curves: Curves, trial: Trial, kernel: Kernel) -> float:
+def _likelihood(trial: Trial, kernel: Kernel) -> float:
     """Log density of the renders' z given their neighbours', a mean over counts; the variance of z is free."""
-    inner = slice(0, len(curves.grid) - 1)  # at the target nothing is left
-    mean, explained = _expected(curves, trial, kernel)
-    own = standardised(curves.level[trial.row], curves.median[trial.row], curves.high[trial.row])[:, inner]
+    mean, explained = _expected(trial, kernel)
     left = 1.0 - explained[:, None]
-    off = (own - mean[:, inner]) ** 2 / left
+    off = ((trial.z - mean) ** 2 / left)[:, :-1]  # at the target nothing is left
     variance = np.maximum(off.mean(axis=0), 1e-6)  # [K - 1]
     return float(-0.5 * (np.log(variance)[None] + np.log(left) + off / variance).mean(axis=1).sum())
 
 
-def _expected(curves: Curves, trial: Trial, kernel: Kernel) -> tuple[FloatArray, FloatArray]:
+def _expected(trial: Trial, kernel: Kernel) -> tuple[FloatArray, FloatArray]:
     """(mean z [R, K], explained share [R]) of each render from its neighbours."""
-    absent = np.isinf(trial.apart)
-    apart = np.where(absent, 1e9, trial.apart)  # so far away that it weighs nothing
-    between = np.where(absent[:, :, None] | absent[:, None, :], 1e9, trial.between)
-    between[:, np.arange(between.shape[1]), np.arange(between.shape[1])] = 0.0
-    weights, explained = kernel.weights(apart, between)
-    median, high = curves.median[trial.row, None], curves.high[trial.row, None]
-    z = standardised(curves.level[trial.neighbours], median, high)  # [R, n, K]
-    return np.einsum("rn,rnk->rk", weights, z), explained
+    weights, explained = kernel.weights(trial.apart, trial.between)
+    return np.matmul(weights[:, None], trial.known)[:, 0], explained
 
 
 def _group(
@@ -164,7 +163,7 @@ def _group(
 ) -> RiskTable | None:
     """Thresholds for the renders that memory says something of; None where the planner's own keep the promise on them
     and plans without memory take no more steps. new: in place of the planner's, after a change."""
-    mean, explained = _expected(curves, trial, kernel)
+    mean, explained = _expected(trial, kernel)
     kept = allowed & (explained >= LEAST_SUPPORT)
     if not kept.any():
         return None

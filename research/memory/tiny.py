@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from budgetfusion_nodes.predictor.features import fit_out_of_distribution
 from budgetfusion_nodes.predictor.memory import Curves, Memory
 from budgetfusion_nodes.predictor.memory_fit import fit_memory
 from budgetfusion_nodes.predictor.memory_space import Space, signature
+from budgetfusion_nodes.predictor.planner import consider
 from budgetfusion_nodes.predictor.prediction import Prediction
 from budgetfusion_nodes.tiny_scenes.captions import describe
 from research.statistics.allocation import needed
@@ -27,7 +29,7 @@ from research.sweeps.nested_study import Study
 from research.sweeps.prompts import LARGEST_SEED, PromptList
 from research.tiny_scenes_training.scene_check import scene_from_key
 
-from .judging import Tally, decide
+from .judging import Tally
 
 FOLDS = 8
 TAILS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 46)
@@ -193,11 +195,11 @@ def _add(
     rows = np.concatenate([fitted.rows, extra])
     curves, signatures = _curves(fitted.prediction, scene, wording, level, place, fitted.far, rows)
     memory = replace(fitted.memory, curves=curves, space=Space.of(signatures))
-    recalled = memory.recall(replace(fitted.prediction, distance=float(fitted.far[row])), place[row], risk)
+    recall = partial(memory.recall, signature=place[row], risk=risk)
+    found = consider(replace(fitted.prediction, distance=float(fitted.far[row])), fitted.table, risk, recall)
     counts = all_counts(fitted.prediction.grid)
     quality = np.clip(1.0 - interpolate_log_n(fitted.prediction.grid, level[row], counts), 0.0, 1.0)
-    steps, without = (decide(fitted.prediction, fitted.table, known, q, risk) for known in (recalled, None))
-    tally.add(steps, without, int(needed(np.array(counts), quality, q)), int(scene[row]))
+    tally.add(*found.steps(q, 1, counts[-1]), int(needed(np.array(counts), quality, q)), int(scene[row]))
 
 
 def scale_of(study: Study, target_steps: int = 50) -> FloatArray:
