@@ -109,13 +109,13 @@ def _trial(memory: Memory, rows: NDArray[np.int64], whole_prompt: bool) -> Trial
     curves, space = memory.curves, memory.space
     others = np.flatnonzero(curves.complete)
     prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
-    squared = space.distances(space.places[prompts])[:, curves.prompts[others]]  # [W, J]
+    squared = space.distances(space.at(prompts))[:, curves.prompts[others]]  # [W, J]
     squared[prompts[:, None] == curves.prompts[others][None]] = np.inf if whole_prompt else 0.0
     most = min(NEIGHBOURS + 1, len(others))
     near = np.argpartition(squared, most - 1, axis=1)[:, :most]  # [W, n + 1]: a row may be its own neighbour
     neighbours, apart = others[near[which]], np.take_along_axis(squared, near, axis=1)[which].astype(np.float64)
     absent = np.isinf(apart) | (neighbours == rows[:, None])
-    places = space.places[curves.prompts[neighbours]]  # [R, n, S]
+    places = space.at(curves.prompts[neighbours])  # [R, n, S]
     norms = (places * places).sum(axis=-1)
     between = norms[:, :, None] + norms[:, None, :] - 2.0 * np.einsum("rns,rms->rnm", places, places)
     between = np.where(absent[:, :, None] | absent[:, None, :], ABSENT, np.maximum(between, 0.0).astype(np.float64))

@@ -285,4 +285,12 @@ def test_renders_that_come_and_go_without_a_fit(studio: Studio, memory: Memory) 
     assert not grown.recall(studio.world.prediction(), whole[studio.which[3]], 0.1, str(studio.which[3]), 3).exact
     assert grown.own is small.own
     places = small.space.place(whole[curves.prompts[10:]])
-    assert grown.space.places[grown.curves.prompts] == pytest.approx(places)
+    assert grown.space.at(grown.curves.prompts) == pytest.approx(places)
+    compact = grown.compacted()
+    assert compact.space.late is None
+    assert len(compact.space.places) == len(compact.curves.keys) < len(grown.curves.keys)
+    for memory_of_them in (grown, compact):
+        space, prompts = memory_of_them.space, memory_of_them.curves.prompts
+        apart = ((places[:, None] - places[:3]) ** 2).sum(axis=-1)
+        found = space.distances(places[:3])[:, prompts].T
+        assert found == pytest.approx(apart, abs=1e-4)
