@@ -209,6 +209,22 @@ def test_what_came_and_went_is_told_without_reading_the_rest(path: Path, planner
         assert len(now(fourth).rows) == 0
 
 
+def test_as_many_renders_as_are_kept_take_less_than_100_megabytes(path: Path, planner: Planner) -> None:
+    sizes = []
+    with Store.at(path) as store:
+        for seed in range(30):
+            wide = Encoded.of(torch.randn(77, 4096, generator=torch.Generator().manual_seed(seed)), torch.randn(768))
+            said = np.zeros(2 * len(planner.grid) + 1, np.float32).tobytes()
+            remember(store, found(planner, encoded=wide, seed=seed, predictor=planner.fingerprint, predicted=said))
+            if seed in (9, 29):
+                with store.transaction() as connection:
+                    pages, size = (
+                        connection.exec_driver_sql(f"PRAGMA page_{what}").scalar_one() for what in ("count", "size")
+                    )
+                    sizes.append(pages * size)
+    assert (sizes[1] - sizes[0]) / 20 * store_memory.MOST < 100e6
+
+
 def test_the_oldest_are_evicted_and_calibrations_never(path: Path, planner: Planner) -> None:
     with Store.at(path) as store:
         setting, backends = store.setting_id(Subject(SETTING, planner.target_steps)), store.backends_id(BACKENDS)

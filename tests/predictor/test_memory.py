@@ -152,6 +152,10 @@ def test_a_prompt_met_before_moves_its_curve_toward_what_was_measured(studio: St
     for number in recurring[:10]:
         recalled = memory.recall(prediction, studio.prompts[number].astype(np.float16), 0.1)
         assert recalled.own >= 3
+        told = recalled.told(9, 12)
+        assert told is not None
+        assert told.said is not None
+        assert (told.said.code, told.said.values["own"]) == ("memory_own", studio.which.count(number))
         own = [np.log(studio.levels[j] + OFFSET) for j, n in enumerate(studio.which) if n == number]
         measured = np.mean(own, axis=0)
         before, after = (np.log(p.normalised[:, 0, 1] + OFFSET) for p in (prediction, recalled.prediction))
