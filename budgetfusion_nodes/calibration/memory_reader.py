@@ -67,14 +67,14 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 def matching_settings(connection: sqlite3.Connection, wanted: Wanted) -> list[int]:
     """Rows of settings whose renders are this render's but for prompt and seed."""
-    found = connection.execute("SELECT id, setting, target, facts FROM settings").fetchall()
-    return [row for row, setting, target, facts in found if _same(wanted, setting, target, json.loads(facts))]
+    plain, target, known = _nameless(wanted.setting.to_dict()), wanted.planner.target_steps, wanted.facts.items()
+    rows = connection.execute("SELECT id, setting, facts FROM settings WHERE target = ?", [target]).fetchall()
+    same = [(row, json.loads(facts)) for row, setting, facts in rows if _nameless(json.loads(setting)) == plain]
+    return [row for row, facts in same if all(facts.get(name, "") == value for name, value in known)]
 
 
-def _same(wanted: Wanted, text: str, target: int, facts: Facts) -> bool:
-    plain = {**wanted.setting.to_dict(), "model_name": ""}
-    same = {**json.loads(text), "model_name": ""} == plain and target == wanted.planner.target_steps
-    return same and all(facts.get(name, "") == value for name, value in wanted.facts.items())
+def _nameless(setting: Mapping[str, Any]) -> dict[str, Any]:
+    return {**setting, "model_name": ""}
 
 
 def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[int]:
@@ -84,8 +84,9 @@ def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[
     return [row for row, names in rows if own.items() <= json.loads(names).items()]
 
 
-_REMEMBERED = """FROM memories m JOIN trajectories t ON t.id = m.trajectory_id
-WHERE t.setting_id IN (SELECT value FROM json_each(?)) AND t.id NOT IN (SELECT trajectory_id FROM set_aside)"""
+_NOT_ASIDE = " AND t.id NOT IN (SELECT trajectory_id FROM set_aside)"
+_REMEMBERED = f"""FROM memories m JOIN trajectories t ON t.id = m.trajectory_id
+WHERE t.setting_id IN (SELECT value FROM json_each(?)){_NOT_ASIDE}"""
 _ONLY = " AND t.id IN (SELECT value FROM json_each(?))"
 
 
@@ -114,6 +115,8 @@ class Seen:
             "SELECT count(*), ifnull(sum(t.id), 0), min(m.at), max(m.at), "
             f"json_group_array(t.id) FILTER (WHERE m.at > ?) {_REMEMBERED}"
         )
+        if not connection.execute("SELECT EXISTS (SELECT 1 FROM set_aside)").fetchone()[0]:
+            query = query.removesuffix(_NOT_ASIDE)  # it takes a fifth of the time
         given = [self.at.max(initial=-1.0), _listed(settings)]
         *found, fresh_rows = connection.execute(query, given).fetchone()
         there = tuple(found) if found[0] else Seen.nothing().summary

@@ -58,9 +58,11 @@ def critical_thetas(upper: ArrayLike, true_quality: ArrayLike, q: float) -> Floa
     Q, NaN rows for absent seeds. Returns [N, S]: inf where even the smallest count has Q >= q from there on, NaN for
     absent seeds. A plan violates q exactly if it stops before t*, that is if u(n') <= theta for all n' >= t* - 1.
     """
-    tail = tail_min(true_quality)
+    return _critical(tail_max(upper), tail_min(true_quality), q)
+
+
+def _critical(peaks: FloatArray, tail: FloatArray, q: float) -> FloatArray:
     need = (tail >= q).argmax(axis=-1)  # index of t*; Q(T) = 1, so there is one
-    peaks = tail_max(upper)
     peaks = np.broadcast_to(peaks if peaks.ndim == tail.ndim else peaks[:, None], tail.shape)  # [N, S, C]
     before = np.take_along_axis(peaks, np.maximum(need - 1, 0)[..., None], axis=-1)[..., 0]  # [N, S]
     critical = np.where(need == 0, np.inf, before)
@@ -74,18 +76,26 @@ def seed_weights(present: NDArray[np.bool_]) -> FloatArray:
 
 def controlled_theta(critical: ArrayLike, alpha: float) -> float:
     """The largest theta whose corrected mean loss is <= alpha; 0 if none, inf if any will do. critical: [N, S]."""
+    return _controlled(critical, (alpha,))[0]
+
+
+def _controlled(critical: ArrayLike, alphas: Sequence[float]) -> list[float]:
+    """`controlled_theta` for each alpha."""
     values = np.asarray(critical, dtype=np.float64)
     present = ~np.isnan(values)
-    budget = alpha * (len(values) + 1) - 1.0 + 1e-9
-    if budget < 0:
-        return 0.0
     order = np.argsort(values[present])
-    loss = np.cumsum(seed_weights(present)[present][order])
-    over = loss > budget
-    if not over.any():
-        return np.inf
-    breakpoint_ = values[present][order][int(over.argmax())]
-    return float(max(np.nextafter(breakpoint_, -np.inf), 0.0))  # the loss jumps at the breakpoint: stay below it
+    loss, ranked = np.cumsum(seed_weights(present)[present][order]), values[present][order]
+    found = []
+    for alpha in alphas:
+        budget = alpha * (len(values) + 1) - 1.0 + 1e-9
+        at = int(np.searchsorted(loss, budget, side="right"))  # the first prompt too many
+        if budget < 0:
+            found.append(0.0)
+        elif at == len(loss):
+            found.append(np.inf)
+        else:  # the loss jumps at the breakpoint: stay below it
+            found.append(float(max(np.nextafter(ranked[at], -np.inf), 0.0)))
+    return found
 
 
 def capped_theta(critical: ArrayLike, q: float, alpha: float) -> float:
@@ -102,10 +112,9 @@ def calibrate(
     """upper: [N, C] or [N, S, C]; true_quality: [N, S, C]; a column for each integer count. Prompts must be new to the
     predictor."""
     table = np.zeros((len(alphas), len(qualities)))
+    peaks, tail = tail_max(upper), tail_min(true_quality)
     for column, q in enumerate(qualities):
-        critical = critical_thetas(upper, true_quality, q)
-        for row, alpha in enumerate(alphas):
-            table[row, column] = capped_theta(critical, q, alpha)
+        table[:, column] = np.minimum(_controlled(_critical(peaks, tail, q), alphas), (1.0 - q) / KAPPA_MIN)
     table = np.minimum.accumulate(table, axis=1)  # already so up to ties; the file format demands it
     table = np.maximum.accumulate(table, axis=0)
     rows = tuple(tuple(row) for row in table.tolist())

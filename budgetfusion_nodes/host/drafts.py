@@ -7,13 +7,13 @@ and by its setting, which has the scheduler and the schedule.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ..core.recent import Recent
 from ..core.setting import Setting
 from .prefix_cache import AROUND_EVALUATIONS
 
@@ -22,20 +22,20 @@ LIMIT_BYTES = 64 * 2**20
 
 @dataclass
 class Drafts:
-    """Least recently used trajectories go first."""
+    """Trajectories that were rendered longest ago go first."""
 
     limit: int = LIMIT_BYTES
-    _kept: OrderedDict[str, dict[int, Tensor]] = field(default_factory=OrderedDict)
+    _kept: Recent[str, dict[int, Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kept = Recent(self.limit, lambda counts: sum(samples.nbytes for samples in counts.values()))
 
     def keep(self, trajectory: str | None, steps: int, samples: Tensor) -> None:
         """samples: [1, C, ...] of a finished render of `steps` steps; on the CPU, where the host leaves them, else not
         kept."""
         if trajectory is None or samples.device.type != "cpu" or samples.nbytes > self.limit:
             return
-        self._kept.setdefault(trajectory, {})[steps] = samples
-        self._kept.move_to_end(trajectory)
-        while sum(s.nbytes for counts in self._kept.values() for s in counts.values()) > self.limit:
-            self._kept.popitem(last=False)
+        self._kept[trajectory] = {**self._kept.get(trajectory, {}), steps: samples}
 
     def of(self, trajectory: str | None) -> Mapping[int, Tensor]:
         """Steps -> samples of one trajectory."""

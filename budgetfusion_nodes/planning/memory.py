@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
+from ..core.recent import Recent
 from ..core.setting import Setting
 from ..core.stages import told
 from ..host.conditioning import extras_digest
@@ -78,7 +78,7 @@ class Cache:
     """What was read and fitted last, for a few planners and settings. A plan reads what is new, which takes
     milliseconds; fitting takes a second and is done in a thread of its own, for the plans after."""
 
-    _entries: OrderedDict[Any, Loaded] = field(default_factory=OrderedDict)
+    _entries: Recent[Any, Loaded] = field(default_factory=lambda: Recent(KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _fitting: threading.Timer | None = None
 
@@ -88,13 +88,13 @@ class Cache:
         stamp = _stamp(path)
         if stamp is None:
             return None
-        key = (str(path), wanted.planner.fingerprint, wanted.setting, tuple(sorted(wanted.facts.items())))
+        planner, facts = wanted.planner, tuple(sorted(wanted.facts.items()))
+        key = (str(path), planner.fingerprint, planner.risk_table, wanted.setting, facts)
         with self._lock:
-            known = self._entries.get(key)
+            known = self._entries.used(key)
             if known is None or known.stamp != stamp:
                 known = _caught_up(path, wanted, stamp, known)
-                self._keep(key, known)
-            self._entries.move_to_end(key)
+                self._entries[key] = known
             if known.stale and self._fitting is None:
                 self._fitting = threading.Timer(AFTER, self._fit, (key, path, wanted, known))
                 self._fitting.daemon = True
@@ -113,11 +113,6 @@ class Cache:
         with self._lock:
             self._entries.clear()
 
-    def _keep(self, key: Any, loaded: Loaded) -> None:
-        self._entries[key] = loaded
-        while len(self._entries) > KEPT:
-            self._entries.popitem(last=False)
-
     def _fit(self, key: Any, path: Path, wanted: Wanted, known: Loaded) -> None:
         found = replace(known, stale=False)
         try:
@@ -127,7 +122,7 @@ class Cache:
             if isinstance(error, sqlite3.OperationalError):  # held for a moment: the next plan tries again
                 found = known
         with self._lock:
-            self._keep(key, found)
+            self._entries[key] = found
             self._fitting = None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..core.messages import Message
 from ..core.plan import Plan
+from ..core.recent import Recent
 from ..core.schedule import STOCK
 from ..core.sources import COMPARED
 from ..host.drafts import FINISHED, trajectory_of
@@ -40,7 +40,7 @@ SAME = ("model", "seed", "cfg", "sampler_name", "scheduler", "positive", "negati
 MOST = 16
 """Renders that are known."""
 
-_RENDERED: OrderedDict[str, tuple[Origin, int, Planner]] = OrderedDict()
+_RENDERED: Recent[str, tuple[Origin, int, Planner]] = Recent(MOST)
 
 
 def keep_for_memory(
@@ -73,7 +73,7 @@ def _keep(
         FINISHED.keep(trajectory_of(done.key, inputs[0], origin.setting), done.steps, samples)
     key = graph_key(graph, node) if judged else None
     if key is not None:
-        _put(_RENDERED, key, (origin, done.steps, planner_of(plan)))
+        _RENDERED[key] = (origin, done.steps, planner_of(plan))
 
 
 def remember_pair(hidden: Any, planned: Tensor, full: Tensor) -> Message | None:
@@ -187,10 +187,3 @@ def graph_key(graph: Mapping[str, Any], node: str) -> str | None:
 def _is_link(value: Any) -> bool:
     """As the host tells links from values; a node in a subgraph is called "12:3"."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
-
-
-def _put(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > MOST:
-        kept.popitem(last=False)

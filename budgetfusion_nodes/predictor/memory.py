@@ -158,12 +158,12 @@ class Memory:
         return replace(self, curves=curves, space=self.space.joined(signatures[new]))
 
     def compacted(self) -> Memory:
-        """Without prompts that no render is left of."""
+        """Without prompts that no render is left of, in one piece."""
         used, place = np.unique(self.curves.prompts, return_inverse=True)
-        if len(used) == len(self.curves.keys):
+        if len(used) == len(self.curves.keys) and self.space.late is None:
             return self
         curves = replace(self.curves, prompts=place.astype(np.int64), keys=self.curves.keys[used])
-        return replace(self, curves=curves, space=replace(self.space, places=self.space.places[used]))
+        return replace(self, curves=curves, space=self.space.only(used))
 
     def recall(
         self,
@@ -204,7 +204,7 @@ class Memory:
     ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         curves = self.curves
         median, high = (prediction.normalised[..., level].max(axis=1) for level in (1, 2))
-        places = self.space.places[curves.prompts[chosen]]
+        places = self.space.at(curves.prompts[chosen])
         between = ((places[:, None] - places[None]) ** 2).sum(axis=-1).astype(np.float64)
         z = standardised(curves.level[chosen], median, high)
         mean, explained = self.kernel.expected(z, to_renders[chosen], between)

@@ -7,14 +7,14 @@ Only the latest prompts count, so that the promise follows an artist who changes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.curves import FloatArray, all_counts, interpolate_log_n, tail_max
 from ..core.plan import DEFAULT_QUALITY, DEFAULT_RISK, threshold_at
-from ..core.risk import RiskTable, calibrate, critical_thetas
+from ..core.risk import RiskTable, calibrate, capped_theta, critical_thetas
 from .memory import LEAST_SUPPORT, NEIGHBOURS, Curves, Memory
 from .memory_drift import SHORT, beginning, since_change
 from .memory_space import Kernel, Space, high_level, standardised
@@ -27,6 +27,12 @@ FITTED = 150
 """Renders that the kernel is fitted to."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 LENGTHS = (0.1, 0.15, 0.25, 0.4, 0.6, 0.9)
+NEAR_PROMPTS = 19
+"""Of which thresholds for near ones are made: with fewer they are stricter by more than new prompts gain."""
+ABSENT = 1e9
+"""A squared distance at which nothing weighs."""
+TURNS = 2
+"""Of fitting the length and the share."""
 PRIOR = (2.0, 4.0)
 """Beta law of h before anything is measured: most of what a render needs is the seed's."""
 
@@ -37,12 +43,17 @@ class Trial:
 
     row: NDArray[np.int64]
     """Of Curves."""
-    neighbours: NDArray[np.int64]
-    """[R, n] rows of Curves; those beyond what there are have distance inf."""
     apart: FloatArray
-    """[R, n] squared distances."""
+    """[R, n] squared distances of its neighbours; ABSENT beyond what there are."""
     between: FloatArray
     """[R, n, n]"""
+    known: FloatArray
+    """[R, n, K] the neighbours' z, in units of what was predicted for the render."""
+    z: FloatArray
+    """[R, K] its own."""
+
+    def last(self, most: int) -> Trial:
+        return Trial(*(getattr(self, field.name)[-most:] for field in fields(self)))
 
 
 def fit_memory(curves: Curves, signatures: NDArray[np.float16], planner: RiskTable) -> Memory:
@@ -52,7 +63,7 @@ def fit_memory(curves: Curves, signatures: NDArray[np.float16], planner: RiskTab
     if not len(rows):
         return memory
     trials = _trial(memory, rows, False), _trial(memory, rows, True)
-    return _with_thresholds(replace(memory, kernel=fit_kernel(curves, trials)), rows, trials, planner)
+    return _with_thresholds(replace(memory, kernel=fit_kernel(trials)), rows, trials, planner)
 
 
 def refit(memory: Memory, planner: RiskTable) -> Memory:
@@ -98,59 +109,53 @@ def _trial(memory: Memory, rows: NDArray[np.int64], whole_prompt: bool) -> Trial
     curves, space = memory.curves, memory.space
     others = np.flatnonzero(curves.complete)
     prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
-    squared = space.distances(space.places[prompts])[:, curves.prompts[others]]  # [W, J]
+    squared = space.distances(space.at(prompts))[:, curves.prompts[others]]  # [W, J]
     squared[prompts[:, None] == curves.prompts[others][None]] = np.inf if whole_prompt else 0.0
     most = min(NEIGHBOURS + 1, len(others))
     near = np.argpartition(squared, most - 1, axis=1)[:, :most]  # [W, n + 1]: a row may be its own neighbour
     neighbours, apart = others[near[which]], np.take_along_axis(squared, near, axis=1)[which].astype(np.float64)
-    apart[neighbours == rows[:, None]] = np.inf
-    places = space.places[curves.prompts[neighbours]]  # [R, n, S]
+    absent = np.isinf(apart) | (neighbours == rows[:, None])
+    places = space.at(curves.prompts[neighbours])  # [R, n, S]
     norms = (places * places).sum(axis=-1)
     between = norms[:, :, None] + norms[:, None, :] - 2.0 * np.einsum("rns,rms->rnm", places, places)
-    return Trial(rows, neighbours, apart, np.maximum(between, 0.0).astype(np.float64))
+    between = np.where(absent[:, :, None] | absent[:, None, :], ABSENT, np.maximum(between, 0.0).astype(np.float64))
+    between[:, np.arange(between.shape[1]), np.arange(between.shape[1])] = 0.0
+    median, high = curves.median[rows], curves.high[rows]
+    known = standardised(curves.level[neighbours], median[:, None], high[:, None])
+    own = standardised(curves.level[rows], median, high)
+    return Trial(rows, np.where(absent, ABSENT, apart), between, known, own)
 
 
-def fit_kernel(curves: Curves, trials: tuple[Trial, ...]) -> Kernel:
-    """The share and length that make the renders of `trials` likeliest, each given its neighbours (Vecchia 1988)."""
-    best, found = -np.inf, Kernel()
-    parts = [_sample(trial) for trial in trials]
-    for share in SHARES:
-        prior = (PRIOR[0] - 1) * np.log(share) + (PRIOR[1] - 1) * np.log(1 - share)
-        for length in LENGTHS:
-            kernel = Kernel(share, length)
-            value = prior + sum(_likelihood(curves, part, kernel) for part in parts)
-            if value > best:
-                best, found = value, kernel
-    alone = sum(_likelihood(curves, part, Kernel()) for part in parts)
-    return found if best > alone else Kernel()
+def fit_kernel(trials: tuple[Trial, ...]) -> Kernel:
+    """The share and length that make the renders of `trials` likeliest, each given its neighbours (Vecchia 1988), by
+    turns."""
+    parts = [trial.last(FITTED) for trial in trials]
+
+    def value(kernel: Kernel) -> float:
+        prior = (PRIOR[0] - 1) * np.log(kernel.share) + (PRIOR[1] - 1) * np.log(1 - kernel.share)
+        return float(prior + sum(_likelihood(part, kernel) for part in parts))
+
+    found = Kernel(SHARES[len(SHARES) // 2])
+    for _ in range(TURNS):
+        found = max((replace(found, length=length) for length in LENGTHS), key=value)
+        found = max((replace(found, share=share) for share in SHARES), key=value)
+    alone = sum(_likelihood(part, Kernel()) for part in parts)
+    return found if value(found) > alone else Kernel()
 
 
-def _sample(trial: Trial) -> Trial:
-    last = slice(-FITTED, None)
-    return Trial(trial.row[last], trial.neighbours[last], trial.apart[last], trial.between[last])
-
-
-def _likelihood(curves: Curves, trial: Trial, kernel: Kernel) -> float:
+def _likelihood(trial: Trial, kernel: Kernel) -> float:
     """Log density of the renders' z given their neighbours', a mean over counts; the variance of z is free."""
-    inner = slice(0, len(curves.grid) - 1)  # at the target nothing is left
-    mean, explained = _expected(curves, trial, kernel)
-    own = standardised(curves.level[trial.row], curves.median[trial.row], curves.high[trial.row])[:, inner]
+    mean, explained = _expected(trial, kernel)
     left = 1.0 - explained[:, None]
-    off = (own - mean[:, inner]) ** 2 / left
+    off = ((trial.z - mean) ** 2 / left)[:, :-1]  # at the target nothing is left
     variance = np.maximum(off.mean(axis=0), 1e-6)  # [K - 1]
     return float(-0.5 * (np.log(variance)[None] + np.log(left) + off / variance).mean(axis=1).sum())
 
 
-def _expected(curves: Curves, trial: Trial, kernel: Kernel) -> tuple[FloatArray, FloatArray]:
+def _expected(trial: Trial, kernel: Kernel) -> tuple[FloatArray, FloatArray]:
     """(mean z [R, K], explained share [R]) of each render from its neighbours."""
-    absent = np.isinf(trial.apart)
-    apart = np.where(absent, 1e9, trial.apart)  # so far away that it weighs nothing
-    between = np.where(absent[:, :, None] | absent[:, None, :], 1e9, trial.between)
-    between[:, np.arange(between.shape[1]), np.arange(between.shape[1])] = 0.0
-    weights, explained = kernel.weights(apart, between)
-    median, high = curves.median[trial.row, None], curves.high[trial.row, None]
-    z = standardised(curves.level[trial.neighbours], median, high)  # [R, n, K]
-    return np.einsum("rn,rnk->rk", weights, z), explained
+    weights, explained = kernel.weights(trial.apart, trial.between)
+    return np.matmul(weights[:, None], trial.known)[:, 0], explained
 
 
 def _group(
@@ -164,7 +169,7 @@ def _group(
 ) -> RiskTable | None:
     """Thresholds for the renders that memory says something of; None where the planner's own keep the promise on them
     and plans without memory take no more steps. new: in place of the planner's, after a change."""
-    mean, explained = _expected(curves, trial, kernel)
+    mean, explained = _expected(trial, kernel)
     kept = allowed & (explained >= LEAST_SUPPORT)
     if not kept.any():
         return None
@@ -174,23 +179,47 @@ def _group(
     table = _table(curves, rows, with_memory, by_render)
     if new is not None or SHORT.beginning(_broken(curves, rows, planner)) is not None:
         return table
-    return table if _mean_steps(curves, with_memory, table) < _mean_steps(curves, high, planner) else None
+    if not by_render and table.prompts < NEAR_PROMPTS:
+        return None
+    alone = _as_the_planners(_laid_out(curves, rows, high, by_render), planner.prompts)
+    return table if _mean_steps(curves, with_memory, _usual(table)) < _mean_steps(curves, high, alone) else None
 
 
 def _table(curves: Curves, rows: NDArray[np.int64], upper: FloatArray, by_render: bool = False) -> RiskTable:
     """Thresholds for these upper curves [R, K]. by_render: every render counts alike, as the next one of a prompt that
     comes again is most likely one of those that come often; else every prompt does."""
+    found = calibrate(*_laid_out(curves, rows, upper, by_render))
+    return replace(found, prompts=len(np.unique(curves.prompts[rows])))
+
+
+def _laid_out(
+    curves: Curves, rows: NDArray[np.int64], upper: FloatArray, by_render: bool
+) -> tuple[FloatArray, FloatArray]:
+    """(upper, measured quality) [N, S, C]: a row for each prompt or, `by_render`, each render."""
     counts = all_counts(curves.grid)
     found = interpolate_log_n(curves.grid, upper, counts)
     quality = np.clip(1.0 - interpolate_log_n(curves.grid, curves.level[rows], counts), 0.0, 1.0)
-    prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
     if by_render:
-        return replace(calibrate(found, quality[:, None]), prompts=len(prompts))
+        return found[:, None], quality[:, None]
+    prompts, which = np.unique(curves.prompts[rows], return_inverse=True)
     place = _place_among(which)
     shape = (len(prompts), int(place.max()) + 1, len(counts))
     all_upper, all_quality = np.zeros(shape), np.full(shape, np.nan)
     all_upper[which, place], all_quality[which, place] = found, quality
-    return calibrate(all_upper, all_quality)
+    return all_upper, all_quality
+
+
+def _as_the_planners(laid_out: tuple[FloatArray, FloatArray], prompts: int) -> float:
+    """theta at the nodes' own quality and risk, with as many too short as the planner's own for its `prompts` allow.
+
+    Plans with memory are compared with this, and not with the planner's own: both thresholds come from the same
+    renders, so that luck with these moves both alike. Where plans are chosen for being shorter than others of other
+    renders, they are chosen for lax thresholds, and more than the risk are too short.
+    """
+    critical = critical_thetas(*laid_out, DEFAULT_QUALITY)
+    share = (DEFAULT_RISK * (prompts + 1) - 1.0) / max(prompts, 1)
+    rows = len(critical)
+    return capped_theta(critical, DEFAULT_QUALITY, (rows * share + 1.0) / (rows + 1))
 
 
 def _usual(table: RiskTable) -> float:
@@ -198,10 +227,10 @@ def _usual(table: RiskTable) -> float:
     return threshold_at(table.thresholds(DEFAULT_RISK), DEFAULT_QUALITY)
 
 
-def _mean_steps(curves: Curves, upper: FloatArray, table: RiskTable) -> float:
-    """Planned from upper curves [R, K] by these thresholds."""
+def _mean_steps(curves: Curves, upper: FloatArray, theta: float) -> float:
+    """Planned from upper curves [R, K]."""
     counts = all_counts(curves.grid)
-    enough = tail_max(interpolate_log_n(curves.grid, upper, counts)) <= _usual(table)
+    enough = tail_max(interpolate_log_n(curves.grid, upper, counts)) <= theta
     enough[:, -1] = True
     return float(np.asarray(counts)[enough.argmax(axis=1)].mean())
 

@@ -56,6 +56,9 @@ class Space:
     places: NDArray[np.float32]
     """[P, S]; squared distances of two prompts drawn at random are 2 on average."""
 
+    late: NDArray[np.float32] | None = None
+    """[B, S] of prompts behind those: a plan that joins some copies no megabytes."""
+
     @classmethod
     def of(cls, signatures: NDArray[np.float16]) -> Space:
         """signatures: [P, S], P >= 1."""
@@ -72,10 +75,26 @@ class Space:
 
     def joined(self, signatures: NDArray[np.float16]) -> Space:
         """With more prompts [B, S], in the same units."""
-        fresh = replace(self, places=self.place(signatures))
-        both = replace(self, places=np.concatenate([self.places, fresh.places]))
-        vars(both)["norms"] = np.concatenate([self.norms, fresh.norms])  # a pass over all places takes a millisecond
+        if not len(signatures):
+            return self
+        fresh = self.place(signatures)
+        both = replace(self, late=fresh if self.late is None else np.concatenate([self.late, fresh]))
+        vars(both)["norms"] = self.norms  # a pass over all places takes a millisecond
         return both
+
+    def at(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[..., S] places of these prompts."""
+        if self.late is None:
+            return self.places[rows]
+        early = rows < len(self.places)
+        found = np.empty((*rows.shape, self.places.shape[1]), np.float32)
+        found[early] = self.places[rows[early]]
+        found[~early] = self.late[rows[~early] - len(self.places)]
+        return found
+
+    def only(self, rows: NDArray[np.int64]) -> Space:
+        """Of these prompts."""
+        return replace(self, places=self.at(rows), late=None)
 
     def place(self, wanted: NDArray[np.float16]) -> NDArray[np.float32]:
         """[..., S] in the units of `places`."""
@@ -84,7 +103,11 @@ class Space:
     def distances(self, places: NDArray[np.float32]) -> NDArray[np.float32]:
         """Squared distances [B, P] from `places` [B, S] to every prompt."""
         own = (places * places).sum(axis=1)[:, None]
-        return np.maximum(own + self.norms[None] - 2.0 * (places @ self.places.T), 0.0)
+        found = own + self.norms[None] - 2.0 * (places @ self.places.T)
+        if self.late is not None:
+            late = own + (self.late * self.late).sum(axis=1)[None] - 2.0 * (places @ self.late.T)
+            found = np.concatenate([found, late], axis=1)
+        return np.maximum(found, 0.0)
 
 
 @dataclass(frozen=True)

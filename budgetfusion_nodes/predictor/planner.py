@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,13 +33,38 @@ if TYPE_CHECKING:
     from .memory import Recalled
 
 
-def decision_of(
-    prediction: Prediction, thresholds: RiskTable, risk: float, recalled: Recalled | None = None
-) -> Decision:
-    """What a prediction, or what memory made of it, is decided by. thresholds: the planner's."""
-    known = prediction if recalled is None else recalled.prediction
-    knots = (None if recalled is None else recalled.knots(risk)) or thresholds.thresholds(risk)
-    return Decision.from_curves(known.grid, known.high(), known.quality(1), knots)
+@dataclass(frozen=True)
+class Considered:
+    """What a plan is decided by."""
+
+    prediction: Prediction
+    """As memory has it."""
+    decision: Decision
+    alone: Decision
+    """Without memory."""
+    recalled: Recalled | None = None
+
+    def steps(self, quality: float, least: int, most: int) -> tuple[int, int]:
+        """(steps, those without memory)."""
+        with_memory, without = (one.steps(quality, least, most) for one in (self.decision, self.alone))
+        return with_memory, without
+
+
+def consider(
+    prediction: Prediction, thresholds: RiskTable, risk: float, recall: Callable[[Prediction], Recalled] | None = None
+) -> Considered:
+    """thresholds: the planner's; recall: what memory makes of the prediction."""
+    alone = _decision(prediction, thresholds.thresholds(risk))
+    recalled = None if recall is None else recall(prediction)
+    if recalled is None:
+        return Considered(prediction, alone, alone)
+    known, knots = recalled.prediction, recalled.knots(risk)
+    same = known is prediction and knots is None
+    return Considered(known, alone if same else _decision(known, knots or alone.thresholds), alone, recalled)
+
+
+def _decision(prediction: Prediction, knots: Sequence[tuple[float, float]]) -> Decision:
+    return Decision.from_curves(prediction.grid, prediction.high(), prediction.quality(1), knots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +128,9 @@ class Planner(Calibrated):
         max_steps = self.target_steps if max_steps is None else max_steps
         check_request(quality, risk, min_steps, max_steps, self.risk_range)
         min_steps = max(min_steps, min(least_steps(self.setting.schedule), max_steps))
-        prediction = self.predict(tokens, pooled)
-        decision = decision_of(prediction, self.risk_table, risk)
-        steps = without = decision.steps(quality, min_steps, max_steps)
-        recalled = None if recall is None else recall(prediction)
-        if recalled is not None:
-            prediction = recalled.prediction
-            decision = decision_of(prediction, self.risk_table, risk, recalled)
-            steps = decision.steps(quality, min_steps, max_steps)
+        found = consider(self.predict(tokens, pooled), self.risk_table, risk, recall)
+        prediction, decision, recalled = found.prediction, found.decision, found.recalled
+        steps, without = found.steps(quality, min_steps, max_steps)
         return Plan(
             steps=steps,
             max_steps=max_steps,

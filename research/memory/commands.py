@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 from research.options import WEIGHTS, add_host_option, number, whole
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .judging import Tally
+    from .tiny import Renders
 
 
 BEFORE = 1000
 """Renders before a change of style."""
+AFTER = (5, 30)
+"""Renders after it, on Tiny Scenes."""
 
 
 def add_parser(commands: Any) -> None:
@@ -46,8 +52,9 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=Path, nargs=2, metavar=both, help=text)
     text = "the same scenes in other words; drawn where the list is not there"
     parser.add_argument("--rephrased", type=Path, nargs=2, metavar=both, help=text)
-    parser.add_argument("--prompts", type=whole(1, 10_000), default=80, help="of --pictures (%(default)s)")
-    parser.add_argument("--schedule", default="nested 4@0.94", help="of dpmpp_2m, karras (%(default)s)")
+    parser.add_argument("--prompts", type=whole(1, 10_000), default=300, help="of --pictures (%(default)s)")
+    parser.add_argument("--qualities", default="0.85,0.9,0.95", help="sliders of --pictures (%(default)s)")
+    parser.add_argument("--schedule", default="nested 5@1.0", help="of dpmpp_2m, karras (%(default)s)")
 
 
 def _say(text: str) -> None:
@@ -75,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
         found = {case: {kind: tally.figures() for kind, tally in kinds.items()} for case, kinds in cases.items()}
         draw(found, args.risk, args.figure)
     if args.pictures and args.rephrased:
-        for kind, tally in _real(args).items():
-            _say(row(f"Tiny Scenes, {kind}", tally))
+        for case, tally in _real(args):
+            _say(row(f"Tiny Scenes {case}", tally))
     if args.cost:
         with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-") as folder:
             _say(costs(Path(folder) / "calibration.sqlite3", args.cost))
@@ -96,8 +103,25 @@ def _simulated(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tally]
             yield f"{BEFORE:,} + {after} in {style}", simulate_drift(BEFORE, after, *law, **more)
 
 
-def _real(args: argparse.Namespace) -> dict[str, Tally]:
-    """Kind of prompt -> tally on Tiny Scenes."""
+def _real(args: argparse.Namespace) -> Iterator[tuple[str, Tally]]:
+    """(slider and kind of prompt, tally) on Tiny Scenes."""
+    from .tiny import judge, judge_drift
+
+    grid, renders, other = _measured(args)
+    for q in map(float, args.qualities.split(",")):
+        for kind, tally in judge(grid, renders, q, args.risk).items():
+            yield f"{q:.2f}, {kind}", tally
+        for after in AFTER:
+            yield (
+                f"{q:.2f}, {after} renders after a change of style",
+                judge_drift(grid, renders, other, after, q, args.risk),
+            )
+
+
+def _measured(args: argparse.Namespace) -> tuple[tuple[int, ...], Renders, NDArray[np.bool_]]:
+    """(grid, renders [J] in both wordings, which show a scene of another style)."""
+    import numpy as np
+
     from budgetfusion_nodes.core.errors import InputError
     from budgetfusion_nodes.core.schedule import NestedSchedule
     from budgetfusion_nodes.metrics.measure import Backends
@@ -107,27 +131,29 @@ def _real(args: argparse.Namespace) -> dict[str, Tally]:
     from research.sweeps.rendering import Renderer, Sampling, load_model
     from research.tiny_scenes_training.classifier import load_classifier
 
-    from .tiny import Renders, in_other_words, judge, measured, scale_of
+    from .tiny import Renders, in_another_style, in_other_words, measured, scale_of
 
     schedule = NestedSchedule.from_text(args.schedule)
     if schedule is None:
-        raise InputError("--schedule: memory is judged along a nested one, such as 'nested 4@0.94'.")
-    checkpoint = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
+        raise InputError("--schedule: memory is judged along a nested one, such as 'nested 5@1.0'.")
+    (listed, folder), (anew, other_folder) = args.pictures, args.rephrased
+    prompts = PromptList.load(listed)
+    prompts = replace(prompts, prompts=prompts.prompts[: args.prompts])
+    if not anew.is_file():
+        in_other_words(prompts).save(anew)
+    scenes = [prompt.key for prompt in prompts.prompts]
     classifier = load_classifier(WEIGHTS / "classifier" / "tiny_scenes_classifier.safetensors")
+    checkpoint = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
     with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-", ignore_cleanup_errors=True) as base:
         loaded = load_model(args.host.resolve(), Path(base), checkpoint.resolve(), "cpu", fp32=True)
-        backends = Backends.from_values("tiny_scenes", "shipped")
-        renderer = Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0))
-        parts: list[Renders] = []
-        scale, grid = None, ()
-        for wording, (listed, folder) in enumerate((args.pictures, args.rephrased)):
-            if wording and not listed.is_file():
-                in_other_words(PromptList.load(args.pictures[0])).save(listed)
-            prompts = PromptList.load(listed)
-            prompts = replace(prompts, prompts=prompts.prompts[: args.prompts])
-            study = Study(renderer, PictureSets(folder, prompts), classifier, backends)
-            ending = replace(schedule, tail_end=study.tail_end)
-            scale = scale_of(study) if scale is None else scale
-            grid, part = measured(study, ending, scale, wording, range(len(prompts.prompts)))
-            parts.append(part)
-    return judge(grid, parts, args.quality, args.risk)
+        renderer, backends = (
+            Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0)),
+            Backends.from_values("tiny_scenes", "shipped"),
+        )
+        lists = ((folder, prompts), (other_folder, PromptList.load(anew)))
+        studies = [Study(renderer, PictureSets(place, words), classifier, backends) for place, words in lists]
+        scale = scale_of(studies[0])
+        along = replace(schedule, tail_end=studies[0].tail_end)
+        parts = [measured(study, along, scale, wording, scenes) for wording, study in enumerate(studies)]
+    renders = Renders.joined([part for _, part in parts])
+    return parts[0][0], renders, np.array([in_another_style(key) for key in scenes])[renders.scene]

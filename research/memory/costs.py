@@ -25,7 +25,7 @@ from budgetfusion_nodes.predictor.planner_file import load_planner
 from research.options import WEIGHTS
 
 PER_PROMPT = 2
-PLANS = 12
+PLANS = 50
 
 
 def costs(path: Path, renders: int) -> str:

@@ -8,11 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetfusion_nodes.core.risk import RiskTable
-from budgetfusion_nodes.predictor.memory import Recalled
-from budgetfusion_nodes.predictor.planner import decision_of
-from budgetfusion_nodes.predictor.prediction import Prediction
-
 RESAMPLES = 200
 
 
@@ -66,11 +61,6 @@ class Tally:
             "off its own t*": lambda rows: float(np.median(np.abs(steps[rows] - needed[rows]))),
             "off its prompt's t*": off_prompt,
         }
-
-
-def decide(prediction: Prediction, table: RiskTable, recalled: Recalled | None, q: float, risk: float) -> int:
-    """Steps, without limits."""
-    return decision_of(prediction, table, risk, recalled).steps(q, 1, prediction.grid[-1])
 
 
 def row(name: str, tally: Tally) -> str:

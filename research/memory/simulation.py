@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from budgetfusion_nodes.core.curves import all_counts
+from budgetfusion_nodes.core.curves import FloatArray, all_counts
 from budgetfusion_nodes.predictor.memory import Memory
+from budgetfusion_nodes.predictor.planner import consider
 from research.statistics.allocation import needed
 
-from .judging import Tally, decide
+from .judging import Tally
 from .world import GRID, NEW, Kind, Studio, World, kinds, quality_of
 
 COUNTS = np.array(all_counts(GRID))
@@ -73,15 +75,16 @@ def _judge(
     studio: Studio, memory: Memory, kind: Kind, tests: int, q: float, risk: float, tally: Tally, group: int
 ) -> None:
     world = studio.world
-    without = decide(world.prediction(), world.risk_table, None, q, risk)
-    for _ in range(tests):
-        prompt, _ = studio.draw(kind)
-        prediction = world.prediction(prompt)
-        recalled = memory.recall(prediction, prompt.astype(np.float16), risk)
-        steps = decide(prediction, world.risk_table, recalled, q, risk)
-        level = world.level(prompt)
-        own = np.nan
-        if kind is not NEW:
-            renders = quality_of(np.stack([world.level(prompt) for _ in range(OWN_SEEDS)]))
-            own = float(np.quantile(needed(COUNTS, renders, q), 1.0 - risk))
-        tally.add(steps, without, int(needed(COUNTS, quality_of(level[None])[0], q)), group, own)
+    prompts = np.stack([studio.draw(kind)[0] for _ in range(tests)])
+    needs = needed(COUNTS, quality_of(world.levels(prompts)), q)
+    own = _needs_of_prompts(world, prompts, q, risk) if kind is not NEW else np.full(tests, np.nan)
+    for prompt, need, of_prompt in zip(prompts, needs.tolist(), own.tolist(), strict=True):
+        recall = partial(memory.recall, signature=prompt.astype(np.float16), risk=risk)
+        found = consider(world.prediction(prompt), world.risk_table, risk, recall)
+        tally.add(*found.steps(q, 1, GRID[-1]), int(need), group, of_prompt)
+
+
+def _needs_of_prompts(world: World, prompts: FloatArray, q: float, risk: float) -> FloatArray:
+    """[N] what all but `risk` of each prompt's renders need."""
+    renders = quality_of(world.levels(np.repeat(prompts, OWN_SEEDS, axis=0)))
+    return np.quantile(needed(COUNTS, renders, q).reshape(len(prompts), OWN_SEEDS), 1.0 - risk, axis=1)

@@ -74,16 +74,15 @@ class World:
         """[WIDTH] a rephrasing."""
         return prompt + distance * self.rng.normal(size=WIDTH)
 
-    def level(self, prompt: FloatArray) -> FloatArray:
-        """[K] measured worst shortfall over its scale of a render with a new seed."""
+    def levels(self, prompts: FloatArray) -> FloatArray:
+        """[N, WIDTH] -> [N, K] measured worst shortfall over its scale of a render each, with a new seed."""
         tilt = np.linspace(-1.0, 1.0, len(GRID)) * 0.4
-        whole, slope = self.loads @ np.cos(self.waves @ prompt + self.phases)
-        seeds = self.rng.standard_t(6, 2) / np.sqrt(1.5)
-        shape = np.sqrt(1.0 + tilt**2)
-        prompts, noise = whole + tilt * slope, seeds[0] + tilt * seeds[1]
-        z = (np.sqrt(self.share) * prompts + np.sqrt(1.0 - self.share) * noise) / shape
+        needs = np.cos(prompts @ self.waves.T + self.phases) @ self.loads.T  # [N, 2]: whole and slope
+        noise = self.rng.standard_t(6, needs.shape) / np.sqrt(1.5)
+        both = np.sqrt(self.share) * needs + np.sqrt(1.0 - self.share) * noise
+        z = (both[:, :1] + tilt * both[:, 1:]) / np.sqrt(1.0 + tilt**2)
         found = np.exp(np.log(self.median + OFFSET) + self.spread * (z + self.bias)) - OFFSET
-        found[-1] = 0.0
+        found[:, -1] = 0.0
         return np.maximum(found, 0.0)
 
     @property
@@ -106,7 +105,7 @@ class World:
         return Prediction(GRID, ("d_sim",), (1.0,), curves, 0.0 if prompt is None else self.distance(prompt))
 
     def _calibrated(self) -> RiskTable:
-        levels = np.stack([self.level(self.prompt()) for _ in range(CALIBRATED)])
+        levels = self.levels(np.stack([self.prompt() for _ in range(CALIBRATED)]))
         counts = all_counts(GRID)
         upper = np.tile(interpolate_log_n(GRID, self.high, counts), (CALIBRATED, 1))
         return calibrate(upper, quality_of(levels)[:, None])
@@ -138,19 +137,25 @@ class Studio:
             return self.prompts[number], number
         return self.world.near(self.prompts[number], kind.near), None
 
-    def render(self, kind: Kind) -> None:
-        """One more remembered render."""
-        prompt, number = self.draw(kind)
-        if number is None:
-            self.prompts.append(prompt)
-            number = len(self.prompts) - 1
-        self.which.append(number)
-        self.levels.append(self.world.level(prompt))
+    def render(self, kind: Kind, renders: int = 1) -> None:
+        """More remembered renders."""
+        self._render([kind] * renders)
 
     def work(self, renders: int) -> None:
         """Two in five renders repeat a prompt, one in five rephrases one."""
-        for drawn in self.world.rng.random(renders):
-            self.render(RECURRING if drawn < 0.4 else REPHRASED if drawn < 0.6 else NEW)
+        drawn = self.world.rng.random(renders)
+        self._render([RECURRING if d < 0.4 else REPHRASED if d < 0.6 else NEW for d in drawn])
+
+    def _render(self, of: list[Kind]) -> None:
+        shown = []
+        for kind in of:
+            prompt, number = self.draw(kind)
+            if number is None:
+                self.prompts.append(prompt)
+                number = len(self.prompts) - 1
+            self.which.append(number)
+            shown.append(prompt)
+        self.levels += list(self.world.levels(np.stack(shown)))
 
     def curves(self) -> Curves:
         renders, world = len(self.which), self.world

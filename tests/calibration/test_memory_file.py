@@ -93,6 +93,13 @@ def test_new_renders_are_known_at_once_and_fitted_for_the_plans_after(
     assert not fitted.stale
     assert seeds_in(Cache(), path, wanted) == [*range(2 * PROMPTS), 100]  # another process, from the file
     assert reads == [1]
+    strict = tuple((0.0,) * len(row) for row in planner.risk_table.theta)
+    judged_anew = replace(planner, risk_table=replace(planner.risk_table, theta=strict))  # the Blind Test does so
+    other = cache.memory(path, replace(wanted, planner=judged_anew))
+    assert other is not None
+    assert other is not fitted  # whether memory saves steps was found against other thresholds
+    assert cache.memory(path, wanted) is fitted
+    cache.wait()
 
 
 def test_a_later_process_begins_with_the_same_memory(path: Path, planner: Planner, wanted: Wanted) -> None:

@@ -120,6 +120,9 @@ def test_loading_the_nodes_imports_nothing_heavy(host_dir: Path, tmp_path: Path)
         "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "heavy = {'matplotlib', 'lpips', 'open_clip', 'dreamsim', 'transformers', 'piq', 'skimage', 'timm', 'pandas'}\n"
         "assert not added & heavy, added & heavy\n"
+        "store = ('calibration.schema', 'calibration.memory_reader', 'predictor.memory', 'predictor.memory_fit')\n"
+        "opened = [name for name in sys.modules if name.endswith(store)]\n"
+        "assert not opened, opened\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACK_ROOT, timeout=120, check=False

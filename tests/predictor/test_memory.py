@@ -152,6 +152,10 @@ def test_a_prompt_met_before_moves_its_curve_toward_what_was_measured(studio: St
     for number in recurring[:10]:
         recalled = memory.recall(prediction, studio.prompts[number].astype(np.float16), 0.1)
         assert recalled.own >= 3
+        told = recalled.told(9, 12)
+        assert told is not None
+        assert told.said is not None
+        assert (told.said.code, told.said.values["own"]) == ("memory_own", studio.which.count(number))
         own = [np.log(studio.levels[j] + OFFSET) for j, n in enumerate(studio.which) if n == number]
         measured = np.mean(own, axis=0)
         before, after = (np.log(p.normalised[:, 0, 1] + OFFSET) for p in (prediction, recalled.prediction))
@@ -285,4 +289,12 @@ def test_renders_that_come_and_go_without_a_fit(studio: Studio, memory: Memory) 
     assert not grown.recall(studio.world.prediction(), whole[studio.which[3]], 0.1, str(studio.which[3]), 3).exact
     assert grown.own is small.own
     places = small.space.place(whole[curves.prompts[10:]])
-    assert grown.space.places[grown.curves.prompts] == pytest.approx(places)
+    assert grown.space.at(grown.curves.prompts) == pytest.approx(places)
+    compact = grown.compacted()
+    assert compact.space.late is None
+    assert len(compact.space.places) == len(compact.curves.keys) < len(grown.curves.keys)
+    for memory_of_them in (grown, compact):
+        space, prompts = memory_of_them.space, memory_of_them.curves.prompts
+        apart = ((places[:, None] - places[:3]) ** 2).sum(axis=-1)
+        found = space.distances(places[:3])[:, prompts].T
+        assert found == pytest.approx(apart, abs=1e-4)

@@ -212,6 +212,21 @@ test("the read-out tells prediction, range and measurement", () => {
   assert.equal(pv.readout(2, "l_snr", null, pv.probePoints(probe, "l_snr"), false), "image 2: distance 6.12 dB measured");
 });
 
+test("what memory knows is said beside the plan, and its measured points are drawn over the curve", () => {
+  const words = { code: "memory_own", values: { own: 3, steps: plan.steps, without: plan.steps + 3 } };
+  const knowing = { ...plan, remembered: { own: 3, near: 2, without: plan.steps + 3, said: words, points: [[4, 0.5], [9, 0.9]] } };
+  const now = { quality: plan.quality, minSteps: plan.min_steps, maxSteps: plan.max_steps };
+  const { details } = pv.outlook(knowing, now);
+  assert.ok(details.includes(said(words)), details.join("; "));
+  assert.ok(said(words).includes(`3 renders of this prompt: ${plan.steps} steps, without them ${plan.steps + 3}`));
+  assert.ok(!pv.outlook(plan, now).details.includes(said(words)));
+  const points = pv.rememberedPoints(knowing, "quality");
+  assert.deepEqual(points, [{ n: 4, value: 0.5 }, { n: 9, value: 0.9 }]);
+  assert.match(pv.readout(9, "quality", pv.planCurves(knowing).quality, points), /quality 0\.90 measured$/);
+  assert.deepEqual(pv.rememberedPoints(knowing, "d_sim"), []); // only quality is remembered for the chart
+  assert.deepEqual(pv.rememberedPoints(plan, "quality"), []);
+});
+
 // --------------------------------------------------------------------------------------------------- geometry
 
 test("the axis is logarithmic: equal ratios are equally far apart", () => {
