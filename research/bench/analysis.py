@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +171,7 @@ def analyse(setting: BenchSetting, sets: PictureSets, planners: Path, seed: int)
         "left_out": material.prompts - len(material.rows),
         "made_with": dict(material.catalogue.made_with),
         "unusable": dict(material.catalogue.unusable),
+        "not_rendered": _not_rendered(material, methods),
         "truth": {"wrong": bootstrap(material.truth.wrong, seed), "level": bootstrap(material.truth.l_snr, seed)},
         "schedules": {family: _own(schedule, seed) for family, schedule in schedules.items()},
         "against_stock": _against_stock(schedules, seed),
@@ -190,6 +191,13 @@ def _method_sets(material: Material) -> Iterator[MethodSet]:
         least = material.prompts if method.family in (STOCK, NESTED) else FEWEST_PROMPTS
         if prompts >= least:
             yield material.method_set(method, prompts)
+
+
+def _not_rendered(material: Material, methods: Sequence[MethodSet]) -> list[str]:
+    """Peers of the catalogue that run with this model and have no row."""
+    known = {m.name for m in methods} | set(material.catalogue.unusable)
+    peers = (m for m in material.catalogue.methods if m.family not in (STOCK, NESTED))
+    return [m.name for m in peers if m.name not in known]
 
 
 def _planned_sets(material: Material, schedules: Mapping[str, Schedule]) -> Iterator[MethodSet]:
