@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from budgetfusion_nodes.core.curves import FloatArray
 from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.core.schedule import STOCK as STOCK_SCHEDULE
+from budgetfusion_nodes.predictor.planner import Planner
 from research.demo.prompts import calibrated_scenes
 from research.statistics.allocation import IndexArray, best_fixed
 from research.statistics.bootstrap import bootstrap, interval, relative_difference
@@ -61,7 +62,7 @@ class Schedule:
 
 @dataclass
 class Material:
-    """What is rendered and measured of a setting, for the prompts that no planner was calibrated on."""
+    """What is rendered and measured of a setting, for the prompts that its planners were not calibrated on."""
 
     setting: BenchSetting
     sets: PictureSets
@@ -86,10 +87,21 @@ class Material:
             raise InputError(f"bench: {self.setting.name} has no measured pictures at the target count yet.")
         return min(measured_prompts(self.sets, target.key) for target in self.targets.values())
 
+    def text(self, family: str) -> str:
+        """The schedule, as a Setting holds it."""
+        return STOCK_SCHEDULE if family == STOCK else self.catalogue.nested
+
+    @cached_property
+    def own_planners(self) -> dict[str, tuple[Path, Planner]]:
+        """Family -> the planner for exactly this setting and schedule, of the families that have one."""
+        own = self.catalogue.setting
+        found = {family: find_planner(self.planners, own, self.text(family)) for family in self.targets}
+        return {family: planner for family, planner in found.items() if planner is not None}
+
     @cached_property
     def rows(self) -> IndexArray:
-        """Of the prompts that no shipped planner was calibrated on."""
-        seen = calibrated_scenes(self.planners)
+        """Of the prompts that none of the setting's planners was calibrated on."""
+        seen = calibrated_scenes(file.with_suffix(".json") for file, _ in self.own_planners.values())
         keys = [p.key for p in self.sets.prompts.prompts[: self.prompts]]
         return np.array([i for i, key in enumerate(keys) if key not in seen])
 
@@ -111,15 +123,14 @@ class Material:
         """Curves on the planner's scale; without a planner on that of the stock schedule's least count."""
         methods = list(self.catalogue.family(family).values())
         curves = load_curves(self.sets, methods, self.prompts).take(self.rows)
-        text = STOCK_SCHEDULE if family == STOCK else self.catalogue.nested
-        planner = find_planner(self.planners, self.catalogue.setting, text)
         plans, scale = None, self.stock_scale
-        if planner is not None:
+        if family in self.own_planners:
+            planner = self.own_planners[family][1]
             tokens, pooled = (values[self.rows] for values in load_conditioning(self.sets.folder))
             plans, scale = make_plans(planner, tokens, pooled, REQUESTS), planner.scale
         kept = [m for m in methods if m.steps in curves.counts]
         values = {m.steps: self.values(m, self.prompts) for m in kept}
-        return Schedule(family, text, truth_of(curves, scale), curves.counts, values, plans)
+        return Schedule(family, self.text(family), truth_of(curves, scale), curves.counts, values, plans)
 
     @cached_property
     def stock_scale(self) -> tuple[float, ...]:
@@ -160,6 +171,7 @@ def analyse(setting: BenchSetting, sets: PictureSets, planners: Path, seed: int)
         "left_out": material.prompts - len(material.rows),
         "made_with": dict(material.catalogue.made_with),
         "unusable": dict(material.catalogue.unusable),
+        "not_rendered": _not_rendered(material, methods),
         "truth": {"wrong": bootstrap(material.truth.wrong, seed), "level": bootstrap(material.truth.l_snr, seed)},
         "schedules": {family: _own(schedule, seed) for family, schedule in schedules.items()},
         "against_stock": _against_stock(schedules, seed),
@@ -179,6 +191,13 @@ def _method_sets(material: Material) -> Iterator[MethodSet]:
         least = material.prompts if method.family in (STOCK, NESTED) else FEWEST_PROMPTS
         if prompts >= least:
             yield material.method_set(method, prompts)
+
+
+def _not_rendered(material: Material, methods: Sequence[MethodSet]) -> list[str]:
+    """Peers of the catalogue that run with this model and have no row."""
+    known = {m.name for m in methods} | set(material.catalogue.unusable)
+    peers = (m for m in material.catalogue.methods if m.family not in (STOCK, NESTED))
+    return [m.name for m in peers if m.name not in known]
 
 
 def _planned_sets(material: Material, schedules: Mapping[str, Schedule]) -> Iterator[MethodSet]:

@@ -27,6 +27,8 @@ NAMES = {
     "l_snr": "departure of the L-SNR level from the true scenes, dB",
     "kid": "KID to the true scenes",
 }
+UNITS = {"wrong": (100.0, 1, "%"), "l_snr": (1.0, 3, "dB"), "kid": (1000.0, 1, "/ 1000")}
+"""Factor, digits and unit that a difference is told in."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,16 @@ def worse_than(method: MethodSet, other: MethodSet, reference: Reference) -> dic
     (row,) = compare([method], other, reference)
     evaluations = float(other.evaluations.mean())
     return {"other": other.name, "evaluations": evaluations, **row["difference"], "worse": row["worse"]}
+
+
+def told(differences: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
+    """How large the differences of these metrics are, with their intervals; "none" for no metric."""
+    parts = []
+    for name in names:
+        factor, digits, unit = UNITS[name]
+        value, low, high = (f"{factor * differences[name][end]:.{digits}f}" for end in ("value", "low", "high"))
+        parts.append(f"{name} {value} ({low} to {high}) {unit}")
+    return ", ".join(parts) or "none"
 
 
 def _interval(values: FloatArray) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .catalogue import NESTED, STOCK
+from .comparison import told
 
 SAVED = {"eps_karras": 0.5, "eps_normal": 0.45, "flow": 0.45}
 """Wanted share of evaluations less than the best fixed stock count with as many violations, at quality .9."""
@@ -88,9 +89,9 @@ def _held_out(name: str, found: Mapping[str, Any], planned: bool) -> Iterator[Go
     (row,) = (r for r in found["methods"] if r["family"].startswith(f"{NESTED},") and r["label"] == "q 0.9")
     equal = next(r for r in found["at_equal_evaluations"] if r["method"].endswith("q 0.9"))
     near = f"{equal['other']}, the count nearest to their evaluations"
-    for text, worse in ((found["dense"], row["worse"]), (near, equal["worse"])):
+    for text, differences, worse in ((found["dense"], row["difference"], row["worse"]), (near, equal, equal["worse"])):
         goal = f"held-out metrics of {row['family']} worse than {text}"
-        yield _goal(name, goal, "none", ", ".join(worse) or "none", not worse, planned)
+        yield _goal(name, goal, "none", told(differences, worse), not worse, planned)
 
 
 def _composition(name: str, found: Mapping[str, Any]) -> Goal:

@@ -38,30 +38,30 @@ class Plans:
     """(quality, risk) -> [P]."""
 
 
-def planners_in(folder: Path) -> Iterator[Planner]:
-    """Every readable planner of curves."""
+def planners_in(folder: Path) -> Iterator[tuple[Path, Planner]]:
+    """Every readable planner of curves, with its file."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             planner = load_any_planner(file)
         except BudgetFusionError:
             continue
         if isinstance(planner, Planner):
-            yield planner
+            yield file, planner
 
 
-def find_planner(folder: Path, setting: Setting, schedule: str) -> Planner | None:
+def find_planner(folder: Path, setting: Setting, schedule: str) -> tuple[Path, Planner] | None:
     """The one that was calibrated for exactly this setting and schedule."""
     wanted = replace(setting, schedule=schedule)
-    for planner in planners_in(folder):
+    for file, planner in planners_in(folder):
         if planner.setting.schedule == schedule and not differences(planner.setting, wanted):
-            return planner
+            return file, planner
     return None
 
 
 def planned_schedule(folder: Path, setting: BenchSetting) -> str | None:
     """The nested schedule of the first planner for this model's name, sampler, scheduler and cfg."""
     wanted = (setting.sampler_name, setting.scheduler, setting.cfg)
-    for planner in planners_in(folder):
+    for _, planner in planners_in(folder):
         own = planner.setting
         named = own.model_name == Path(setting.checkpoint).stem
         if named and (own.sampler_name, own.scheduler, own.cfg) == wanted and own.schedule != STOCK:

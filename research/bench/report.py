@@ -18,7 +18,7 @@ from research.sweeps.picture_sets import PictureSets
 
 from .analysis import analyse
 from .catalogue import NESTED, STOCK, Catalogue
-from .comparison import NAMES
+from .comparison import NAMES, told
 from .goals import Goal, all_goals
 from .measures import load_curves, measured_prompts
 from .own_target import HELD_OUT, LOW_QUALITY, QUALITIES, QUALITY, RISK, SPLITS, truth_of
@@ -84,7 +84,7 @@ def page(found: Mapping[str, Any], goals: list[Goal], missing: Mapping[str, str]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=number, percent=percent, told=told)
     return environment.get_template("benchmark.md.j2").render(
         settings=found,
         goals=goals,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,44 +32,42 @@ HELD_OUT_SEED = 20_260
 """Seed of the held-out scenes of this command; the study draws its own with others."""
 PLANNERS = Path(__file__).resolve().parents[2] / "weights" / "planners"
 STUDY_SEED = 1
-"""What the study's prompt list is drawn with where no provenance says otherwise."""
+"""What the study's prompt list is drawn with where a provenance file does not say."""
 
 
 def held_out(count: int, planners: Path = PLANNERS) -> tuple[str, ...]:
     """`count` captions of different scenes that neither a model was trained on nor a shipped planner calibrated on."""
-    seen = calibrated_scenes(planners)
+    seen = calibrated_scenes(planners.glob("*.json"))
     drawn = sample_scenes(count + len(seen), HELD_OUT_SEED, held_out=True)
     wording = np.random.default_rng(HELD_OUT_SEED)
     return tuple(describe(scene, wording) for scene in drawn if scene.key not in seen)[:count]
 
 
-def calibrated_scenes(planners: Path) -> frozenset[str]:
-    """Keys of the held-out scenes that the planners' margins were calibrated on, drawn again from the seeds and
-    counts of their prompt lists: the counts decide which scene falls to which split."""
+def calibrated_scenes(provenance: Iterable[Path]) -> frozenset[str]:
+    """Keys of the held-out scenes that the planners of these files were calibrated on, drawn again from the prompt
+    lists that the files name; the study's own list for a file that names none."""
     from research.sweeps.prompts import COUNTS, calibration_scenes
 
-    lists = {
-        (STUDY_SEED, tuple(COUNTS.items())),
-        *(found for file in planners.glob("*.json") for found in _lists(file)),
-    }
-    drawn = ({"grammar": "tiny_scenes", "seed": seed, "prompts": dict(counts)} for seed, counts in lists)
-    return frozenset().union(*map(calibration_scenes, drawn))
+    usual = {"grammar": "tiny_scenes", "seed": STUDY_SEED, "prompts": dict(COUNTS)}
+    lists = [found for file in provenance for found in _lists(file) or [usual]]
+    different = {json.dumps(found, sort_keys=True): found for found in lists}
+    return frozenset().union(*map(calibration_scenes, different.values()))
 
 
-def _lists(file: Path) -> set[tuple[int, tuple[tuple[str, int], ...]]]:
-    """Seed and counts of the Tiny Scenes prompt lists that a provenance file names, wherever in it they stand."""
+def _lists(file: Path) -> list[dict[str, Any]]:
+    """Sources of the Tiny Scenes prompt lists that a provenance file names, wherever in it they stand."""
 
-    def walk(value: Any) -> Iterator[tuple[int, tuple[tuple[str, int], ...]]]:
+    def walk(value: Any) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             if value.get("grammar") == "tiny_scenes" and isinstance(value.get("seed"), int):
-                counts = value.get("prompts")
-                yield value["seed"], tuple(counts.items()) if isinstance(counts, dict) else ()
-            value = list(value.values())
+                yield value
+            else:
+                value = list(value.values())
         if isinstance(value, list):
             for item in value:
                 yield from walk(item)
 
     try:
-        return set(walk(json.loads(file.read_text(encoding="utf-8"))))
+        return list(walk(json.loads(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError):
-        return set()
+        return []

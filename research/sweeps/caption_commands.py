@@ -36,11 +36,14 @@ def run(args: argparse.Namespace) -> int:
     """Prints the SHA-256 of the file. Beside it lies a .json that says which scenes were drawn."""
     from budgetfusion_nodes.core.files import in_one_piece
 
+    from .prompts import PromptList
+
     texts = fresh_captions(args.count, args.seed, args.not_in)
     content = ("\n".join(texts) + "\n").encode()
     with in_one_piece(args.out) as partial:
         partial.write_bytes(content)
-    source = {"grammar": "tiny_scenes", "seed": args.seed, "prompts": _drawn(args.count)}
+    left_out = [dict(PromptList.load(path).source) for path in args.not_in]
+    source = {"grammar": "tiny_scenes", "seed": args.seed, "prompts": _drawn(args.count), "not_in": left_out}
     args.out.with_suffix(".json").write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{len(texts)} captions, SHA-256 {hashlib.sha256(content).hexdigest()}\n")
     return 0

@@ -114,16 +114,22 @@ def tiny_scenes_prompts(seed: int, counts: Mapping[str, int] = COUNTS, seeds: Ma
 
 def calibration_scenes(source: Mapping[str, Any]) -> frozenset[str]:
     """Keys of the calibration scenes of the prompt list with this `source`, drawn again: a test set for its planner
-    must hold none of them. Empty for prompt lists of another kind."""
+    must hold none of them. Empty for prompt lists of another kind. `not_in`: sources of lists whose scenes were left
+    out of it."""
     joined = source.get("joined")
     if isinstance(joined, list):
         return frozenset().union(*(calibration_scenes(part) for part in joined if isinstance(part, Mapping)))
+    drawn = frozenset(prompt.key for prompt in _drawn_again(source) if prompt.split == "calibration")
+    left_out = (prompt.key for other in source.get("not_in", ()) for prompt in _drawn_again(other))
+    return drawn.difference(left_out)
+
+
+def _drawn_again(source: Mapping[str, Any]) -> tuple[StudyPrompt, ...]:
     if source.get("grammar") != "tiny_scenes" or not isinstance(source.get("seed"), int):
-        return frozenset()
+        return ()
     counts = source.get("prompts")
     known = dict(counts) if isinstance(counts, Mapping) else {}
-    drawn = tiny_scenes_prompts(source["seed"], {**COUNTS, **known})
-    return frozenset(prompt.key for prompt in drawn.prompts if prompt.split == "calibration")
+    return tiny_scenes_prompts(source["seed"], {**COUNTS, **known}).prompts
 
 
 def _prompt(scene: Scene, split: str, seeds: int, rng: np.random.Generator) -> StudyPrompt:

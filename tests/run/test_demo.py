@@ -21,6 +21,7 @@ from PIL import Image, ImageFont
 from budgetfusion_nodes.tiny_scenes.captions import describe, vocabulary, words
 from budgetfusion_nodes.tiny_scenes.scenes import is_held_out, sample_scenes
 from launcher.layout import ROOT
+from research import cli as research
 from research.demo import __main__ as demo
 from research.demo import graph as graphs
 from research.demo import prompts as lists
@@ -86,9 +87,35 @@ def test_the_counts_of_a_planners_prompt_list_decide_its_calibration_scenes(tmp_
     (tmp_path / "planner.json").write_text(json.dumps({"data": {"source": source}}))
     made = study_prompts.tiny_scenes_prompts(9, counts, {"train": 1, "calibration": 2, "test": 1}).prompts
     own = {prompt.key for prompt in made if prompt.split == "calibration"}
-    usual = lists.calibrated_scenes(tmp_path / "none")
     assert len(own) == 7
-    assert lists.calibrated_scenes(tmp_path) == own | usual
+    assert lists.calibrated_scenes(tmp_path.glob("*.json")) == own
+    (tmp_path / "nothing.json").write_text("{}")
+    usual = lists.calibrated_scenes([tmp_path / "nothing.json"])
+    assert len(usual) == study_prompts.COUNTS["calibration"]
+    assert lists.calibrated_scenes(tmp_path.glob("*.json")) == own | usual
+
+
+def test_scenes_that_a_caption_list_left_out_were_not_calibrated_on(tmp_path: Path) -> None:
+    """Else a benchmark would leave out prompts that its planners were kept away from."""
+    counts = {"train": 0, "calibration": 0, "test": 10}
+    avoided = study_prompts.tiny_scenes_prompts(13, counts)
+    avoided.save(tmp_path / "avoided.json")
+    options = [
+        "captions",
+        "--out",
+        str(tmp_path / "a.txt"),
+        "--count",
+        "20",
+        "--not-in",
+        str(tmp_path / "avoided.json"),
+    ]
+    assert research.main(options) == 0
+    source = json.loads((tmp_path / "a.json").read_text())
+    known = study_prompts.calibration_scenes(source)
+    drawn = study_prompts.tiny_scenes_prompts(source["seed"], source["prompts"]).prompts
+    written = (tmp_path / "a.txt").read_text().splitlines()
+    assert {p.key for p in drawn if p.text in written} <= known
+    assert 0 < len(known) < len(drawn) and not known & {p.key for p in avoided.prompts}
 
 
 def test_warm_up_has_a_seed_that_no_prompt_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

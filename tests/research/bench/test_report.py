@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from budgetfusion_nodes.core.errors import InputError
 from budgetfusion_nodes.metrics.measure import Backends
 from budgetfusion_nodes.predictor.fit import FitOptions, fit_planner
 from budgetfusion_nodes.predictor.planner_file import save_planner
+from research.bench.analysis import Material
 from research.bench.catalogue import NESTED, STOCK, Catalogue, Method, open_prompts, save_conditioning
 from research.bench.measures import HELD_OUT, as_dataset, load_curves, load_values, measure_all
 from research.bench.report import write_report
-from research.bench.settings import SETTINGS
+from research.bench.settings import PROMPT_SEED, SETTINGS
 from research.sweeps.picture_sets import PictureSets, word_key
+from research.sweeps.prompts import calibration_scenes
 from research.tiny_scenes_training.classifier import to_tensor
 from research.tiny_scenes_training.renderer import render
 from research.tiny_scenes_training.scene_check import scene_from_key
@@ -135,6 +138,21 @@ def test_the_report_is_written_from_the_files_alone(
 def test_without_any_measured_picture_there_is_no_report(empty: PictureSets, material, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing is rendered"):
         write_report({"flow": SETTINGS["flow"]}, {"flow": empty}, material[1], tmp_path, 0)
+
+
+def test_prompts_that_a_planner_of_the_setting_was_calibrated_on_are_left_out(
+    measured: PictureSets, material, tmp_path: Path
+) -> None:
+    shutil.copy(material[1] / "nested.safetensors", tmp_path)
+    counts = {"train": 0, "calibration": 2, "test": PROMPTS - 2}
+    source = {"grammar": "tiny_scenes", "seed": PROMPT_SEED, "prompts": counts}
+    (tmp_path / "nested.json").write_text(json.dumps({"source": source}))
+    others = {**source, "prompts": {**counts, "calibration": PROMPTS, "test": 0}}
+    (tmp_path / "of_another_setting.json").write_text(json.dumps({"source": others}))
+    known = calibration_scenes(source)
+    rows = Material(SETTINGS["eps_karras"], measured, tmp_path, 0).rows
+    assert rows.tolist() == [i for i, p in enumerate(measured.prompts.prompts) if p.key not in known]
+    assert len(rows) == PROMPTS - 2
 
 
 def test_a_picture_set_is_data_to_transfer_planners_on(measured: PictureSets) -> None:
