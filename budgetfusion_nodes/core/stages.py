@@ -19,7 +19,8 @@ def stage_of(error: BaseException, innermost: bool = False) -> str:
     """The function of this pack that failed, of those that the module which catches `error` called; as in
     "host/identity.py read_identity". Empty where none of the pack did. innermost: the one in which it happened, where
     the module that catches it called a whole job."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if PACK in Path(one.filename).parents]
+    listed = (one for one in traceback.extract_tb(error.__traceback__) if not one.name.startswith("<"))
+    frames = [one for one in listed if PACK in Path(one.filename).parents]
     if not frames:
         return ""
     below = (one for one in frames if one.filename != frames[0].filename)

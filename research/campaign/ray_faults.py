@@ -27,10 +27,16 @@ from .stub import BACKENDS, SETTING, StubRenderer, stub_executor, stub_prompts
 TARGET, NAME = 30, "many"
 WORKERS = 3
 RENDER_SECONDS = 0.03
-PATIENCE = 600.0
+PATIENCE = 1800.0
 """Seconds that a driver may take, starting Ray included."""
 LOOK_SECONDS = 0.02
 LOCKED = "locked"
+SLOW_MACHINE = {
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+}
+"""Ray's own limits, for a machine on which other work runs too."""
 
 Rows = list[tuple[Any, ...]]
 
@@ -188,7 +194,12 @@ class _Driver:
         own = [sys.executable, "-m", "research.campaign.ray_faults", str(folder), busy]
         (folder / "told.json").unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            own, cwd=ROOT, stdout=self._errors, stderr=self._errors, start_new_session=True, env={**os.environ}
+            own,
+            cwd=ROOT,
+            stdout=self._errors,
+            stderr=self._errors,
+            start_new_session=True,
+            env={**os.environ, **SLOW_MACHINE},
         )
 
     def wait(self) -> int:

@@ -9,6 +9,7 @@ on at the next queue.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ MAX_STEPS = 6
 SIZE = 32
 COUNTS = 4
 """Of the planner's grid."""
+KINDS = 4
+"""Of work: planning, probing, learning, calibrating."""
 
 
 def _raising(error: Callable[[], BaseException]) -> Callable[[], Any]:
@@ -87,21 +90,30 @@ def inside(session: HostSession, work: Work) -> Sequence[Finding]:
     """The same, in the process of the host."""
     rng, seen = random.Random(work.seed), set[str]()
     findings: list[Finding] = []
-    for subject in _subjects(session, work):
+    for left, subject in zip(range(KINDS, 0, -1), _subjects(session, work), strict=True):
         listed = (stage for one in subject.nodes for stage in stages_of(entry(*one), subject.methods))
         stages = {stage.told: stage for stage in listed if stage.told not in seen}
         seen |= set(stages)
-        trials: list[Trial] = []
-        for stage in rng.sample(list(stages.values()), min(len(stages), work.count(quick=1, long=1000))):
-            names = list(FAULTS) if work.amount == "long" else [rng.choice(list(FAULTS))]
-            for name in names:
-                if work.is_over():
-                    break
-                trials.append(_tried(subject, stage, name))
-                if not (trials[-1].reached or trials[-1].problem):
-                    break  # nor would another fault
-        findings.append(_finding(subject.what, len(stages), trials))
+        now = time.time()
+        own = replace(work, until=now + (work.until - now) / left)
+        findings.append(_finding(subject.what, len(stages), list(_trials(subject, list(stages.values()), own, rng))))
     return findings
+
+
+def _trials(subject: Subject, stages: Sequence[Stage], work: Work, rng: random.Random) -> Iterator[Trial]:
+    """Every stage with one of the faults, then all with the next: where the time ends, every stage was tried."""
+    chosen = rng.sample(stages, min(len(stages), work.count(quick=1, long=1000)))
+    faults = [rng.sample(list(FAULTS), len(FAULTS)) for _ in chosen]
+    unreached = set[str]()
+    for place in range(work.count(quick=1, long=len(FAULTS))):
+        for stage, own in zip(chosen, faults, strict=True):
+            if work.is_over():
+                return
+            if stage.told not in unreached:
+                trial = _tried(subject, stage, own[place])
+                if not trial.reached:
+                    unreached.add(stage.told)
+                yield trial
 
 
 def _subjects(session: HostSession, work: Work) -> Iterator[Subject]:

@@ -61,7 +61,7 @@ def stages_of(entry: Callable[..., Any], methods: tuple[type, ...]) -> list[Stag
     known: dict[str, list[tuple[type, FunctionType]]] = {}
     for cls in methods:
         for name, value in vars(cls).items():
-            value = getattr(value, "__func__", value)  # of a class method
+            value = inspect.unwrap(getattr(value, "__func__", value))  # of a class method
             if _is_own(value):
                 known.setdefault(name, []).append((cls, value))
     found: dict[str, Stage] = {}
