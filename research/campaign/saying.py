@@ -11,8 +11,8 @@ from research.in_process_host import HostRunError
 A_STAGE = re.compile(r"\[[\w/]+\.py \w+\]")
 ON_PURPOSE = ("InputError", "UnsupportedError", "PlannerFileError", "BackendMissingError", "StoreError")
 """The pack's errors that say what is wrong with something, and what to do."""
-REASONS = ("render_out_of_memory", "render_not_finite", "render_empty")
-"""Codes of sentences that say why a render is left out."""
+REASONS = (message("render_out_of_memory"), message("render_not_finite"), message("render_empty"))
+"""Why a render is left out."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Named:
 
 def explained(text: str) -> bool:
     """Whether it says why a render was left out."""
-    return any(message(code).text() in text for code in REASONS)
+    return any(reason.text() in text for reason in REASONS)
 
 
 def says(error: HostRunError, named: Named) -> bool:
