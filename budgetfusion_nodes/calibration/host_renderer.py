@@ -23,6 +23,7 @@ from ..core.curves import METRICS
 from ..core.errors import InputError, UnsupportedError
 from ..core.messages import message
 from ..core.schedule import NestedSchedule
+from ..core.stages import told
 from ..host.batch import empty_latent
 from ..host.conditioning import TEXT, extract, extras_digest
 from ..host.digest import digest_of
@@ -332,5 +333,4 @@ class failures:
             return
         if is_out_of_memory(error):
             raise RenderError(message("render_out_of_memory").text()) from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RenderError(message("render_failed", kind=type(error).__name__, error=first).text()) from error
+        raise RenderError(message("render_failed", error=told(error)).text()) from error

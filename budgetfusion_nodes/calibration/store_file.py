@@ -24,6 +24,8 @@ LOOK_SECONDS = 1.0
 COMPANIONS = ("-journal", "-wal", "-shm", "")
 """In the order in which they are set aside: a journal beside which no database lies would be deleted by SQLite. A -wal
 holds what was committed last, a -journal what a transaction that was cut off has to put back."""
+MAGIC = b"SQLite format 3\0"
+"""What every database begins with (sqlite.org/fileformat.html, 1.3)."""
 ATTEMPTS = 3
 """To open a database, where another one was set aside before."""
 
@@ -94,6 +96,7 @@ def _no_folder(path: Path, error: object) -> StoreError:
 
 
 def _opened(path: Path) -> Engine:
+    _check_begins(path)
     engine = new_engine(path)
     try:
         with engine.begin() as connection:
@@ -114,6 +117,19 @@ def _opened(path: Path) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def _check_begins(path: Path) -> None:
+    """Before SQLite opens it: closing what is no database, it takes away the -wal beside it."""
+    if path.with_name(path.name + "-journal").exists():  # of which SQLite may put the beginning back
+        return
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(MAGIC))
+    except OSError:  # not there, or SQLite says why it cannot be read
+        return
+    if begins and begins != MAGIC:
+        raise _Unusable(_damaged)
 
 
 def _check_owner(connection: object) -> None:
@@ -201,6 +217,9 @@ def _connected(path: Path) -> sqlite3.Connection:
         elif "locked" not in text:
             raise
         connection = _connect(path)
+    except BaseException:
+        connection.close()  # a damaged database is set aside next, and Windows renames no open file
+        raise
     for pragma in (f"busy_timeout = {1000 * BUSY_SECONDS:.0f}", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection

@@ -66,7 +66,11 @@ def connect(address: str, workers: int | None) -> tuple[Any, int, dict[str, Any]
             logging_level="ERROR",
             **(here if address == "local" else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # where its parts do not start within 30 s Ray raises just that
+        if address == "local":
+            raise ServerError(
+                f"Ray did not start here ({error}). Try again when this machine has less to do."
+            ) from error
         raise ServerError(f"No Ray answers at {address} ({error}). 'ray start --head' starts one.") from error
     gpus = int(ray.cluster_resources().get("GPU", 0))
     machines = sum(bool(node["Alive"]) for node in ray.nodes())

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import mmap
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,8 @@ UNTOLD_PARTS = (
     "weight_wrapper_patches",
 )
 """Parts of a MODEL that may change an evaluation in a way that nobody can read."""
+ALIGNED = 64
+"""Bytes: where a tensor begins in the pages of an evaluation, as torch's own allocator has it."""
 
 
 class UntoldError(Exception):
@@ -257,17 +260,31 @@ def _add(digest: Any, value: Any) -> None:
         raise UntoldError(type(value).__name__)
 
 
-def _kept(x: Tensor, timestep: Tensor, out: list[Tensor]) -> Evaluation:
-    return Evaluation(_stored(x), _stored(timestep), tuple(_stored(tensor) for tensor in out))
+def _kept(x: Tensor, timestep: Tensor, out: Sequence[Tensor]) -> Evaluation:
+    tensors = (x, timestep, *out)
+    own_x, own_timestep, *own_out = _pinned(tensors) if x.device.type == "cuda" else _paged(tensors)
+    return Evaluation(own_x, own_timestep, tuple(own_out))
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """A copy on the CPU. From CUDA into pinned memory, so that the sampler goes on; later copies back are on the same
-    stream and so come after it."""
-    if tensor.device.type == "cuda":
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return pinned.copy_(tensor, non_blocking=True)
-    return tensor.detach().to("cpu", copy=True)
+def _pinned(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies from CUDA in pinned memory, so that the sampler goes on; later copies back are on the same stream and so
+    come after them. The memory comes from torch's cache of it, which uses blocks again."""
+    return [torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in tensors]
+
+
+def _paged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in pages of their own, which the system has back when the last of them goes. In the heap, thousands of
+    small tensors that drafts drop in another order than they came leave holes that nothing else fits (seen with glibc:
+    +77 MB of resident memory in 1,000 renders at 64 MB of drafts)."""
+    starts = [0]
+    for one in tensors:
+        starts.append(starts[-1] + -(-one.nbytes // ALIGNED) * ALIGNED)
+    pages = mmap.mmap(-1, starts[-1])  # each tensor holds it
+    flat = (
+        torch.frombuffer(pages, dtype=one.dtype, count=one.numel(), offset=start)
+        for one, start in zip(tensors, starts[:-1], strict=True)
+    )
+    return [own.view(one.shape).copy_(one) for own, one in zip(flat, tensors, strict=True)]
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

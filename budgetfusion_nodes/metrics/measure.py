@@ -136,7 +136,17 @@ class Series:
                 found["i_clip"] = 1.0 - cosine(embedding, self._embedding).to(self.device)
         # rounding may leave a similarity just above 1
         distances = {name: values.clamp_min(0.0).float() for name, values in found.items()}
+        self._check_finite(distances)
         return Measurement(distances, decibel.float(), embedding)
+
+    def _check_finite(self, distances: dict[str, Tensor]) -> None:
+        """InputError for a distance that is no number: it would be kept, and fitted to."""
+        for name, values in distances.items():
+            if not bool(torch.isfinite(values).all()):
+                raise InputError(
+                    f"{name}: {self.backends.names()[name]} gave a distance that is no number. Its weights are damaged "
+                    "or its precision is too low: load it again, or choose another backend."
+                )
 
     def _embed(self, x: Tensor) -> Tensor | None:
         encoder = self.backends.i_clip

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..core.errors import BudgetFusionError
 from ..core.schedule import NESTED, STOCK, NestedSchedule
 from ..host.sampling import check_has_count
+from ..host.stopped import naming_the_stage
 from ..planning.choice import planners_state
 from . import schema as s
 
@@ -146,6 +147,7 @@ class Calibrate(io.ComfyNode):
         return planners_state(None)
 
     @classmethod
+    @naming_the_stage("Calibrate")
     def execute(
         cls,
         model: Any,

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.stopped import naming_the_stage
 from ..planning.choice import AUTO
 from ..planning.service import Request
 from . import schema as s
@@ -62,6 +63,7 @@ class Learn(io.ComfyNode):
         return secrets.token_hex(8)
 
     @classmethod
+    @naming_the_stage("Learn from this Picture")
     def execute(
         cls,
         model: Any,

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..host.stopped import naming_the_stage
 from ..metrics.names import D_SIM_CHOICES
 from . import schema as s
 
@@ -72,6 +73,7 @@ class PerceptualMetricProbe(io.ComfyNode):
         )
 
     @classmethod
+    @naming_the_stage("Perceptual Metric Probe")
     def execute(
         cls,
         images: Any,

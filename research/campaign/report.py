@@ -16,14 +16,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGE, FIGURES = "reliability.md", "reliability.json"
 
 TESTS: Mapping[str, tuple[str, ...]] = {
-    "kept": ("tests/calibration/test_job.py", "tests/calibration/test_store.py"),
+    "kept": ("tests/calibration/test_job.py", "tests/calibration/test_store_faults.py"),
     "same": ("tests/calibration/test_job.py", "tests/calibration/test_store.py"),
     "shared": ("tests/calibration/test_claims.py", "tests/calibration/test_store.py"),
-    "set_aside": ("tests/calibration/test_store.py",),
-    "goes_on": ("tests/host/test_planner_files.py", "tests/host/test_memory.py"),
+    "set_aside": ("tests/calibration/test_store.py", "tests/calibration/test_store_faults.py"),
+    "goes_on": ("tests/host/test_planner_files.py", "tests/host/test_memory.py", "tests/host/test_campaign.py"),
     "refused": ("tests/predictor/test_planner_file.py", "tests/calibration/test_store.py"),
     "flat": ("tests/host/test_prefix_cache.py",),
-    "confined": ("tests/host/test_planner_folders.py",),
+    "confined": ("tests/host/test_planner_folders.py", "tests/web/page_markup.mjs"),
     "once": ("tests/calibration/test_ray_executor.py", "tests/run/test_calibrate_command.py"),
     "opens": ("tests/calibration/test_store.py",),
 }

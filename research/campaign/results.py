@@ -60,7 +60,7 @@ def run_part(
 def _run(name: str, work: Work, file: Path, minutes: float = math.inf) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("research").setLevel(logging.INFO)
-    part, started = load_part(name), time.monotonic()
+    part, started, tree = load_part(name), time.monotonic(), commit()
     findings: Sequence[Finding] = ()
     reason = ""
     try:
@@ -73,7 +73,7 @@ def _run(name: str, work: Work, file: Path, minutes: float = math.inf) -> None:
         "seed": work.seed,
         "minutes": minutes if work.is_over() else None,
         "seconds": round(time.monotonic() - started, 1),
-        "commit": commit(),
+        "commit": tree,
         "machine": machine(),
         "not_run": reason,
         "findings": [as_dict(one) for one in findings],

@@ -1,16 +1,17 @@
-"""Part `stage_faults`: every stage of planning, probing, learning and remembering fails once in each way.
+"""Part `stage_faults`: every stage of planning, probing, learning, remembering and calibrating fails in each way.
 
 The stages come from the pack's code (stages.py). With each fault a graph runs in a genuine ComfyUI: the render has to
 be made at a count that is said, the text has to name the stage where the plan suffered, and the next run, without the
-fault, has to be what it was before.
+fault, has to be what it was before. A node without a render (Calibrate, Probe, Learn) has to name the stage, and to go
+on at the next queue.
 """
 
 from __future__ import annotations
 
 import random
-import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +22,18 @@ from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
 from research.in_process_host import HostRunError, HostSession
 from research.options import WEIGHTS
 
+from .calibrating_faults import CalibratingBench
 from .in_host import node, pack_module, run_in_host
 from .part import Finding, Part, Work
+from .saying import Named, says
 from .stages import Stage, entry, failing, stages_of
 
 MAX_STEPS = 6
-A_STAGE = r"\[[\w/]+\.py "
 SIZE = 32
 COUNTS = 4
 """Of the planner's grid."""
+KINDS = 4
+"""Of work: planning, probing, learning, calibrating."""
 
 
 def _raising(error: Callable[[], BaseException]) -> Callable[[], Any]:
@@ -63,46 +67,92 @@ def run(work: Work) -> Sequence[Finding]:
     return run_in_host(__name__, work)
 
 
+Check = Callable[[Any, Named | None], str]
+"""(a graph, how the failing stage is named; None: without a fault) -> what is wrong, or nothing."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One kind of work, whose stages fail."""
+
+    what: str
+    nodes: tuple[tuple[str, str], ...]
+    """(module, class) whose `execute` is walked."""
+    graphs: tuple[Callable[[], Any], ...]
+    check: Check
+    methods: tuple[type, ...]
+    """Classes whose methods are stages."""
+    begin: Callable[[], None] = lambda: None
+    """Before each fault."""
+
+
 def inside(session: HostSession, work: Work) -> Sequence[Finding]:
     """The same, in the process of the host."""
-    bench = Bench(session)
-    sampler, planner = ("nodes.adaptive_ksampler", "AdaptiveKSampler"), ("nodes.budget_planner", "BudgetPlanner")
-    every = [
-        ("planning", (sampler, planner), (bench.planned, bench.obeyed), bench.check_render),
-        ("probing", (("nodes.metric_probe", "PerceptualMetricProbe"),), (bench.probed,), bench.check_goes_on),
-        ("learning", (("nodes.learn", "Learn"),), (bench.learned,), bench.check_goes_on),
-    ]
     rng, seen = random.Random(work.seed), set[str]()
     findings: list[Finding] = []
-    for what, nodes, graphs, check in every:
-        stages = {stage.told: stage for one in nodes for stage in _stages(*one) if stage.told not in seen}
+    for left, subject in zip(range(KINDS, 0, -1), _subjects(session, work), strict=True):
+        listed = (stage for one in subject.nodes for stage in stages_of(entry(*one), subject.methods))
+        stages = {stage.told: stage for stage in listed if stage.told not in seen}
         seen |= set(stages)
-        trials: list[Trial] = []
-        for stage in rng.sample(list(stages.values()), min(len(stages), work.count(quick=1, long=1000))):
-            names = list(FAULTS) if work.amount == "long" else [rng.choice(list(FAULTS))]
-            trials += [_tried(graphs, stage, name, check) for name in names]
-        findings.append(_finding(what, len(stages), trials))
+        now = time.time()
+        own = replace(work, until=now + (work.until - now) / left)
+        findings.append(_finding(subject.what, len(stages), list(_trials(subject, list(stages.values()), own, rng))))
     return findings
 
 
-def _stages(module: str, cls: str) -> list[Stage]:
+def _trials(subject: Subject, stages: Sequence[Stage], work: Work, rng: random.Random) -> Iterator[Trial]:
+    """Every stage with one of the faults, then all with the next: where the time ends, every stage was tried."""
+    chosen = rng.sample(stages, min(len(stages), work.count(quick=1, long=1000)))
+    faults = [rng.sample(list(FAULTS), len(FAULTS)) for _ in chosen]
+    unreached = set[str]()
+    for place in range(work.count(quick=1, long=len(FAULTS))):
+        for stage, own in zip(chosen, faults, strict=True):
+            if work.is_over():
+                return
+            if stage.told not in unreached:
+                trial = _tried(subject, stage, own[place])
+                if not trial.reached:
+                    unreached.add(stage.told)
+                yield trial
+
+
+def _subjects(session: HostSession, work: Work) -> Iterator[Subject]:
+    """A bench is made when its turn comes."""
+    bench, methods = Bench(session), planning_methods()
+    planners = (("nodes.adaptive_ksampler", "AdaptiveKSampler"), ("nodes.budget_planner", "BudgetPlanner"))
+    probe, learn = ("nodes.metric_probe", "PerceptualMetricProbe"), ("nodes.learn", "Learn")
+    yield Subject("planning", planners, (bench.planned, bench.obeyed), bench.check_render, methods)
+    yield Subject("probing", (probe,), (bench.probed,), bench.check_goes_on, methods)
+    yield Subject("learning", (learn,), (bench.learned,), bench.check_goes_on, methods)
+    own = CalibratingBench(session, work)
+    with own.amounts():
+        own.prepare()
+        calibrate = ("nodes.calibrate", "Calibrate")
+        yield Subject("calibrating", (calibrate,), own.graphs(), own.check, own.methods(), own.begin)
+
+
+def planning_methods() -> tuple[type, ...]:
+    """Classes whose methods plan, remember and learn."""
     planner, memory = pack_module("predictor.planner").Planner, pack_module("predictor.memory").Memory
     cache, learner = pack_module("planning.memory").Cache, pack_module("calibration.learning").Learner
-    renderer = pack_module("calibration.host_renderer").HostRenderer
-    return stages_of(entry(module, cls), (planner, memory, cache, learner, renderer))
+    return (planner, memory, cache, learner, pack_module("calibration.host_renderer").HostRenderer)
 
 
-def _tried(graphs: Sequence[Callable[[], Any]], stage: Stage, fault: str, check: Callable[[Any, str], str]) -> Trial:
+def _tried(subject: Subject, stage: Stage, fault: str) -> Trial:
     """With the first of the graphs that reaches the stage."""
     problem, reached = "", False
-    named = A_STAGE if fault == "NaN" else re.escape(stage.told)  # a wrong value fails where it is used
-    for graph in graphs:
+    named = Named(None if fault == "NaN" else stage.told)  # a wrong value fails where it is used
+    for graph in subject.graphs:
+        subject.begin()
         made = graph()
         with failing(stage, FAULTS[fault]) as calls:
-            problem = check(made, named)
-        problem, reached = problem or check(graph(), "no fault any more"), bool(calls)
-        if reached or problem:
-            break
+            problem = subject.check(made, named)
+        reached = bool(calls)
+        if not (reached or problem):
+            continue
+        after = subject.check(graph(), None)
+        problem = problem or (after and f"the next run: {after}")
+        break
     return Trial(stage.told, fault, reached, problem)
 
 
@@ -176,8 +226,8 @@ class Bench:
     def _plan(self, run: Any) -> dict[str, Any]:
         return run.ui["5"]["budget_plan"][0]
 
-    def check_render(self, graph: dict[str, Any], named: str) -> str:
-        """Empty, or what is wrong with the run. named: pattern of what is said of the stage where the plan suffered."""
+    def check_render(self, graph: dict[str, Any], named: Named | None) -> str:
+        """Empty, or what is wrong with the run."""
         try:
             run = self.session.execute(graph)
         except HostRunError as error:
@@ -189,7 +239,7 @@ class Bench:
             return f"{steps} steps, and said is: {text}"
         shown = run.ui["5"].get("budget_plan")
         same = shown is not None and self._is_as_before(shown[0])
-        if not same and not re.search(named, text) and not _is_explained(shown):
+        if not same and not (named and (named.inside(text) or _is_explained(shown))):
             return f"the stage is not named: {text}"
         return ""
 
@@ -197,15 +247,14 @@ class Bench:
         """Whether nothing was lost: a plan without a fallback, from the same planner."""
         return plan["fallback"] is None and plan["planner"] == self.before["planner"]
 
-    def check_goes_on(self, graph: dict[str, Any], named: str) -> str:
-        """Empty where the graph ends with a sentence or with an error that the host tells, and a render works then."""
+    def check_goes_on(self, graph: dict[str, Any], named: Named | None) -> str:
+        """Empty where the graph ends, or an error names the stage or the reason; and a render works then."""
         try:
             self.session.execute(graph)
         except HostRunError as error:
-            if not str(error).strip():
-                return "no reason was given"
-        del named  # the host names the node
-        return self.check_render(self.planned(), "no fault any more")
+            if not (named and says(error, named)):
+                return f"the stage is not named: {error}"
+        return self.check_render(self.planned(), None)
 
 
 def _save_short_planner(session: HostSession) -> None:

@@ -29,10 +29,14 @@ NO_STAGES: Mapping[str, str] = {
     "_wrappers": "a name of the host",
     "message": "says what failed",
     "told": "says what failed",
+    "naming_the_stage": "says what failed",
     "get_sigmas": "the host's own scheduler, without which there is no render",
 }
 """Function -> why a fault there may stop a render."""
-WALKED = ("render", "learner", "probe", "remember", "run")
+WALKED = (
+    *("render", "learner", "probe", "remember", "run", "measure", "reference", "looks"),
+    *("calibrate_graph", "choose_schedule", "lead", "run_to_best", "run_trajectory"),
+)
 """What is walked although it has no handler: its stages are those that matter."""
 
 
@@ -54,7 +58,12 @@ class Stage:
 
 def stages_of(entry: Callable[..., Any], methods: tuple[type, ...]) -> list[Stage]:
     """Every stage below `entry`. methods: classes whose methods are stages where their name is called."""
-    known = {name: (cls, value) for cls in methods for name, value in vars(cls).items() if _is_own(value)}
+    known: dict[str, list[tuple[type, FunctionType]]] = {}
+    for cls in methods:
+        for name, value in vars(cls).items():
+            value = inspect.unwrap(getattr(value, "__func__", value))  # of a class method
+            if _is_own(value):
+                known.setdefault(name, []).append((cls, value))
     found: dict[str, Stage] = {}
     walked: set[FunctionType] = set()
 
@@ -87,12 +96,12 @@ def _guards(function: FunctionType) -> bool:
     return any(isinstance(one.type, ast.Name) and one.type.id == "Exception" for one in handlers)
 
 
-def _called(function: FunctionType, methods: Mapping[str, tuple[type, FunctionType]]) -> Iterator[Stage]:
+def _called(function: FunctionType, methods: Mapping[str, list[tuple[type, FunctionType]]]) -> Iterator[Stage]:
     module = importlib.import_module(function.__module__)
     local = dict(_imports(function, module))
     for one in _outside_handlers(_tree(function)):
         if isinstance(one, ast.Attribute) and one.attr in methods:
-            yield Stage(methods[one.attr][0], one.attr, methods[one.attr][1])
+            yield from (Stage(cls, one.attr, method) for cls, method in methods[one.attr])
         if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load):
             owner, name = local.get(one.id, (module, one.id))
         elif isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name):
@@ -123,13 +132,15 @@ def _outside_handlers(tree: ast.AST) -> Iterator[ast.AST]:
 
 @contextlib.contextmanager
 def failing(stage: Stage, make: Callable[[], Any]) -> Iterator[list[int]]:
-    """Inside the block the stage fails: `make` raises, or gives what is returned in place of the result. The traceback
-    is that of a fault in the function itself. Gives the calls."""
+    """Inside the block the stage fails: `make` raises, or gives what is returned in place of a result, once the stage
+    has done its work. The traceback is that of a fault in the function itself. Gives the calls."""
     calls: list[int] = []
+    whole = getattr(stage.owner, stage.name)
 
-    def fault(*_: Any, **__: Any) -> Any:
+    def fault(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
-        return make()
+        wrong = make()
+        return wrong if whole(*arguments, **named) is not None else None
 
     own = stage.function.__code__
     fault.__code__ = fault.__code__.replace(co_name=own.co_name, co_filename=own.co_filename)

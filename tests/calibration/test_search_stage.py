@@ -242,6 +242,17 @@ def test_too_few_prompts_that_are_left_along_a_prefix_are_said(store: Store) -> 
     assert found.schedule == "stock"
     assert [one.code for one in said(found)] == ["calibrate_search_prompts", "calibrate_left_out"]
     assert found.tables["prompts"] == PROMPTS - 2
+    assert search(store, StubLooker(1.2, 5)).schedule != "stock"  # what failed for a while decides nothing for good
+
+
+def test_only_what_was_looked_for_is_kept(store: Store) -> None:
+    kept = SearchStore(store, store.setting_id(Subject(SETTING, TARGET)), store.backends_id(BACKENDS))
+    looker = StubLooker(1.2, 5)
+    looker.fails = tuple(prompt.text for prompt in stub_prompts(PROMPTS))
+    assert search(store, looker).schedule == "stock"
+    assert kept.found() is None, "no picture was seen"
+    found = search(store, StubLooker(1.2, 5))
+    assert kept.found() == found and settled(found, PROMPTS)
 
 
 def search_few(store: Store) -> Found:

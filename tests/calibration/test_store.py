@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -141,8 +142,23 @@ def others(path: Path) -> list[Path]:
     return sorted(p for p in path.parent.iterdir() if "set-aside" in p.name and p.suffix == ".sqlite3")
 
 
+@pytest.fixture
+def closed_when_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names under which databases were set aside. Windows renames no file that is open, whoever opened it."""
+    moved, rename = [], Path.rename
+
+    def checked(self: Path, target: Path) -> Path:
+        held = [one.path for one in psutil.Process().open_files() if Path(one.path).name.startswith(path.name)]
+        assert not held
+        moved.append(Path(target).name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", checked)
+    return moved
+
+
 @pytest.mark.parametrize("content", [b"this is no database" * 500, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_database_is_set_aside(path: Path, content: bytes) -> None:
+def test_a_damaged_database_is_set_aside(path: Path, content: bytes, closed_when_moved: list[str]) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with Store.at(path) as store:
@@ -152,9 +168,10 @@ def test_a_damaged_database_is_set_aside(path: Path, content: bytes) -> None:
     (other,) = others(path)
     assert other.read_bytes() == content, "not a byte is lost"
     assert store.said.values["other"] == other.name
+    assert other.name in closed_when_moved
 
 
-def test_damage_in_the_middle_is_noticed(path: Path) -> None:
+def test_damage_in_the_middle_is_noticed(path: Path, closed_when_moved: list[str]) -> None:
     with Store.at(path) as store:
         for prompt in range(8):
             fill(store, tuple(range(2, 20)), prompt)
@@ -165,9 +182,10 @@ def test_damage_in_the_middle_is_noticed(path: Path) -> None:
         assert store.said is not None
         assert store.contents() == ()
     assert others(path)[0].read_bytes() == content
+    assert closed_when_moved
 
 
-def test_a_newer_and_a_foreign_database_are_set_aside(path: Path) -> None:
+def test_a_newer_and_a_foreign_database_are_set_aside(path: Path, closed_when_moved: list[str]) -> None:
     path.parent.mkdir()
     for said, statements in (
         ("store_foreign", ["CREATE TABLE recipes (name TEXT)"]),
@@ -184,6 +202,7 @@ def test_a_newer_and_a_foreign_database_are_set_aside(path: Path) -> None:
             assert store.said.code == said
             assert store.contents() == ()
     assert len(others(path)) == 2
+    assert len(closed_when_moved) >= 2
 
 
 def test_a_read_only_database_is_set_aside(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def test_of_several_calls_it_is_the_first_below_the_catcher() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         call()
     assert stages.stage_of(caught.value) == "core/curves.py validate_grid"
+    assert stages.stage_of(caught.value, innermost=True) == "core/messages.py word"
 
 
 def test_an_error_from_elsewhere_names_no_stage() -> None:

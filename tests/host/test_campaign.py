@@ -20,7 +20,8 @@ def work(tmp_path: Path, session: HostSession, pack: Callable[[str], Any]) -> An
     """What a part is given; its planner and its store are gone afterwards."""
     session.clear_cache()
     yield Work(tmp_path, session.host_dir, QUICK, seed=1)
-    (session.base_dir / "models" / "budgetfusion" / "a_short.safetensors").unlink(missing_ok=True)
+    for file in ("a_short", "campaign_stock"):
+        (session.base_dir / "models" / "budgetfusion" / f"{file}.safetensors").unlink(missing_ok=True)
     pack("planning.memory").CACHE._entries.clear()
     store = pack("host.paths").store_path()
     for companion in ("", "-wal", "-shm"):
@@ -34,7 +35,8 @@ def test_a_fault_in_a_stage_stops_no_render(session: HostSession, work: Work) ->
 
 def test_stages_are_read_from_the_code(session: HostSession) -> None:
     del session
-    found = {stage.told for stage in stage_faults._stages("nodes.adaptive_ksampler", "AdaptiveKSampler")}
+    execute = stages.entry("nodes.adaptive_ksampler", "AdaptiveKSampler")
+    found = {stage.told for stage in stages.stages_of(execute, stage_faults.planning_methods())}
     wanted = {"host/identity.py read_identity", "predictor/planner.py plan", "host/prefix_cache.py run_key"}
     assert found >= wanted | {"predictor/memory.py recall", "planning/nested.py plan_sigmas"}
     assert not {stage.rpartition(" ")[2] for stage in found} & set(stages.NO_STAGES)

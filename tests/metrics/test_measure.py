@@ -49,6 +49,15 @@ def test_the_reference_itself_is_at_zero_and_a_worse_render_is_further(both: Bac
         assert 0 <= zero < 1e-4, name
 
 
+def test_a_distance_that_is_no_number_is_an_error_and_no_number(
+    both: Backends, pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network in half precision may give: kept in the store it would spoil every later fit."""
+    monkeypatch.setattr(both.d_sim, "similarity", lambda x, y: x.new_tensor([0.5] * (len(x) - 1) + [torch.nan]))
+    with pytest.raises(InputError, match="d_sim: haarpsi"):
+        measure(pictures, pictures[:1], both)
+
+
 def test_chunks_do_not_change_the_numbers(both: Backends, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {n: (measure(pictures, pictures[:1], both), measure(pictures, pictures.flip(0), both)) for n in ["whole"]}
     monkeypatch.setattr(measure_module, "WORKING_MEMORY", 2 * 64 * 64 * both.bytes_per_pixel)

@@ -26,6 +26,7 @@ from research.in_process_host import start_host  # noqa: E402
 from research.tiny_scenes_training.training_model import make_random_checkpoint  # noqa: E402
 
 CHECKPOINT = "tiny_scenes.safetensors"  # as the example graphs name it
+MARKUP = "<img src=x class=bf-evil onerror=console.error(/bf-ran/)>"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
 
 
@@ -60,6 +61,7 @@ def main(host_dir: str, base: Path) -> None:
         # the backends that the Probe will take, so that it can tell quality
         planner = dataclasses.replace(planner, backends=Backends.from_values("auto", "auto", None).names())
         save_planner(base / "held/page_test.safetensors", planner, {"made": "by the page test"})
+        save_planner(base / "held/markup.safetensors", dataclasses.replace(planner, name=MARKUP))
 
 
 if __name__ == "__main__":

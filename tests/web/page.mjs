@@ -12,6 +12,7 @@ import { after, before, test } from "node:test";
 
 import { decideSteps } from "../../budgetfusion_nodes/web/plan_decision.js";
 import { testBlind } from "./page_blind.mjs";
+import { testMarkup, tookEffect } from "./page_markup.mjs";
 import { testNested } from "./page_nested.mjs";
 import { ROOT, SLOW, Session, makeTestBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
 
@@ -377,10 +378,13 @@ test("a light theme and Nodes 2.0 show the same", { skip }, async () => {
   await session.shot(SHOTS, "10_vue_light");
 });
 
-test("no console error of this pack and no request to any other host", { skip }, (t) => {
+testMarkup(() => session);
+
+test("no console error of this pack and no request to any other host", { skip }, async (t) => {
   assert.deepEqual(session.outside, []);
   // The page has complaints of its own (optional files that are absent); they are only told.
   const ours = session.complaints.filter((text) => /budgetfusion|uncaught/i.test(text));
   for (const text of session.complaints) if (!ours.includes(text)) t.diagnostic(text);
   assert.deepEqual(ours, []);
+  assert.deepEqual(await tookEffect(session), [], "of markup in a text");
 });

@@ -6,6 +6,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { SLOW, skip, until } from "./harness.mjs";
+import { LABEL } from "./page_markup.mjs";
 
 const PANEL = '.bf-panel[data-kind="blind"]';
 const COLORS = { planned: [0x200000, 0x400000, 0x600000], full: [0x000020, 0x000040, 0x000060] };
@@ -32,7 +33,7 @@ export function testBlind(session) {
 
   test("Blind Test asks pair by pair, by keys and by mouse, and says what the choices show", { skip }, async () => {
     const { page } = session();
-    await page.evaluate(buildGraph, COLORS);
+    await page.evaluate(buildGraph, [COLORS, LABEL]);
     await session().frames();
     assert.equal(await panel().getAttribute("data-state"), "empty");
     await session().queue();
@@ -59,7 +60,7 @@ export function testBlind(session) {
     assert.match(await panel().locator(".bf-before").innerText(), /No pair waits for a choice/);
     const csv = await (await page.request.get(await panel().locator(".bf-csv").evaluate((link) => link.href))).text();
     const rows = csv.trim().split("\n").slice(1).map((line) => line.split(","));
-    assert.deepEqual(rows.map((row) => row[1]), Array(3).fill("<b>page</b>"));
+    assert.deepEqual(rows.map((row) => row[1]), Array(3).fill(LABEL));
     assert.deepEqual(rows.map((row) => row[6]), chosen.map((side) => (side === "left" ? "full" : "planned")));
     assert.deepEqual(rows.map((row) => row[5]), ["0", "0", "1"]);
   });
@@ -87,7 +88,7 @@ export function testBlind(session) {
 }
 
 /** In the page: batches of plain colours into a Blind Test. */
-function buildGraph(colors) {
+function buildGraph([colors, label]) {
   const { graph, canvas } = window.app;
   graph.clear();
   const add = (type, at, values) => {
@@ -107,7 +108,7 @@ function buildGraph(colors) {
     });
   };
   const [planned, full] = [batch(colors.planned, 900), batch(colors.full, 1400)];
-  const test = add("BudgetFusion_BlindTest", [0, 0], { label: "<b>page</b>", quality: 0.8 });
+  const test = add("BudgetFusion_BlindTest", [0, 0], { label, quality: 0.8 });
   planned.connect(0, test, test.findInputSlot("planned"));
   full.connect(0, test, test.findInputSlot("full"));
   canvas.ds.scale = 0.9;
