@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.messages import Message, message
 from .contents import closed_over
+from .in_place import replaced_in_place
 from .model_sampling import OBJECT, loaded_sampling, read_sampling
 from .patch_names import PatchNames
 from .patches import WeightPatches, bypass_digest, hook_digest
@@ -97,7 +98,8 @@ def _sampling(model: Any) -> Iterator[Message]:
 
 def _objects(model: Any, names: PatchNames) -> Iterator[Message]:
     patches: Mapping[str, Any] = getattr(model, "object_patches", None) or {}
-    told = {n: new for n, new in patches.items() if n not in (OBJECT, PRECISION) and not _is_compiled(new)}
+    told = {**replaced_in_place(model), **patches}
+    told = {n: new for n, new in told.items() if n not in (OBJECT, PRECISION) and not _is_compiled(new)}
     if told:
         yield message("model_objects", **names.all(told, maker=True))
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -355,6 +356,23 @@ def test_which_blocks_are_patched_counts(fresh: Any, read: Any) -> None:
         return read(model).changes
 
     assert patched(1) != patched(2)
+
+
+@pytest.mark.parametrize("path", ["forward", "middle_block.1.forward"])
+def test_a_method_that_was_replaced_past_the_host_is_named(session: Any, read: Any, path: str) -> None:
+    """As some packs do it: on the loaded network itself, so for every clone."""
+    del session
+    model = make_tiny("sd15", seed=11).model
+    plain = read(model)
+    owner = model.model.diffusion_model.get_submodule(path.rpartition(".")[0])
+
+    def patch(*args: Any, strength: float = 0.5, **kwargs: Any) -> Any:
+        return type(owner).forward(owner, *args, **kwargs)
+
+    owner.forward = patch
+    assert f"diffusion_model.{path} (" in named(read(model.clone()), "model_objects")
+    owner.forward = types.MethodType(type(owner).forward, owner)  # as the host puts it back
+    assert read(model) == plain
 
 
 def test_many_names_are_told_apart_beyond_those_shown(fresh: Any, read: Any) -> None:
