@@ -8,21 +8,16 @@ from pathlib import Path
 PACK = Path(__file__).parents[1]
 
 
-def told(error: BaseException, innermost: bool = False) -> str:
+def told(error: BaseException) -> str:
     """One line: the error's kind and text, and the stage."""
     first = (str(error).strip() or "-").splitlines()[0]
-    stage = stage_of(error, innermost)
+    stage = stage_of(error)
     return f"{type(error).__name__}: {first}" + (f" [{stage}]" if stage else "")
 
 
-def stage_of(error: BaseException, innermost: bool = False) -> str:
-    """The function of this pack that failed, of those that the module which catches `error` called; as in
-    "host/identity.py read_identity". Empty where none of the pack did. innermost: the one in which it happened, where
-    the module that catches it called a whole job."""
-    listed = (one for one in traceback.extract_tb(error.__traceback__) if not one.name.startswith("<"))
-    frames = [one for one in listed if PACK in Path(one.filename).parents]
-    if not frames:
-        return ""
-    below = (one for one in frames if one.filename != frames[0].filename)
-    stage = frames[-1] if innermost else next(below, frames[-1])
-    return f"{Path(stage.filename).relative_to(PACK).as_posix()} {stage.name}"
+def stage_of(error: BaseException) -> str:
+    """The innermost function of this pack in which it happened; as in "host/identity.py read_identity". Empty where
+    none of the pack did."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if PACK in Path(one.filename).parents]
+    named = [one for one in frames if not one.name.startswith("<")]  # a function, and no comprehension in one
+    return f"{Path(named[-1].filename).relative_to(PACK).as_posix()} {named[-1].name}" if named else ""

@@ -26,4 +26,4 @@ def naming_the_stage(node: str) -> Iterator[None]:
             raise
         if is_out_of_memory(error):
             unload_everything()  # the host does so for an error that it knows, and this one is in ours
-        raise StoppedError(message("stopped", node=node, error=told(error, innermost=True))) from error
+        raise StoppedError(message("stopped", node=node, error=told(error))) from error

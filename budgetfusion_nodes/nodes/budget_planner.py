@@ -8,9 +8,7 @@ from comfy_api.latest import io
 
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK
 from ..planning.choice import AUTO, planners_state
-from ..planning.nested import plan_sigmas
-from ..planning.service import Request, plan_render, with_sigmas
-from ..planning.special import split_plan
+from ..planning.service import Request, plan_render, with_sigmas, with_split
 from . import schema as s
 
 
@@ -104,7 +102,6 @@ class BudgetPlanner(io.ComfyNode):
             sampler_name, scheduler, cfg, quality, *limits, risk, planner, schedule=schedule, files=files, memory=memory
         )
         plan, sigmas = with_sigmas(plan_render(model, positive, request, latent_image), model, request)
-        sigmas = plan_sigmas(plan, model, request) if sigmas is None else sigmas
-        split, said = split_plan(model, request, sigmas, split_at)
+        plan, sigmas, split, said = with_split(plan, sigmas, model, request, split_at)
         text = "\n".join([plan.summary(), *(note.text() for note in said)])
         return io.NodeOutput(plan, plan.steps, sigmas, split, ui={"text": [text], "budget_plan": [plan.to_dict()]})

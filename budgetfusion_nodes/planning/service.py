@@ -18,14 +18,22 @@ from ..core.setting import Setting, change_key, change_keys, differences, has_ch
 from ..core.stages import told
 from ..host.conditioning import extract_all, frame_count, latent_extras, read_extras
 from ..host.identity import Identity, former_fingerprint, read_identity
-from ..host.sampling import nfe, pixel_size
+from ..host.sampling import get_sigmas, nfe, pixel_size
 from ..predictor.count_planner import CountPlanner
 from ..predictor.planner import Planner
 from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
 from .memory import recaller
 from .nested import along, plan_sigmas
-from .special import as_executed, check_can_be_calibrated, check_distilled, is_partial, limits_for, unsettled
+from .special import (
+    as_executed,
+    check_can_be_calibrated,
+    check_distilled,
+    is_partial,
+    limits_for,
+    split_plan,
+    unsettled,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +122,28 @@ def with_sigmas(plan: Plan, model: Any, request: Request) -> tuple[Plan, Tensor 
     if plan.schedule == STOCK:
         return plan, None
     try:
-        return plan, plan_sigmas(plan, model, request)
+        sigmas = plan_sigmas(plan, model, request)
+        if not bool(sigmas.isfinite().all()):
+            raise ValueError("noise levels that are no numbers")
+        return plan, sigmas
     except Exception as error:
         log.exception("BudgetFusion could not make the schedule and renders all %d steps", plan.max_steps)
         return _all_steps(plan, request, _unforeseen(error)), None
+
+
+def with_split(
+    plan: Plan, sigmas: Tensor | None, model: Any, request: Request, at: int
+) -> tuple[Plan, Tensor, int, tuple[Message, ...]]:
+    """The plan, its sigmas [steps + 1], the step at which the graph's own step `at` lies, and what to say of it.
+    Where that cannot be told it costs the plan: all max_steps are split where the graph says."""
+    stock = lambda steps: get_sigmas(model, request.sampler_name, request.scheduler, steps, request.denoise)  # noqa: E731
+    try:
+        known = stock(plan.steps) if sigmas is None else sigmas
+        return plan, known, *split_plan(model, request, known, at)
+    except Exception as error:
+        log.exception("BudgetFusion could not split the plan and renders all %d steps", plan.max_steps)
+        whole = _all_steps(plan, request, _unforeseen(error))
+        return whole, stock(whole.steps), min(at, whole.steps), ()
 
 
 def _unforeseen(error: Exception) -> Message:

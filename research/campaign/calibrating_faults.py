@@ -7,18 +7,18 @@ missing (one prompt of the search and what it found, one trajectory, the planner
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from budgetfusion_nodes.core.schedule import NESTED, STOCK
 from research.in_process_host import HostRunError, HostSession
 
 from .calibrating import Content, content
 from .in_host import node, pack_module
-from .part import LONG, Work
+from .part import Work
 from .saying import Named, explained, says
 
 PROMPTS, SEARCHED = 10, 8
@@ -26,20 +26,21 @@ PROMPTS, SEARCHED = 10, 8
 PARTS = ("shape", "circle", "square", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue")
 SIZE = 32
-STEPS = {"stock": 4, "nested": 13}
+STEPS = {STOCK: 4, NESTED: 13}
 """Schedule that is asked for -> target; a search needs more steps than a distilled model has."""
 
 
 class CalibratingBench:
     """Calibrate on a shipped model, small enough for hundreds of runs."""
 
-    def __init__(self, session: HostSession, work: Work) -> None:
-        self.session = session
-        self.kinds = ("stock", "nested") if work.amount == LONG else ("stock",)
+    def __init__(self, session: HostSession, work: Work, kind: str) -> None:
+        """kind: along the stock schedule, which is cheap, or with a search for a nested one; a key of STEPS."""
+        self.session, self.kind = session, kind
         self.store: Path = pack_module("host.paths").store_path()
         self.folder = session.base_dir / "models" / "budgetfusion"
-        self._kept = work.folder / "calibrated.sqlite3"
-        self._whole: dict[str, Content] = {}
+        self.planner = self.folder / f"campaign_{kind}.safetensors"
+        self._kept = work.folder / f"{kind}.sqlite3"
+        self._whole: Content | None = None
         self._runs = 0
 
     @staticmethod
@@ -71,19 +72,16 @@ class CalibratingBench:
         ):
             yield
 
-    def graphs(self) -> tuple[Callable[[], dict[str, Any]], ...]:
-        """Calibrate along the stock schedule, which is cheap, and with a search."""
-        return tuple(partial(self._graph, kind) for kind in self.kinds)
-
-    def _graph(self, kind: str) -> dict[str, Any]:
+    def graph(self) -> dict[str, Any]:
+        """Calibrate; each one runs anew."""
         self._runs += 1
-        count = PROMPTS if kind == "stock" else PROMPTS + SEARCHED
+        count = PROMPTS if self.kind == STOCK else PROMPTS + SEARCHED
         texts = [f"a {colour} {part} on black" for part in PARTS for colour in COLOURS][:count]
         text = "\n".join(texts) + "\n" * self._runs  # else the host answers from its cache
-        sampled = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "cfg": 3.0, "max_steps": STEPS[kind]}
-        prompts = {"prompts": "text, one a line", "prompt_text": text, "name": f"campaign_{kind}"}
+        sampled = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "cfg": 3.0, "max_steps": STEPS[self.kind]}
+        prompts = {"prompts": "text, one a line", "prompt_text": text, "name": self.planner.stem}
         linked = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "negative": ["3", 0]}
-        how = {"thoroughness": "standard", "schedule": kind, "width": SIZE, "height": SIZE}
+        how = {"thoroughness": "standard", "schedule": self.kind, "width": SIZE, "height": SIZE}
         return {
             "1": node("CheckpointLoaderSimple", ckpt_name="tiny_scenes.safetensors"),
             "3": node("CLIPTextEncode", text="", clip=["1", 1]),
@@ -91,13 +89,11 @@ class CalibratingBench:
         }
 
     def prepare(self) -> None:
-        """The undisturbed calibrations, and what each trial begins with."""
-        with closing(sqlite3.connect(self._kept)) as kept:
-            for kind in self.kinds:
-                self.session.execute(self._graph(kind))
-                self._whole[kind] = content(self._planner(kind))
-            with closing(sqlite3.connect(self.store)) as store:
-                store.backup(kept)
+        """The undisturbed calibration, and what each trial begins with."""
+        self.session.execute(self.graph())
+        self._whole = content(self.planner)
+        with closing(sqlite3.connect(self.store)) as store, closing(sqlite3.connect(self._kept)) as kept:
+            store.backup(kept)
             for (setting,) in kept.execute("SELECT id FROM settings").fetchall():
                 newest = "IN (SELECT max(id) FROM trajectories WHERE setting_id = ?)"
                 kept.execute(f"DELETE FROM measurements WHERE trajectory_id {newest}", (setting,))
@@ -106,10 +102,10 @@ class CalibratingBench:
             kept.commit()
 
     def begin(self) -> None:
-        """Puts the store back, and takes the planners away."""
+        """Puts the store back, and takes the planner away."""
         with closing(sqlite3.connect(self._kept)) as kept, closing(sqlite3.connect(self.store)) as store:
             kept.backup(store)
-        for file in self.folder.glob("campaign_*"):
+        for file in self.folder.glob(f"{self.planner.stem}*"):
             file.unlink()
 
     def check(self, graph: dict[str, Any], named: Named | None) -> str:
@@ -128,19 +124,15 @@ class CalibratingBench:
         if error is not None:
             return "" if named and says(error, named) else f"the stage is not named: {error}"
         assert run is not None
-        return self._check_end(graph["5"]["inputs"]["schedule"], run.outputs["5"][1], named)
+        return self._check_end(run.outputs["5"][1], named)
 
-    def _check_end(self, kind: str, text: str, named: Named | None) -> str:
+    def _check_end(self, text: str, named: Named | None) -> str:
         """A run that ended made the undisturbed planner, or says what it has left out."""
-        planner = self._planner(kind)
-        if planner.is_file() and content(planner) == self._whole[kind]:
+        if self.planner.is_file() and content(self.planner) == self._whole:
             return ""
         if named is None:  # a trajectory that failed twice in the run before stays left out
-            return "" if planner.is_file() and self._left_out() else f"another planner, and said is: {text}"
+            return "" if self.planner.is_file() and self._left_out() else f"another planner, and said is: {text}"
         return "" if named.inside(text) or explained(text) else f"nothing is said of the fault: {text}"
-
-    def _planner(self, kind: str) -> Path:
-        return self.folder / f"campaign_{kind}.safetensors"
 
     def _left_out(self) -> bool:
         with closing(sqlite3.connect(self.store)) as store:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from budgetfusion_nodes.core.schedule import NESTED, STOCK
 from budgetfusion_nodes.predictor.network import CurvePredictor
 from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
 from research.in_process_host import HostRunError, HostSession
@@ -32,8 +33,6 @@ MAX_STEPS = 6
 SIZE = 32
 COUNTS = 4
 """Of the planner's grid."""
-KINDS = 4
-"""Of work: planning, probing, learning, calibrating."""
 
 
 def _raising(error: Callable[[], BaseException]) -> Callable[[], Any]:
@@ -88,15 +87,18 @@ class Subject:
 
 def inside(session: HostSession, work: Work) -> Sequence[Finding]:
     """The same, in the process of the host."""
-    rng, seen = random.Random(work.seed), set[str]()
+    rng, reached = random.Random(work.seed), set[str]()
     findings: list[Finding] = []
-    for left, subject in zip(range(KINDS, 0, -1), _subjects(session, work), strict=True):
+    subjects = _subjects(session, work)
+    kinds = work.count(quick=4, long=5)
+    for left, subject in zip(range(kinds, 0, -1), subjects, strict=True):
         listed = (stage for one in subject.nodes for stage in stages_of(entry(*one), subject.methods))
-        stages = {stage.told: stage for stage in listed if stage.told not in seen}
-        seen |= set(stages)
+        stages = {stage.told: stage for stage in listed if stage.told not in reached}
         now = time.time()
         own = replace(work, until=now + (work.until - now) / left)
-        findings.append(_finding(subject.what, len(stages), list(_trials(subject, list(stages.values()), own, rng))))
+        trials = list(_trials(subject, list(stages.values()), own, rng))
+        reached |= {trial.stage for trial in trials if trial.reached}
+        findings.append(_finding(subject.what, len(stages), trials))
     return findings
 
 
@@ -124,11 +126,12 @@ def _subjects(session: HostSession, work: Work) -> Iterator[Subject]:
     yield Subject("planning", planners, (bench.planned, bench.obeyed), bench.check_render, methods)
     yield Subject("probing", (probe,), (bench.probed,), bench.check_goes_on, methods)
     yield Subject("learning", (learn,), (bench.learned,), bench.check_goes_on, methods)
-    own = CalibratingBench(session, work)
-    with own.amounts():
-        own.prepare()
-        calibrate = ("nodes.calibrate", "Calibrate")
-        yield Subject("calibrating", (calibrate,), own.graphs(), own.check, own.methods(), own.begin)
+    calibrate = ("nodes.calibrate", "Calibrate")
+    for what, kind in (("calibrating", STOCK), ("searching", NESTED))[: work.count(quick=1, long=2)]:
+        own = CalibratingBench(session, work, kind)
+        with own.amounts():
+            own.prepare()
+            yield Subject(what, (calibrate,), (own.graph,), own.check, own.methods(), own.begin)
 
 
 def planning_methods() -> tuple[type, ...]:
@@ -248,13 +251,13 @@ class Bench:
         return plan["fallback"] is None and plan["planner"] == self.before["planner"]
 
     def check_goes_on(self, graph: dict[str, Any], named: Named | None) -> str:
-        """Empty where the graph ends, or an error names the stage or the reason; and a render works then."""
+        """Empty where the graph ends, or an error names the stage or the reason; without a fault a render works too."""
         try:
             self.session.execute(graph)
         except HostRunError as error:
             if not (named and says(error, named)):
                 return f"the stage is not named: {error}"
-        return self.check_render(self.planned(), None)
+        return "" if named else self.check_render(self.planned(), None)
 
 
 def _save_short_planner(session: HostSession) -> None:

@@ -18,6 +18,9 @@ from types import FunctionType, ModuleType
 from typing import Any, cast
 from unittest import mock
 
+import torch
+from torch import Tensor
+
 from .in_host import pack_module
 
 NO_STAGES: Mapping[str, str] = {
@@ -30,6 +33,7 @@ NO_STAGES: Mapping[str, str] = {
     "message": "says what failed",
     "told": "says what failed",
     "naming_the_stage": "says what failed",
+    "nfe": "a look into a table",
     "get_sigmas": "the host's own scheduler, without which there is no render",
 }
 """Function -> why a fault there may stop a render."""
@@ -140,7 +144,10 @@ def failing(stage: Stage, make: Callable[[], Any]) -> Iterator[list[int]]:
     def fault(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         wrong = make()
-        return wrong if whole(*arguments, **named) is not None else None
+        right = whole(*arguments, **named)
+        if right is None:
+            return None
+        return torch.full_like(right, wrong) if isinstance(right, Tensor) and right.is_floating_point() else wrong
 
     own = stage.function.__code__
     fault.__code__ = fault.__code__.replace(co_name=own.co_name, co_filename=own.co_filename)

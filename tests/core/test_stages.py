@@ -1,4 +1,4 @@
-"""Which stage is named: the function of the pack that failed, of those that the catcher called."""
+"""Which stage is named: the innermost function of the pack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_stage_is_named_as_its_file_and_function() -> None:
     assert stages.told(error) == f"InputError: {error} [core/curves.py parse_grid]"
 
 
-def test_of_several_calls_it_is_the_first_below_the_catcher() -> None:
+def test_of_several_calls_it_is_the_innermost() -> None:
     """service catches, curves.validate_grid is what it called, and the fault lies in messages below."""
     frames = [("planning/service.py", "plan_render"), ("core/curves.py", "validate_grid"), ("core/messages.py", "word")]
     call: Callable[[], object] = lambda: 1 / 0  # noqa: E731
@@ -33,8 +33,7 @@ def test_of_several_calls_it_is_the_first_below_the_catcher() -> None:
         call = space[name]
     with pytest.raises(ZeroDivisionError) as caught:
         call()
-    assert stages.stage_of(caught.value) == "core/curves.py validate_grid"
-    assert stages.stage_of(caught.value, innermost=True) == "core/messages.py word"
+    assert stages.stage_of(caught.value) == "core/messages.py word"
 
 
 def test_an_error_from_elsewhere_names_no_stage() -> None:
