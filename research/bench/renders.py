@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,20 @@ CACHE_START, CACHE_END = 0.15, 0.95
 """The cache nodes' defaults: where in the run they may skip."""
 ADAPTIVE_ATOL = 0.0078 / 0.05
 """atol over rtol, as in the host's defaults of dpm_adaptive."""
+
+
+@dataclass
+class Counted:
+    """Pictures that went through a network."""
+
+    inside: int = 0
+    """By a wrapper inside the network's own, where a cache is that skips it."""
+    around: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """Networks that run no wrappers of their own (the host's MMDiT of SD3) have no cache inside either."""
+        return self.inside or self.around
 
 
 def open_studio(setting: BenchSetting, sets: PictureSets, host: Path, base: Path) -> Studio:
@@ -173,15 +187,15 @@ def run_cached(
 ) -> tuple[Tensor, int]:
     """(latents [B, C, H, W], evaluations that really ran)."""
     if cached.node is None:
-        model, pictures = counting(studio.model)
+        model, counted = counting(studio.model)
         latents = _adaptive(studio, model, conditionings, seeds, cached.threshold)
-        return latents, _evaluations(pictures[0], studio, seeds)
+        return latents, _evaluations(counted.pictures, studio, seeds)
     module = importlib.import_module("comfy_extras.nodes_easycache")
     given = (cached.threshold, CACHE_START, CACHE_END, False)
-    model, pictures = counting(getattr(module, f"{cached.node}Node").execute(studio.model, *given).args[0])
+    model, counted = counting(getattr(module, f"{cached.node}Node").execute(studio.model, *given).args[0])
     sigmas = nested.sigmas(cached.steps, studio.quantile) if cached.nested else studio.stock(cached.steps)
     latents = studio.latents(model, conditionings, seeds, sigmas)
-    return latents, _evaluations(pictures[0], studio, seeds)
+    return latents, _evaluations(counted.pictures, studio, seeds)
 
 
 def _evaluations(pictures: int, studio: Studio, seeds: Sequence[int]) -> int:
@@ -202,20 +216,25 @@ def _adaptive(studio: Studio, model: Any, conditionings: Sequence[Any], seeds: S
         return sample.sample_custom(model, *given, disable_pbar=True, seed=seeds[0]).float().clone()
 
 
-def counting(model: Any) -> tuple[Any, list[int]]:
-    """A clone that counts the pictures that really go through the network, and the count. Added last, so that it sits
+def counting(model: Any) -> tuple[Any, Counted]:
+    """A clone that counts the pictures that really go through the network, and the counts. Added last, so that it sits
     inside a cache (tests count what a cache saves). Pictures and not calls: cond and uncond of one batch are one call
     where memory allows it, else two."""
     kinds = importlib.import_module("comfy.patcher_extension").WrappersMP
-    pictures = [0]
+    found = Counted()
 
-    def count(executor: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        pictures[0] += x.shape[0]
+    def inside(executor: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found.inside += x.shape[0]
+        return executor(x, *args, **kwargs)
+
+    def around(executor: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found.around += x.shape[0]
         return executor(x, *args, **kwargs)
 
     clone = model.clone()
-    clone.add_wrapper_with_key(kinds.DIFFUSION_MODEL, "budgetfusion_count", count)
-    return clone, pictures
+    clone.add_wrapper_with_key(kinds.DIFFUSION_MODEL, "budgetfusion_count", inside)
+    clone.add_wrapper_with_key(kinds.APPLY_MODEL, "budgetfusion_count", around)
+    return clone, found
 
 
 # -------------------------------------------------------------------------------------------------------------- seconds

@@ -91,11 +91,17 @@ def test_caches_save_evaluations_that_are_counted(studio: Studio, node: str) -> 
     assert 2 <= evaluations < 20
 
 
-def test_counting_leaves_the_picture_alone(studio: Studio) -> None:
-    counted, pictures = counting(studio.model)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_counting_leaves_the_picture_alone(studio: Studio, wrapped: bool) -> None:
+    """Also in a network that runs no wrappers of its own, as the host's MMDiT."""
+    from comfy.patcher_extension import WrappersMP
+
+    model, counted = counting(studio.model)
+    if not wrapped:
+        model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "budgetfusion_count")
     given = studio.renderer.encode(["a red star"]), [1], studio.stock(4)
-    assert torch.equal(studio.latents(counted, *given), studio.latents(studio.model, *given))
-    assert pictures[0] == 2 * 4, "with and without the prompt"
+    assert torch.equal(studio.latents(model, *given), studio.latents(studio.model, *given))
+    assert counted.pictures == 2 * 4, "with and without the prompt"
 
 
 class WeighingVae:

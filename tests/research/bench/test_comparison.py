@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.bench.comparison import MethodSet, Reference, compare, gathered, least_passing, worse_than
+from research.bench.comparison import MethodSet, Reference, compare, gathered, least_passing, told, worse_than
 from research.bench.measures import Values
 
 PROMPTS = 60
@@ -67,3 +67,10 @@ def test_each_prompt_gets_its_own_count_rounded_up_to_a_rendered_one():
     found, evaluations = gathered(sets, np.array([5, 7, 60]))
     assert evaluations.tolist() == found.wrong.tolist() == [6.0, 8.0, 50.0]
     assert found.features[:, 0, 0].tolist() == [6.0, 8.0, 50.0]
+
+
+def test_a_difference_is_told_in_its_own_unit_with_both_ends():
+    found = {"wrong": {"value": 0.004, "low": 0.001, "high": 0.008}, "kid": {"value": 0.0054, "low": -0.1, "high": 1.0}}
+    assert told(found, ["wrong"]) == "wrong 0.4 (0.1 to 0.8) %"
+    assert told(found, ["wrong", "kid"]).split(", ")[1] == "kid 5.4 (-100.0 to 1000.0) / 1000"
+    assert told(found, []) == "none"
