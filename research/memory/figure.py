@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def draw(found: Found, risk: float, file: Path) -> None:
     """Savings above, violations with memory (filled) and without (hollow) below, with 95 % intervals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for place, (kind, colour) in enumerate(KINDS.items()):
         at = np.arange(len(found)) + 0.18 * (place - 1)
@@ -32,7 +33,7 @@ def draw(found: Found, risk: float, file: Path) -> None:
     below.axhline(100.0 * risk, color="tab:red", lw=0.8)
     above.set_ylabel("% of steps saved")
     below.set_ylabel("% of plans too short\n(hollow: without memory)")
-    below.set_xticks(range(len(found)), list(found))
+    below.set_xticks(range(len(found)), [fill(case, 14) for case in found], fontsize=8)
     above.legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)
