@@ -18,6 +18,8 @@ from ..core.setting import Setting
 from .prefix_cache import AROUND_EVALUATIONS
 
 LIMIT_BYTES = 64 * 2**20
+TRAJECTORIES = 64
+"""Who learns comes soon after the render; of small pictures the bytes alone would allow thousands."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Drafts:
     """Least recently used trajectories go first."""
 
     limit: int = LIMIT_BYTES
+    most: int = TRAJECTORIES
     _kept: OrderedDict[str, dict[int, Tensor]] = field(default_factory=OrderedDict)
 
     def keep(self, trajectory: str | None, steps: int, samples: Tensor) -> None:
@@ -34,8 +37,11 @@ class Drafts:
             return
         self._kept.setdefault(trajectory, {})[steps] = samples
         self._kept.move_to_end(trajectory)
-        while sum(s.nbytes for counts in self._kept.values() for s in counts.values()) > self.limit:
+        while len(self._kept) > self.most or self._bytes() > self.limit:
             self._kept.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return sum(samples.nbytes for counts in self._kept.values() for samples in counts.values())
 
     def of(self, trajectory: str | None) -> Mapping[int, Tensor]:
         """Steps -> samples of one trajectory."""
