@@ -284,7 +284,7 @@ def measures(dense: Sequence[Look], prompts: int, scored: bool) -> dict[str, Mea
         level = worsening(Measure(_short_of_prompt, 0.0), _short_of_prompt(dense), np.zeros(len(dense)), prompts)
         if level.high < 0.0:  # else picture and text encoder share no space, and the scores tell nothing
             found["CLIP score"] = Measure(_short_of_prompt, -CLIP_TOLERANCE * level.value)
-    for name in dense[0].features:
+    for name in sorted(dense[0].features):  # from the store they come in another order
         tolerance = ENCODER_TOLERANCE if name == ENCODER else PLAIN_TOLERANCE
         found[name] = Measure(_features(name, dense), tolerance, "set")
     return found

@@ -11,16 +11,16 @@ Value = TypeVar("Value")
 
 
 class Recent(OrderedDict[Key, Value]):
-    """At most `most` of `size` in all, by default entries; those set or `used` longest ago go first."""
+    """At most `most` entries, of at most `largest` of `size` in all; those set or `used` longest ago go first."""
 
-    def __init__(self, most: int, size: Callable[[Any], int] = lambda _: 1) -> None:
+    def __init__(self, most: int, size: Callable[[Any], int] = lambda _: 0, largest: int = 0) -> None:
         super().__init__()
-        self.most, self.size = most, size
+        self.most, self.size, self.largest = most, size, largest
 
     def __setitem__(self, key: Key, value: Value) -> None:
         super().__setitem__(key, value)
         self.move_to_end(key)
-        while sum(map(self.size, self.values())) > self.most:
+        while len(self) > self.most or sum(map(self.size, self.values())) > self.largest:
             self.popitem(last=False)
 
     def used(self, key: Key) -> Value | None:

@@ -18,6 +18,8 @@ from ..core.setting import Setting
 from .prefix_cache import AROUND_EVALUATIONS
 
 LIMIT_BYTES = 64 * 2**20
+TRAJECTORIES = 64
+"""Who learns comes soon after the render; of small pictures the bytes alone would allow thousands."""
 
 
 @dataclass
@@ -25,10 +27,12 @@ class Drafts:
     """Trajectories that were rendered longest ago go first."""
 
     limit: int = LIMIT_BYTES
+    most: int = TRAJECTORIES
     _kept: Recent[str, dict[int, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._kept = Recent(self.limit, lambda counts: sum(samples.nbytes for samples in counts.values()))
+        size = lambda counts: sum(samples.nbytes for samples in counts.values())  # noqa: E731
+        self._kept = Recent(self.most, size, self.limit)
 
     def keep(self, trajectory: str | None, steps: int, samples: Tensor) -> None:
         """samples: [1, C, ...] of a finished render of `steps` steps; on the CPU, where the host leaves them, else not

@@ -331,6 +331,15 @@ def test_a_draft_that_was_finished_is_measured_without_rendering_whatever_the_ho
     assert set(dict(rows(store, query))) >= {3, 4, 9}
 
 
+def test_finished_pictures_are_few_and_the_last(pack: Any) -> None:
+    drafts = pack("host.drafts").Drafts(limit=5 * 400, most=3)
+    for name in "abcd":
+        drafts.keep(name, 4, torch.zeros(1, 100))
+    assert [len(drafts.of(name)) for name in "abcd"] == [0, 1, 1, 1]
+    drafts.keep("e", 4, torch.zeros(1, 400))
+    assert [len(drafts.of(name)) for name in "bcde"] == [0, 0, 1, 1]
+
+
 def test_a_finished_picture_is_of_its_scheduler_and_of_no_function_around(loaded: Any, setting: Any, pack: Any) -> None:
     """A replay runs such functions again, so that the draft's key leaves them out; the picture is another one."""
     of = pack("host.drafts").trajectory_of
