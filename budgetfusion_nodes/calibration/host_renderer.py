@@ -26,7 +26,7 @@ from ..core.schedule import NestedSchedule
 from ..core.stages import told
 from ..host.batch import empty_latent
 from ..host.conditioning import TEXT, extract, extras_digest
-from ..host.digest import digest_of
+from ..host.digest import digest_of, network_name
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.prefix_cache import PrefixCache
 from ..host.sampling import check_has_count, check_latent, decode, render
@@ -102,8 +102,8 @@ class Graph:
             raise UnsupportedError(message("model_unknown", name="ControlNet", kind=str(error))) from error
 
     def _facts(self) -> dict[str, str]:
-        vae = type(getattr(self.vae, "first_stage_model", self.vae)).__name__
-        found = {"negative": digest_of(self.negative), "vae": vae}
+        vae = getattr(self.vae, "first_stage_model", self.vae)
+        found = {"negative": digest_of(self.negative), "vae": network_name(vae)}
         extras = extras_digest([["", self.extras]])
         if extras:
             found["extras"] = extras

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .contents import PLAIN, Weights, leaves
-from .weights import sample, spread
+from .weights import UnreadableWeights, sample, spread
 
 LOOKED_AT = 96
 """Tensors of a network, or of a file of weights, that are looked at."""
@@ -65,6 +66,17 @@ def weights_bytes(weights: Weights, *, signs: bool = False) -> bytes:
 
 
 _known: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, bytes]] = weakref.WeakKeyDictionary()
+
+
+def network_name(network: Any) -> str:
+    """Its class and 16 hex digits of its weights, the same in every precision; the class alone where it has none that
+    can be read."""
+    name = type(network).__name__
+    with suppress(UnreadableWeights):
+        for _, leaf in leaves(network):
+            if isinstance(leaf, Weights):
+                return f"{name} {weights_bytes(leaf, signs=True).hex()[:16]}"
+    return name
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

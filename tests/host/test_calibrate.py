@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -205,6 +206,21 @@ def test_todays_families_are_calibrated(
     facts = planner.provenance["calibration"]["facts"]
     carried = set(make_tiny(family).positive[0][1]) - {"pooled_output", "attention_mask"}
     assert ("extras" in facts) == bool(carried)
+
+
+def test_pictures_of_another_vae_are_not_taken_for_measured(session: HostSession, pack: Any, loaded: Any) -> None:
+    """A finetuned VAE has the class of its parent; in another precision it is the same."""
+    del session
+    network, other = torch.nn.Conv2d(4, 3, 3), torch.nn.Conv2d(4, 3, 3)
+
+    def facts(first_stage_model: torch.nn.Module) -> Any:
+        vae = copy.copy(loaded.vae)
+        vae.first_stage_model = first_stage_model
+        given = (loaded.model, loaded.clip, vae, loaded.encode(""), "euler", "karras", 3.0)
+        with torch.inference_mode():
+            return pack("calibration.host_renderer").Graph.connected(*given, width=64, height=64).facts()
+
+    assert facts(other) != facts(network) == facts(copy.deepcopy(network).bfloat16())
 
 
 def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack: Any) -> None:
