@@ -4,7 +4,7 @@ With y = log(shortfall + c), the planner's quantiles give a mean and a spread at
 those units. Of the variance of z the prompt holds the share h and the seed the rest, and two prompts at distance d are
 correlated by h exp(-d^2 / (2 l^2)). A render's z given those remembered is then normal (Gaussian process regression,
 Rasmussen & Williams 2006, eq. 2.25 and 2.26): k renders of one prompt are shrunk by k h / (1 + (k - 1) h), those of
-farther prompts by more. The law only shapes the curves; what is promised comes from memory_fit, which plans every
+farther prompts by more. The law only shapes the curves; what is guaranteed comes from memory_fit, which plans every
 remembered render from the others and calibrates on that.
 """
 
@@ -138,7 +138,7 @@ class Memory:
     space: Space
     kernel: Kernel = field(default_factory=Kernel)
     own: RiskTable | None = None
-    """Thresholds for prompts met before; None where they cannot be promised or save nothing."""
+    """Thresholds for prompts met before; None where they cannot guarantee the risk or save nothing."""
     near: RiskTable | None = None
     """The same for prompts near one met before."""
     new: RiskTable | None = None
@@ -186,8 +186,8 @@ class Memory:
         ]
         if same and not np.isnan(curves.level[same[-1]]).any():
             return Recalled(_measured(prediction, curves.level[same[-1]]), None, 1, 0, True, points)
-        plain = Recalled(prediction, _promising(self.new, risk), 0, 0, points=points)
-        if not self.kernel.share or _promising(self.own if len(own) else self.near, risk) is None:
+        plain = Recalled(prediction, _guaranteeing(self.new, risk), 0, 0, points=points)
+        if not self.kernel.share or _guaranteeing(self.own if len(own) else self.near, risk) is None:
             return plain
         chosen = nearest(to_renders, NEIGHBOURS)
         mean, explained, median, high = self._expected(prediction, to_renders, chosen)
@@ -230,8 +230,8 @@ def nearest(to_renders: FloatArray, most: int) -> NDArray[np.intp]:
     return np.sort(rows[np.isfinite(to_renders[rows])])
 
 
-def _promising(table: RiskTable | None, risk: float) -> RiskTable | None:
-    """The table, where so many prompts can promise this risk."""
+def _guaranteeing(table: RiskTable | None, risk: float) -> RiskTable | None:
+    """The table, where so many prompts can guarantee this risk."""
     return table if table is not None and table.enough_prompts(risk) else None
 
 

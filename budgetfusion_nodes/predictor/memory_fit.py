@@ -2,7 +2,7 @@
 
 Three kinds of prompts are calibrated apart (Mondrian, Vovk et al. 2005), because they are planned apart: prompts met
 before (left out: the render itself), prompts near one met before and new ones (left out: all renders of the prompt).
-Only the latest prompts count, so that the promise follows an artist who changes style.
+Only the latest prompts count, so that the guarantee follows an artist who changes style.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _group(
     new: RiskTable | None,
     by_render: bool = False,
 ) -> RiskTable | None:
-    """Thresholds for the renders that memory says something of; None where the planner's own keep the promise on them
+    """Thresholds for the renders that memory says something of; None where the planner's own keep the guarantee on them
     and plans without memory take no more steps. new: in place of the planner's, after a change."""
     mean, explained = _expected(trial, kernel)
     kept = allowed & (explained >= LEAST_SUPPORT)
@@ -259,7 +259,7 @@ def _place_among(which: NDArray[np.intp]) -> NDArray[np.int64]:
 
 
 def _since_change(curves: Curves, rows: NDArray[np.int64], planner: RiskTable) -> NDArray[np.int64] | None:
-    """One render of each prompt since the planner's promise holds no more, taken as new; None where it holds."""
+    """One render of each prompt since the planner's guarantee holds no more, taken as new; None where it holds."""
     latest = _first(curves, rows)
     with np.errstate(invalid="ignore"):
         far = curves.distance[latest] > 1.0

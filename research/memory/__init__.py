@@ -1,1 +1,1 @@
-"""What memory saves, and whether it keeps the promise: `python -m research study memory`."""
+"""What memory saves, and whether it keeps the guarantee: `python -m research study memory`."""

@@ -1,4 +1,4 @@
-"""`python -m research study memory`: whether memory keeps the promise, and what it saves and costs."""
+"""`python -m research study memory`: whether memory keeps the guarantee, and what it saves and costs."""
 
 from __future__ import annotations
 

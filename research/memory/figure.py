@@ -1,4 +1,4 @@
-"""The figure of `study memory`: what memory saves at each size, and whether the promise holds."""
+"""The figure of `study memory`: what memory saves at each size, and whether the guarantee holds."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ RESAMPLES = 200
 
 @dataclass
 class Tally:
-    """Renders of one kind, planned both ways. A violation is one by the rule that the promise bounds: the plan stops
+    """Renders of one kind, planned both ways. A violation is one by the rule that the guarantee bounds: the plan stops
     before the least count from which on the quality holds."""
 
     steps: list[int] = field(default_factory=list)

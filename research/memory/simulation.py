@@ -1,4 +1,4 @@
-"""The promise after 10, 100, 1,000 and 10,000 remembered curves, and when the artist changes style."""
+"""The guarantee after 10, 100, 1,000 and 10,000 remembered curves, and when the artist changes style."""
 
 from __future__ import annotations
 

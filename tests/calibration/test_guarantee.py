@@ -31,7 +31,7 @@ def violations(truth: FloatArray, steps: int, q: float) -> float:
 
 
 @pytest.mark.parametrize("calibration", [9, 28])
-def test_the_promise_holds_over_a_thousand_random_splits(make_dataset: Any, calibration: int) -> None:
+def test_the_guarantee_holds_over_a_thousand_random_splits(make_dataset: Any, calibration: int) -> None:
     """500 for each size; the scale comes from the calibration prompts of each split, as in the job."""
     data = make_dataset(train=0, calibration=160, test=0, seed=3)
     crudest = data.shortfall[:, :, 0]
@@ -73,7 +73,7 @@ def run_until_settled(truth: FloatArray, alone: int, wanted: int) -> int:
 
 
 @pytest.mark.parametrize(("spread", "heavy"), [(0.3, False), (0.6, True), (0.05, True)])
-def test_stopping_when_it_is_settled_leaves_the_promise_whole(spread: float, heavy: bool) -> None:
+def test_stopping_when_it_is_settled_leaves_the_guarantee_whole(spread: float, heavy: bool) -> None:
     rng = np.random.default_rng(11)
     population = curves(rng, 4000, spread, heavy)
     splits = np.array(roles(90, 28))

@@ -303,7 +303,7 @@ def test_too_many_failures_stop_it_and_a_new_try_goes_on(tmp_path: Path) -> None
     assert run(tmp_path).progress.set_aside == 0
 
 
-def test_too_few_prompts_for_a_promise_are_said(tmp_path: Path) -> None:
+def test_too_few_prompts_for_a_guarantee_are_said(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="9"):
         run(tmp_path, prompts=5)
 

@@ -135,7 +135,7 @@ def test_no_other_seed_setting_or_model_knows_it_and_the_switch_turns_it_off(
     swept()
     other_seed = planned(bench, name, seed=6).remembered
     assert other_seed is not None
-    assert other_seed.said is None  # its points are shown; one prompt is too few to promise by
+    assert other_seed.said is None  # its points are shown; one prompt is too few to guarantee by
     assert other_seed.own == 0
     others: list[dict[str, Any]] = [{"memory": False}, {"cfg": 4.0}, {"scheduler": "normal"}]
     for changes in others:

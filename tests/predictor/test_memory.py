@@ -1,4 +1,4 @@
-"""Memory: closed forms of the correction, the promise on a simulated studio, and what must not be mixed."""
+"""Memory: closed forms of the correction, the guarantee on a simulated studio, and what must not be mixed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_after_a_change_the_planners_most_careful_thresholds_stand_in_until_enou
     quality[:, -1] = 1.0
     some = since_change(calibrate(upper[:, ::-1], quality[:, None]), planner)
     measured = calibrate(upper[:, ::-1], quality[:, None])
-    assert some.row(0.1) == measured.row(0.1)  # 12 prompts can promise 10 %, and not 5 %
+    assert some.row(0.1) == measured.row(0.1)  # 12 prompts can guarantee 10 %, and not 5 %
     assert (np.diff(np.array(some.theta), axis=0) >= 0).all()
     assert np.all(np.array(some.row(0.05)) <= np.array(planner.theta[0]))
     assert some.enough_prompts(0.02)
@@ -196,7 +196,7 @@ def test_an_unlike_prompt_and_too_few_prompts_change_nothing(studio: Studio, mem
     assert recalled.knots(0.1) is None
 
 
-def test_a_risk_that_the_remembered_prompts_cannot_promise_is_not_promised(studio: Studio, memory: Memory) -> None:
+def test_a_risk_that_the_remembered_prompts_cannot_guarantee_is_not_guaranteed(studio: Studio, memory: Memory) -> None:
     assert memory.own is not None
     starved = replace(memory, own=replace(memory.own, prompts=30))
     number = studio.which[0]
@@ -227,10 +227,10 @@ def test_space_of_one_prompt_knows_it_and_no_other() -> None:
     assert space.distances(space.place(one[0] + np.float16(0.01))[None])[0, 0] > 1.0
 
 
-# -------------------------------------------------------------------------------------------------- the promise
+# -------------------------------------------------------------------------------------------------- the guarantee
 
 
-def test_the_promise_holds_and_memory_saves_on_a_simulated_studio() -> None:
+def test_the_guarantee_holds_and_memory_saves_on_a_simulated_studio() -> None:
     found = simulate(300, 2, 80, 0.9, 0.1, 0.5, lambda _: None)
     for tally in found.values():
         broken = np.mean(np.array(tally.steps) < np.array(tally.needed))
@@ -239,7 +239,7 @@ def test_the_promise_holds_and_memory_saves_on_a_simulated_studio() -> None:
     assert np.mean(recurring.steps) < 0.97 * np.mean(recurring.without)
 
 
-def test_after_a_change_of_style_the_promise_holds_where_the_planner_breaks_it() -> None:
+def test_after_a_change_of_style_the_guarantee_holds_where_the_planner_breaks_it() -> None:
     found = simulate_drift(200, 100, 2, 50, 0.9, 0.1, 0.5, lambda _: None, bias=1.2)
     for tally in found.values():
         needed = np.array(tally.needed)
