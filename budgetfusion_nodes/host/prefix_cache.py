@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -49,25 +50,60 @@ class UntoldError(Exception):
     """Something that an evaluation depends on cannot be compared with another run's."""
 
 
-@dataclass(frozen=True)
 class Evaluation:
-    """One answer, on the CPU."""
+    """One answer, copied to the CPU."""
 
-    x: Tensor
-    timestep: Tensor
-    out: tuple[Tensor, ...]
-    """Denoised predictions of cond and uncond."""
+    def __init__(self, x: Tensor, timestep: Tensor, out: Sequence[Tensor]) -> None:
+        """out: denoised predictions of cond and uncond."""
+        tensors = (x, timestep, *out)
+        self.size = sum(tensor.nbytes for tensor in tensors)
+        """Bytes."""
+        self._kept = _Pinned(tensors) if x.device.type == "cuda" else _Pages(tensors)
 
     @property
-    def size(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.x, self.timestep, *self.out))
+    def out(self) -> Sequence[Tensor]:
+        return self._kept.tensors()[2:]
 
     def answers(self, x: Tensor, timestep: Tensor) -> bool:
         """Whether it was asked of exactly this. On a GPU it waits for the sampler, which has nothing else to do."""
         return all(
             kept.shape == given.shape and kept.dtype == given.dtype and torch.equal(_copied(kept, given.device), given)
-            for kept, given in ((self.x, x), (self.timestep, timestep))
+            for kept, given in zip(self._kept.tensors()[:2], (x, timestep), strict=True)
         )
+
+
+class _Pinned:
+    """Copies from CUDA in pinned memory, so that the sampler goes on; later copies back are on the same stream and so
+    come after them. The memory comes from torch's cache of it, which uses blocks again."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        new = (torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors)
+        self._tensors = [own.copy_(one, non_blocking=True) for own, one in zip(new, tensors, strict=True)]
+
+    def tensors(self) -> Sequence[Tensor]:
+        return self._tensors
+
+
+class _Pages:
+    """Copies in pages of their own, which the system has back when they go, and no tensor object for as long as they
+    stay. In the heap, thousands of small things that go in another order than they came leave holes that nothing else
+    fits (seen with glibc: +77 MB of resident memory in 1,000 renders at 64 MB of drafts)."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        starts = [0]
+        for one in tensors:
+            starts.append(starts[-1] + -(-one.nbytes // ALIGNED) * ALIGNED)
+        self._pages = mmap.mmap(-1, starts[-1])
+        self._layout = [(one.dtype, tuple(one.shape), start) for one, start in zip(tensors, starts[:-1], strict=True)]
+        for own, one in zip(self.tensors(), tensors, strict=True):
+            own.copy_(one)
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Views of the pages; each holds them."""
+        return [
+            torch.frombuffer(self._pages, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+            for dtype, shape, start in self._layout
+        ]
 
 
 @dataclass
@@ -158,7 +194,7 @@ class Replay:
     def _keep(self, place: int, x: Tensor, timestep: Tensor, out: list[Tensor]) -> None:
         try:
             if self.following and place < self.keep:
-                self.following = self.cache.append(self.key, _kept(x, timestep, out))
+                self.following = self.cache.append(self.key, Evaluation(x, timestep, out))
         except Exception:
             self._give_up()
 
@@ -258,33 +294,6 @@ def _add(digest: Any, value: Any) -> None:
         _add(digest, dict(value.named_buffers()))
     else:
         raise UntoldError(type(value).__name__)
-
-
-def _kept(x: Tensor, timestep: Tensor, out: Sequence[Tensor]) -> Evaluation:
-    tensors = (x, timestep, *out)
-    own_x, own_timestep, *own_out = _pinned(tensors) if x.device.type == "cuda" else _paged(tensors)
-    return Evaluation(own_x, own_timestep, tuple(own_out))
-
-
-def _pinned(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies from CUDA in pinned memory, so that the sampler goes on; later copies back are on the same stream and so
-    come after them. The memory comes from torch's cache of it, which uses blocks again."""
-    return [torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True) for one in tensors]
-
-
-def _paged(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies in pages of their own, which the system has back when the last of them goes. In the heap, thousands of
-    small tensors that drafts drop in another order than they came leave holes that nothing else fits (seen with glibc:
-    +77 MB of resident memory in 1,000 renders at 64 MB of drafts)."""
-    starts = [0]
-    for one in tensors:
-        starts.append(starts[-1] + -(-one.nbytes // ALIGNED) * ALIGNED)
-    pages = mmap.mmap(-1, starts[-1])  # each tensor holds it
-    flat = (
-        torch.frombuffer(pages, dtype=one.dtype, count=one.numel(), offset=start)
-        for one, start in zip(tensors, starts[:-1], strict=True)
-    )
-    return [own.view(one.shape).copy_(one) for own, one in zip(flat, tensors, strict=True)]
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,10 +16,12 @@ def test_those_used_longest_ago_go_first() -> None:
 
 
 def test_what_counts_may_be_the_size() -> None:
-    kept = Recent[str, str](5, len)
+    kept = Recent[str, str](3, len, largest=5)
     kept["a"], kept["b"], kept["c"] = "xx", "xx", "x"
     assert list(kept) == ["a", "b", "c"]
     kept["a"] = "xxxx"
     assert list(kept) == ["c", "a"]
     kept["d"] = "xxxxxx"
     assert not kept
+    kept["e"] = kept["f"] = kept["g"] = kept["h"] = ""
+    assert list(kept) == ["f", "g", "h"]

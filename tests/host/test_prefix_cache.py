@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -252,6 +253,22 @@ def test_least_recently_used_drafts_give_way_within_the_limit() -> None:
     assert cache.size == 1008
     cache.clear()
     assert cache.size == 0 and cache.draft("d") == ()
+
+
+def test_drafts_hold_no_tensor_objects() -> None:
+    """Each would pin a hole in the heap for as long as the draft stays (_Pages)."""
+
+    def tensors() -> int:
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    cache = PrefixCache()
+    before = tensors()
+    for value in range(100):
+        cache.append("a", evaluation(float(value)))
+    assert tensors() < before + 100
+    kept = cache.draft("a")[99]
+    assert kept.answers(torch.full((250,), 99.0), torch.ones(1))
+    assert [one.tolist() for one in kept.out] == [[0.0]]
 
 
 def test_an_answer_is_to_these_bits_only() -> None:
