@@ -20,6 +20,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from budgetfusion_nodes.core.messages import message
 from research.options import ROOT
 
 from .part import Finding, NotRunError, Part, Work
@@ -31,7 +32,6 @@ RENDER_SECONDS = 0.03
 PATIENCE = 1800.0
 """Seconds that a driver may take, starting Ray included."""
 LOOK_SECONDS = 0.02
-LOCKED = "locked"
 SLOW_MACHINE = {"RAY_worker_register_timeout_seconds": "600"}
 """Ray's own limit, for a machine on which other work runs too."""
 STARTS = 6
@@ -101,7 +101,8 @@ def counted(folder: Path) -> int:
 def _workers_killed(work: Work, whole: Rows, rng: random.Random) -> Finding:
     folder = _fresh(work, "workers")
     wanted = work.count(quick=1, long=8)
-    moments = sorted(rng.sample(range(1, len(whole) - 20), wanted))
+    apart = (len(whole) - 20) // wanted  # a trajectory that takes two workers down is set aside
+    moments = [1 + place * apart + rng.randrange(3) for place in range(wanted)]
     killed: set[int] = set()
     with closing(_driver(folder)) as driver:
         for moment in moments:
@@ -143,7 +144,7 @@ def _store_locked(work: Work, whole: Rows) -> Finding:
             held = len(holder.execute("SELECT 1 FROM measurements").fetchall())
             status, reason = driver.wait(), driver.told().get("error", "")
             holder.rollback()
-    said = status != 0 and LOCKED in reason.lower()
+    said = status != 0 and message("store_locked").text() in reason
     with closing(_driver(folder)) as driver:
         again = driver.wait()
     figures = {"kept when it was locked": held, "said": reason[:120]}
