@@ -45,13 +45,13 @@ def main(host_dir: str, base: Path) -> None:
         (base / folder).mkdir(parents=True)
     (base / "custom_nodes" / "budgetfusion").symlink_to(ROOT, target_is_directory=True)
     (base / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    tests = host_tests()  # before the host is there, which has a folder `tests` too
     with tempfile.TemporaryDirectory() as scratch:
         start_host(host_dir, scratch, [ROOT])
         root = str(ROOT).replace(".", "_x_")
         identity = importlib.import_module(f"{root}.budgetfusion_nodes.host.identity")
         made = make_random_checkpoint(Path(scratch) / "models/checkpoints" / CHECKPOINT, seed=0)
         shutil.copy(made, base / "models/checkpoints" / CHECKPOINT)
-        tests = host_tests()
         model, clip, _vae = sys.modules["nodes"].CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
         found = identity.read_identity(model)
         told = {"model_name": found.name, "sampling": found.sampling.text()}
