@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import copy
 import json
 import math
 import pickle
@@ -133,7 +134,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def _put(value: Any, path: tuple[Any, ...], new: Any) -> None:
     for key in path[:-1]:
         value = value[key]
-    value[path[-1]] = new
+    value[path[-1]] = copy.deepcopy(new)  # the next lie may be told inside it
 
 
 def lie(rng: random.Random, originals: Originals) -> bytes:
