@@ -5,9 +5,9 @@ Each maker is a pure function of a random generator and the bytes of real planne
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
-import copy
 import json
 import math
 import pickle
