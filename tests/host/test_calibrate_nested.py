@@ -226,3 +226,17 @@ def test_a_render_that_fails_in_the_search_is_made_again_then_left_out_and_said(
     assert list(search["left_out"].values()) == [1, 1, 1]
     for said, reason in zip(search["left_out"], twice.values(), strict=True):
         assert reason in said and said in result.text
+
+
+@pytest.mark.usefixtures("small_search")
+def test_a_feature_of_no_number_is_said_and_not_kept(
+    session: HostSession, pack: Any, store: Path, planners: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be compared with in every later search."""
+    del session
+    search = pack("calibration.host_search")
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "low_pass", lambda x: torch.full((len(x), 4), torch.nan))
+        with pytest.raises(pack("core.errors").InputError, match="low-pass"):
+            calibrate_family(pack, "sd15", 13, TEXTS, schedule="nested")
+    assert calibrate_family(pack, "sd15", 13, TEXTS, schedule="nested").name
