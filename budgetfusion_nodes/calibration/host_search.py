@@ -107,7 +107,7 @@ def _check_finite(features: dict[str, Tensor]) -> None:
     for name, value in features.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(
-                f"{name}: what pictures are compared by is no number. If a network gives it, its weights are damaged or "
+                f"{name}: what pictures are compared by is no number. If a network gives it, its weights are broken or "
                 "its precision is too low: load it again, or choose another one."
             )
 

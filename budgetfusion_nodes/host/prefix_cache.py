@@ -61,6 +61,14 @@ class Evaluation:
         self._kept = _Pinned(tensors) if x.device.type == "cuda" else _Pages(tensors)
 
     @property
+    def x(self) -> Tensor:
+        return self._kept.tensors()[0]
+
+    @property
+    def timestep(self) -> Tensor:
+        return self._kept.tensors()[1]
+
+    @property
     def out(self) -> Sequence[Tensor]:
         return self._kept.tensors()[2:]
 
@@ -68,7 +76,7 @@ class Evaluation:
         """Whether it was asked of exactly this. On a GPU it waits for the sampler, which has nothing else to do."""
         return all(
             kept.shape == given.shape and kept.dtype == given.dtype and torch.equal(_copied(kept, given.device), given)
-            for kept, given in zip(self._kept.tensors()[:2], (x, timestep), strict=True)
+            for kept, given in ((self.x, x), (self.timestep, timestep))
         )
 
 
