@@ -8,9 +8,11 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -83,10 +85,18 @@ def _run(name: str, work: Work, file: Path, minutes: float = math.inf) -> None:
 
 
 def as_dict(finding: Finding) -> dict[str, Any]:
-    """ValueError for a promise that nobody made."""
+    """Without this machine's paths. ValueError for a promise that nobody made."""
     if finding.promise not in PROMISES:
         raise ValueError(f"{finding.promise!r} is none of {', '.join(PROMISES)}")
-    return {**asdict(finding), "figures": dict(finding.figures)}
+    figures = {name: _pathless(value) if isinstance(value, str) else value for name, value in finding.figures.items()}
+    return {**asdict(finding), "what": _pathless(finding.what), "figures": figures}
+
+
+def _pathless(text: str) -> str:
+    """The host names classes of a custom node by its folder, and tracebacks name files: both begin with the tree's."""
+    for folder in (str(ROOT), str(ROOT).replace(".", "_x_"), sys.prefix, sys.base_prefix):
+        text = re.sub(re.escape(folder) + r"[./\\]?", "", text)
+    return text
 
 
 def broken(result: Mapping[str, Any]) -> list[str]:
@@ -97,11 +107,8 @@ def broken(result: Mapping[str, Any]) -> list[str]:
 def commit() -> str:
     """Of the tree that ran, with a word where files differ from it; empty outside a repository."""
     found = _git("rev-parse", "--short=10", "HEAD")
-    return (
-        f"{found}, changed"
-        if found and _git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/reliability.*")
-        else found
-    )
+    differs = _git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/reliability.*")
+    return f"{found}, changed" if found and differs else found
 
 
 def _git(*arguments: str) -> str:

@@ -47,6 +47,14 @@ def test_parts_of_other_runs_stay_in_the_report(tmp_path: Path) -> None:
     assert "**broken**" in (tmp_path / "reliability.md").read_text()
 
 
+def test_a_finding_names_no_folder_of_this_machine() -> None:
+    promise = next(iter(PROMISES))
+    said = f"{ROOT}.budgetfusion_nodes.core.errors.InputError at {ROOT / 'launcher' / 'cli.py'}"
+    found = results.as_dict(Finding(promise, said, False, {"bad 0": said, "files": 3}))
+    bare = "budgetfusion_nodes.core.errors.InputError at " + str(Path("launcher", "cli.py"))
+    assert (found["what"], found["figures"]) == (bare, {"bad 0": bare, "files": 3})
+
+
 def test_a_finding_about_no_promise_is_refused() -> None:
     with pytest.raises(ValueError, match="nobody"):
         results.as_dict(Finding("nobody made it", "", True))
