@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..core.errors import BudgetFusionError, InputError
+from ..core.errors import BudgetFusionError
 from ..core.messages import Message, message
 from ..core.schedule import STOCK, Sigmas
 from ..host.memory import render_device
 from ..host.prefix_cache import PrefixCache
 from ..host.sampling import get_sigmas
 from ..host.schedule import check_nestable, scheduler_quantile, stock_tail_end
-from ..metrics.measure import Series
+from ..metrics.measure import Series, check_finite
 from ..metrics.picture_sets import low_pass, power_spectrum
 from .host_renderer import SHARED_BYTES, HostRenderer, failures
 from .prompts import CalibrationPrompt, rendering_order
@@ -91,7 +91,7 @@ class HostLooker:
         features: dict[str, Tensor] = dict(zip(PLAIN, (low_pass(x), power_spectrum(x)), strict=True))
         if found.embeddings is not None:
             features[ENCODER] = found.embeddings
-        _check_finite(features)
+        check_finite(features)
         return Look(
             {metric: float(value) for metric, value in found.distances.items()} | self._renderer.score(text, [found]),
             float(found.decibel),
@@ -100,16 +100,6 @@ class HostLooker:
             latent,
             time.perf_counter() - started,
         )
-
-
-def _check_finite(features: dict[str, Tensor]) -> None:
-    """InputError for a feature that is no number: it would be kept, and every later search would compare by it."""
-    for name, value in features.items():
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(
-                f"{name}: what pictures are compared by is no number. If a network gives it, its weights are broken or "
-                "its precision is too low: load it again, or choose another one."
-            )
 
 
 def _thumbnail(picture: Tensor) -> bytes:

@@ -91,15 +91,13 @@ class _Walk:
             self.inside.discard(id(value))
 
     def _enter(self, value: Any, path: Path) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             self._mapping(value, path)
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
                 self.walk(item, (*path, str(index)))
         elif isinstance(value, nn.Module):
             self.found.append((path, Weights(type(value).__name__, lambda: _of_module(value), value)))
-        elif isinstance(value, Mapping):
-            self._mapping(value, path)
         else:
             text = _as_text(value)
             if text is None:

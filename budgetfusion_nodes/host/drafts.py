@@ -31,8 +31,7 @@ class Drafts:
     _kept: Recent[str, dict[int, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
-        size = lambda counts: sum(samples.nbytes for samples in counts.values())  # noqa: E731
-        self._kept = Recent(self.most, size, self.limit)
+        self._kept = Recent(self.most, _bytes, self.limit)
 
     def keep(self, trajectory: str | None, steps: int, samples: Tensor) -> None:
         """samples: [1, C, ...] of a finished render of `steps` steps; on the CPU, where the host leaves them, else not
@@ -44,6 +43,10 @@ class Drafts:
     def of(self, trajectory: str | None) -> Mapping[int, Tensor]:
         """Steps -> samples of one trajectory."""
         return {} if trajectory is None else dict(self._kept.get(trajectory, {}))
+
+
+def _bytes(counts: Mapping[int, Tensor]) -> int:
+    return sum(samples.nbytes for samples in counts.values())
 
 
 def trajectory_of(key: str | None, model: Any, setting: Setting) -> str | None:

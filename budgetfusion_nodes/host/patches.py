@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..core.recent import Recent
 from .weights import UnreadableWeights, magnitude, sample, spread
 
 ADAPTED = 32
@@ -54,7 +54,7 @@ class WeightPatches:
         return len(self.sources.keys() | self.mixed.keys())
 
 
-_kept: OrderedDict[Hashable, Any] = OrderedDict()
+_kept: Recent[Hashable, Any] = Recent(KEPT)
 """Of patch sets without a merge, which hold no tensor."""
 _bypassed: weakref.WeakKeyDictionary[Any, tuple[Hashable, str]] = weakref.WeakKeyDictionary()
 
@@ -94,15 +94,13 @@ def _state(name: Hashable, patches: Mapping[Any, Sequence[Any]]) -> Hashable:
 def _once(model: Any, key: Hashable, make: Callable[[], T], keep: Callable[[T], bool] = lambda _: True) -> T:
     uuid = getattr(model, "patches_uuid", None)
     place = (uuid, key)
-    if uuid is None or place not in _kept:
-        found = make()
-        if uuid is None or not keep(found):
-            return found
+    known = _kept.used(place)
+    if known is not None:
+        return known
+    found = make()
+    if uuid is not None and keep(found):
         _kept[place] = found
-    _kept.move_to_end(place)
-    while len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return _kept[place]
+    return found
 
 
 def _sorted_out(patches: Mapping[str, Sequence[Any]]) -> WeightPatches:

@@ -76,7 +76,7 @@ class Evaluation:
         """Whether it was asked of exactly this. On a GPU it waits for the sampler, which has nothing else to do."""
         return all(
             kept.shape == given.shape and kept.dtype == given.dtype and torch.equal(_copied(kept, given.device), given)
-            for kept, given in ((self.x, x), (self.timestep, timestep))
+            for kept, given in zip(self._kept.tensors(), (x, timestep), strict=False)
         )
 
 

@@ -6,7 +6,7 @@ one at a time or many, so nothing but numbers has to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,16 @@ class Measurement:
     """`[N, D]` of the images by the i_clip encoder, on its device; None where i_clip was not asked for."""
 
 
+def check_finite(found: Mapping[str, Tensor]) -> None:
+    """InputError for what is no number: it would be kept, fitted to and compared with. found: by what gave it."""
+    for source, values in found.items():
+        if not bool(torch.isfinite(values).all()):
+            raise InputError(
+                f"{source} gave a value that is no number. Its weights are damaged or its precision is too low: load "
+                "it again, or choose another backend."
+            )
+
+
 class Series:
     """Measures images against one reference. Holds what was computed of the reference, and no image."""
 
@@ -136,17 +146,9 @@ class Series:
                 found["i_clip"] = 1.0 - cosine(embedding, self._embedding).to(self.device)
         # rounding may leave a similarity just above 1
         distances = {name: values.clamp_min(0.0).float() for name, values in found.items()}
-        self._check_finite(distances)
+        made_by = self.backends.names()
+        check_finite({f"{name}: {made_by[name]}": values for name, values in distances.items()})
         return Measurement(distances, decibel.float(), embedding)
-
-    def _check_finite(self, distances: dict[str, Tensor]) -> None:
-        """InputError for a distance that is no number: it would be kept, and fitted to."""
-        for name, values in distances.items():
-            if not bool(torch.isfinite(values).all()):
-                raise InputError(
-                    f"{name}: {self.backends.names()[name]} gave a distance that is no number. Its weights are damaged "
-                    "or its precision is too low: load it again, or choose another backend."
-                )
 
     def _embed(self, x: Tensor) -> Tensor | None:
         encoder = self.backends.i_clip

@@ -146,10 +146,8 @@ def _measured(args: argparse.Namespace) -> tuple[tuple[int, ...], Renders, NDArr
     checkpoint = WEIGHTS / "checkpoints" / "tiny_scenes.safetensors"
     with tempfile.TemporaryDirectory(prefix="budgetfusion-memory-", ignore_cleanup_errors=True) as base:
         loaded = load_model(args.host.resolve(), Path(base), checkpoint.resolve(), "cpu", fp32=True)
-        renderer, backends = (
-            Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0)),
-            Backends.from_values("tiny_scenes", "shipped"),
-        )
+        renderer = Renderer(loaded, Sampling("dpmpp_2m", "karras", 3.0))
+        backends = Backends.from_values("tiny_scenes", "shipped")
         lists = ((folder, prompts), (other_folder, PromptList.load(anew)))
         studies = [Study(renderer, PictureSets(place, words), classifier, backends) for place, words in lists]
         scale = scale_of(studies[0])

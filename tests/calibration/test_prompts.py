@@ -22,6 +22,7 @@ from budgetfusion_nodes.calibration.prompts import (
 from budgetfusion_nodes.calibration.records import Encoded
 from budgetfusion_nodes.core.errors import InputError
 from tests.calibration.stub import StubRenderer, stub_prompts
+from tests.fixtures.graphs import node
 
 CATEGORIES = {"subject", "style", "complexity", "text", "people", "animals", "places", "abstract"}
 
@@ -132,10 +133,6 @@ def test_what_is_no_list_of_prompts_is_said(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 LOADER = node("DualCLIPLoader", clip_name1="a_very_long_name_of_a_text_encoder.safetensors", clip_name2="b")
