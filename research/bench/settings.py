@@ -102,7 +102,7 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         BenchSetting("eps_karras", "Tiny Scenes", "tiny_scenes.safetensors", "eps", "dpmpp_2m", "karras", "5@1.0"),
-        BenchSetting("eps_normal", "Tiny Scenes", "tiny_scenes.safetensors", "eps", "euler", "normal", "6@1.0"),
+        BenchSetting("eps_normal", "Tiny Scenes", "tiny_scenes.safetensors", "eps", "euler", "normal", "8@1.0"),
         BenchSetting("flow", "Tiny Scenes Flow", "tiny_scenes_flow.safetensors", "flow", "euler", "simple", "6@0.207"),
     )
 }
