@@ -1,4 +1,5 @@
-"""What an API prompt says about the files above a node: the only place where the names of LoRAs are known."""
+"""What an API prompt says about the files above a node, the only place where the names of LoRAs are known, and about
+what its outputs are used for."""
 
 from __future__ import annotations
 
@@ -49,6 +50,26 @@ def files_above(prompt: Any, node_id: Any, name: str = "model") -> tuple[str, ..
         found.update(dict.fromkeys(_files(inputs)))
         waiting.extend(value for key, value in inputs.items() if key.lower() not in NOT_THE_MODEL)
     return tuple(found)
+
+
+def spaced_elsewhere(prompt: Any, node_id: Any, output: int) -> bool:
+    """Whether an output of a node ends, through whatever lies between, at an input called `steps`: there a sampler or
+    scheduler spaces that many steps itself. False for what is no API graph."""
+    if not isinstance(prompt, Mapping):
+        return False
+    reached = {str(node_id)}
+    while True:
+        takers = {
+            (str(other), key)
+            for other in prompt
+            for key, value in _inputs(prompt, other).items()
+            if _is_link(value) and str(value[0]) in reached and (str(value[0]) != str(node_id) or value[1] == output)
+        }
+        if any(key == "steps" for _, key in takers):
+            return True
+        if {other for other, _ in takers} <= reached:
+            return False
+        reached |= {other for other, _ in takers}
 
 
 def _files(inputs: Mapping[str, Any]) -> Iterator[str]:

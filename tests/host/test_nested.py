@@ -107,6 +107,40 @@ def test_a_nested_planner_with_the_stock_schedule_is_a_difference(bench: Any, ne
     assert plan.schedule == STOCK and "differs" in codes(plan.warnings)
 
 
+def test_a_count_that_goes_to_a_ksampler_is_one_of_its_own_schedule(
+    bench: Any, nested_planner: str, make_node: Any, to: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nested counts along stock sigmas would be too few, and nothing would tell."""
+
+    def planned(linked: bool = True, **changes: Any) -> Plan:
+        graph = {**bench.base(), "5": bench.planner(quality=0.9, **changes)}
+        if linked:
+            graph["6"] = ksampler(make_node, to, to("5", 1), denoise=0.01)
+            graph["8"] = make_node("PreviewAny", source=to("6"))
+        monkeypatch.setattr(pack("nodes.budget_planner"), "running_prompt", lambda: graph)
+        return Plan.from_dict(bench.run(graph).ui["5"]["budget_plan"][0])
+
+    alone = planned(linked=False)
+    assert alone.schedule == NESTED.to_text()
+    stock = planned()  # although nothing about the planner itself changed since
+    assert (stock.schedule, stock.planner, codes(stock.warnings)) == (STOCK, "random planner", set())
+    asked = planned(schedule="nested")
+    assert asked.schedule == NESTED.to_text() and codes(asked.warnings) == {"steps_elsewhere"}
+    only = planned(planner=nested_planner)
+    assert only.schedule == STOCK and codes(only.warnings) == {"steps_elsewhere", "differs"}
+
+
+def test_what_the_host_runs_is_read_from_its_queue(session: Any, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running_prompt, graph = pack("host.queue").running_prompt, {"1": {"class_type": "KSampler", "inputs": {}}}
+    queue = sys.modules["execution"].PromptQueue(session.server)
+    monkeypatch.setattr(sys.modules["server"].PromptServer, "instance", session.server, raising=False)
+    monkeypatch.setattr(session.server, "prompt_queue", queue, raising=False)
+    assert running_prompt() is None
+    queue.put((0, "id", graph, {}, [], {}))
+    queue.get(timeout=1)
+    assert running_prompt() == graph
+
+
 def test_nested_where_the_planner_has_none_says_so(bench: Any) -> None:
     plan = bench.plan(schedule="nested")
     assert plan.schedule == STOCK and "schedule_not_calibrated" in codes(plan.warnings)
