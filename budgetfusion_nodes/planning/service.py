@@ -53,8 +53,6 @@ class Request:
     denoise: float = 1.0
     schedule: str = AUTO
     """auto: nested where the planner has it; nested: the same, and say so where it has not; stock."""
-    elsewhere: bool = False
-    """Whether a node that spaces the steps itself takes the count, so that auto means the stock schedule."""
     files: tuple[str, ...] = ()
     """Model files that the graph names above this node, LoRAs among them."""
     memory: bool = True
@@ -63,6 +61,8 @@ class Request:
     """What else moves the picture, where the node knows it: `memory.render_facts`. Called where there is a store."""
     seed: int | None = None
     """Of the render, where the node knows it and nothing but the seed draws its noise."""
+    elsewhere: bool = False
+    """Whether a node that spaces the steps itself takes the count, so that auto means the stock schedule."""
 
     @property
     def wanted(self) -> str:
