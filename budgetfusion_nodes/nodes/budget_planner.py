@@ -13,8 +13,8 @@ from ..planning.choice import AUTO, planners_state
 from ..planning.service import Request, plan_render, with_sigmas, with_split
 from . import schema as s
 
-STEPS = 1
-"""Place of the output."""
+COUNTS = (1, 3)
+"""Places of the outputs steps and split_step."""
 
 
 class BudgetPlanner(io.ComfyNode):
@@ -85,7 +85,7 @@ class BudgetPlanner(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, planner: str | None = AUTO, **_inputs: Any) -> str:
         """A planner file that is saved, refitted or deleted is another input; so is where steps goes."""
-        elsewhere = spaced_elsewhere(running_prompt(), cls.hidden.unique_id, STEPS)
+        elsewhere = spaced_elsewhere(running_prompt(), cls.hidden.unique_id, COUNTS)
         return f"{planners_state(planner)} {elsewhere}"
 
     @classmethod
@@ -117,7 +117,7 @@ class BudgetPlanner(io.ComfyNode):
             risk,
             planner,
             schedule=schedule,
-            elsewhere=spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, STEPS),
+            elsewhere=spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, COUNTS),
             files=files,
             memory=memory,
         )

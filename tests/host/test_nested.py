@@ -37,6 +37,14 @@ def ksampler(make_node: Any, to: Any, steps: Any, **changes: Any) -> dict[str, A
     return make_node("KSampler", **{**given, **changes})
 
 
+def lora(model: Any) -> Any:
+    weights = model.model.state_dict()
+    name = next(key for key in weights if key.endswith("weight") and weights[key].ndim == 2)
+    clone = model.clone()
+    clone.add_patches({name: (torch.ones_like(weights[name]),)}, 0.05)
+    return clone
+
+
 def codes(said: Any) -> set[str]:
     return {warning.code for warning in said}
 
@@ -63,6 +71,17 @@ def test_sigmas_sampler_custom_and_adaptive_ksampler_run_along_one_nested_schedu
             latent_image=to("4"),
         ),
         "8": make_node("PreviewAny", source=to("7")),
+        "10": make_node("RandomNoise", noise_seed=5),
+        "12": make_node("CFGGuider", model=to("1"), positive=to("2"), negative=to("3"), cfg=3.0),
+        "13": make_node(
+            "SamplerCustomAdvanced",
+            noise=to("10"),
+            guider=to("12"),
+            sampler=to("6"),
+            sigmas=to("9", 2),
+            latent_image=to("4"),
+        ),
+        "14": make_node("PreviewAny", source=to("13")),
     }
     run = bench.run(graph, show="5")
     plan, steps, sigmas, _split = run.outputs["9"]
@@ -70,6 +89,7 @@ def test_sigmas_sampler_custom_and_adaptive_ksampler_run_along_one_nested_schedu
     assert len(sigmas) == steps + 1 and sigmas[5] == pytest.approx(1.0, rel=1e-5)
     assert not codes(plan.warnings)
     assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["7"][0]["samples"])
+    assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["13"][0]["samples"])
     (receipt,) = run.ui["5"]["receipt"]
     assert (receipt["prefix_steps"], receipt["steps"], receipt["replayed"]) == (5, steps, 0)
 
@@ -161,15 +181,25 @@ def test_a_commit_point_beyond_the_model_never_stops_a_render(bench: Any, save_v
 
 
 @pytest.mark.usefixtures("nested_planner")
-@pytest.mark.parametrize("change", ["denoise", "mask", "batch", "other scheduler"])
+@pytest.mark.parametrize("change", ["denoise", "late", "mask", "batch", "other scheduler", "range", "LoRA"])
 def test_everything_that_ksampler_does_goes_on_working(
     bench: Any, make_node: Any, to: Any, change: str, pack: Any, loaded: Any
 ) -> None:
     """Against the host's own SamplerCustom fed with the same sigmas, and noise where KSampler has it."""
     graph = bench.base(batch=2 if change == "batch" else 1)
     changes: dict[str, Any] = {}
+    shared = 5
     if change == "denoise":
         changes["denoise"] = 0.6
+        shared = 2  # sigma 1 lies at .54 of karras: 5 x (.54 - .4) / .54 steps, rounded up
+    if change == "late":
+        changes["denoise"], shared = 0.3, 0
+    if change == "range":  # as a ControlNet's start and end: percentages that the host turns into sigmas
+        half = [[tokens, {**more, "start_percent": 0.1, "end_percent": 0.6}] for tokens, more in loaded.encode("red")]
+        graph["2"] = make_node("GivenCONDITIONING", key=bench.value([*half, *loaded.encode("a star")]))
+    model = lora(loaded.model) if change == "LoRA" else loaded.model
+    graph["1m"] = make_node("GivenMODEL", key=bench.value(model))
+    changes["model"] = to("1m")
     if change == "other scheduler":
         changes["scheduler"] = "normal"
     if change == "mask":
@@ -180,7 +210,8 @@ def test_everything_that_ksampler_does_goes_on_working(
     graph["5"] = bench.adaptive(max_steps=9, quality=0.95, **changes)
     run = bench.run(graph, show="5")
     plan = Plan.from_dict(run.ui["5"]["budget_plan"][0])
-    assert plan.prefix_steps == 5 and run.outputs["5"][1] == plan.steps == 9
+    assert plan.prefix_steps == shared and run.outputs["5"][1] == plan.steps == 9
+    assert run.ui["5"]["receipt"][0]["prefix_steps"] == shared
     found = run.outputs["5"][0]["samples"]
     scheduler = changes.get("scheduler", "karras")
     schedule = NestedSchedule.from_text(plan.schedule)
@@ -194,7 +225,7 @@ def test_everything_that_ksampler_does_goes_on_working(
     samples = sample.fix_empty_latent_channels(loaded.model, latent["samples"], ratio)
     with torch.inference_mode():
         expected = sample.sample_custom(
-            loaded.model,
+            model,
             sample.prepare_noise(samples, 5),
             3.0,
             samplers.sampler_object("dpmpp_2m"),
