@@ -130,9 +130,9 @@ def nfe(sampler_name: str, steps: int) -> int:
 
 
 def shared_evaluations(sampler_name: str, prefix_steps: int) -> int:
-    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one. 0 for a
-    sampler that is not in SUPPORTED."""
-    cost = SUPPORTED.get(sampler_name)
+    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one; of SDE
+    samplers where both schedules end on the same sigma, else only the first. 0 for a sampler that is not in PLANNED."""
+    cost = PLANNED.get(sampler_name)
     return 0 if cost is None else EVALUATIONS[cost] * prefix_steps + 1
 
 

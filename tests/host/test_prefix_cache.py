@@ -13,7 +13,7 @@ import torch
 from budgetfusion_nodes.core.errors import UnsupportedError
 from budgetfusion_nodes.core.schedule import NestedSchedule
 from budgetfusion_nodes.host.prefix_cache import DRAFTS, Evaluation, PrefixCache, run_key
-from budgetfusion_nodes.host.sampling import EVALUATIONS, SUPPORTED, Render, nfe, render
+from budgetfusion_nodes.host.sampling import EVALUATIONS, PLANNED, SUPPORTED, Render, nfe, render
 from budgetfusion_nodes.host.schedule import check_nestable, nested_sigmas
 from tests.fixtures.tiny_models import make_tiny
 
@@ -66,7 +66,7 @@ def samples(done: Render) -> torch.Tensor:
     return done.latent["samples"]
 
 
-@pytest.mark.parametrize("sampler_name", sorted(set(SUPPORTED) - {"dpm_fast"}))
+@pytest.mark.parametrize("sampler_name", sorted({*SUPPORTED, "dpmpp_2m_sde", "dpmpp_sde"} - {"dpm_fast"}))
 def test_a_longer_run_costs_the_tail_alone_and_is_the_same_picture(run: Any, sampler_name: str) -> None:
     run(PREFIX + 4, sampler_name=sampler_name)
     longer, evaluated = run(PREFIX + 6, sampler_name=sampler_name)
@@ -76,7 +76,7 @@ def test_a_longer_run_costs_the_tail_alone_and_is_the_same_picture(run: Any, sam
     assert whole == nfe(sampler_name, PREFIX + 6) == longer.evaluations
     assert longer.replayed == whole - evaluated
     looks_ahead = sampler_name == "heunpp2"  # the last evaluation of its last common step is at the next step's sigma
-    assert longer.replayed >= PREFIX * EVALUATIONS[SUPPORTED[sampler_name]] - looks_ahead
+    assert longer.replayed >= PREFIX * EVALUATIONS[PLANNED[sampler_name]] - looks_ahead
     assert scratch.replayed == 0
     DRAFTS.clear()
     shorter_last, _ = run(PREFIX + 1, sampler_name=sampler_name)  # look-ahead near the end must not leak either
