@@ -30,7 +30,7 @@ from ..host.digest import digest_of, network_name
 from ..host.memory import is_cancel, is_out_of_memory, make_room, render_device, stop_if_cancelled, unload_everything
 from ..host.prefix_cache import PrefixCache
 from ..host.sampling import check_has_count, check_latent, decode, render
-from ..host.schedule import nested_sigmas
+from ..host.schedule import shared_sigmas
 from ..host.weights import UnreadableWeights
 from ..metrics.clip_score import NAME as CLIP_SCORE
 from ..metrics.measure import Backends, Series
@@ -289,11 +289,8 @@ class HostRenderer:
 
     def sigmas(self, steps: int) -> tuple[Tensor | None, int]:
         """(what to run along, steps that all counts share); None: the scheduler's own."""
-        graph, schedule = self.graph, self.schedule
-        if schedule is None:
-            return None, 0
-        sigmas = nested_sigmas(graph.model, graph.sampler_name, graph.scheduler, schedule, steps)
-        return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
+        graph = self.graph
+        return shared_sigmas(graph.model, graph.sampler_name, graph.scheduler, self.schedule, steps)
 
     def decode(self, samples: Tensor) -> Tensor:
         """[F, H, W, 3] on the render device; F = 1 for a picture, up to FRAMES for a video."""

@@ -1,8 +1,9 @@
-"""What an API prompt says about the files above a node: the only place where the names of LoRAs are known."""
+"""What an API prompt says about the files above a node, the only place where the names of LoRAs are known, and about
+what its outputs are used for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 MODEL_FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
@@ -26,6 +27,8 @@ NOT_THE_MODEL = frozenset(
 )
 """Links of these names lead to other things than the denoiser and its LoRAs."""
 NODES_AT_MOST = 500
+STEP_INPUTS = ("steps", "start_at_step", "end_at_step")
+"""Of samplers and schedulers that space the steps themselves; SplitSigmas, which takes sigmas, calls it `step`."""
 
 
 def files_above(prompt: Any, node_id: Any, name: str = "model") -> tuple[str, ...]:
@@ -49,6 +52,26 @@ def files_above(prompt: Any, node_id: Any, name: str = "model") -> tuple[str, ..
         found.update(dict.fromkeys(_files(inputs)))
         waiting.extend(value for key, value in inputs.items() if key.lower() not in NOT_THE_MODEL)
     return tuple(found)
+
+
+def spaced_elsewhere(prompt: Any, node_id: Any, outputs: Collection[int]) -> bool:
+    """Whether one of these outputs of a node ends, through whatever lies between, at an input of STEP_INPUTS. False for
+    what is no API graph."""
+    if not isinstance(prompt, Mapping):
+        return False
+    reached = {str(node_id)}
+    while True:
+        takers = {
+            (str(other), key)
+            for other in prompt
+            for key, value in _inputs(prompt, other).items()
+            if _is_link(value) and str(value[0]) in reached and (str(value[0]) != str(node_id) or value[1] in outputs)
+        }
+        if any(key in STEP_INPUTS for _, key in takers):
+            return True
+        if {other for other, _ in takers} <= reached:
+            return False
+        reached |= {other for other, _ in takers}
 
 
 def _files(inputs: Mapping[str, Any]) -> Iterator[str]:

@@ -117,8 +117,7 @@ class NestedSchedule:
             raise InputError(message("schedule_steps", steps=steps))
         if denoise <= 0.0:
             return np.zeros(0, dtype=np.float32)
-        start = 0.0 if denoise > FULL_DENOISE else 1.0 - denoise
-        commit = self.commit_share(quantile)
+        start, commit = _start(denoise), self.commit_share(quantile)
         prefix = self.prefix_at(start, commit)
         extra = 1 if discard_penultimate else 0
         if steps <= prefix:
@@ -134,6 +133,10 @@ class NestedSchedule:
             said = message("schedule_out_of_range", sigma=f"{self.sigma_commit:g}", high=high, low=low)
             raise InputError(said)
         return quantile.share(self.sigma_commit)
+
+    def shared_steps(self, quantile: SigmaQuantile, denoise: float = 1.0) -> int:
+        """Steps that every count of a render at this denoise begins with. InputError as for `sigmas`."""
+        return self.prefix_at(_start(denoise), self.commit_share(quantile))
 
     def prefix_at(self, start: float, commit: float) -> int:
         """Prefix steps of a render that starts at u = `start`: as dense as the whole prefix, 0 from `commit` on."""
@@ -206,6 +209,11 @@ def density_warp(shares: ArrayLike, speed: ArrayLike, exponent: float, knots: in
     warp = np.interp(np.linspace(0.0, mass[-1], knots), mass, places)
     warp = (warp - warp[0]) / (warp[-1] - warp[0])
     return tuple(np.round(warp, 6).tolist())
+
+
+def _start(denoise: float) -> float:
+    """u where a render at this denoise begins."""
+    return 0.0 if denoise > FULL_DENOISE else 1.0 - denoise
 
 
 def _prefix(steps: int, start: float, commit: float) -> FloatArray:

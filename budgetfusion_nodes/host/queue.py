@@ -1,4 +1,4 @@
-"""Work that gives way to whatever the artist queues."""
+"""The host's queue: what runs now, and work that gives way to whatever the artist queues."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def others_wait() -> bool:
     """Whether the host's queue holds anything besides what runs now."""
     server = getattr(importlib.import_module("server").PromptServer, "instance", None)
     return server is not None and server.prompt_queue.get_tasks_remaining() > 1
+
+
+def running_prompt() -> Any:
+    """The API graph that the host runs now; None where it has no queue, or an empty one."""
+    queue = getattr(getattr(importlib.import_module("server").PromptServer, "instance", None), "prompt_queue", None)
+    running = list(getattr(queue, "currently_running", {}).values())
+    return running[0][2] if running else None  # (number, id, prompt, ...)
 
 
 def giving_way(model: Any) -> Any:

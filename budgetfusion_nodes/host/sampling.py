@@ -130,9 +130,9 @@ def nfe(sampler_name: str, steps: int) -> int:
 
 
 def shared_evaluations(sampler_name: str, prefix_steps: int) -> int:
-    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one. 0 for a
-    sampler that is not in SUPPORTED."""
-    cost = SUPPORTED.get(sampler_name)
+    """Evaluations that runs with the same first `prefix_steps` steps have in common: theirs and the next one; of SDE
+    samplers where both schedules end on the same sigma, else only the first. 0 for a sampler that is not in PLANNED."""
+    cost = PLANNED.get(sampler_name)
     return 0 if cost is None else EVALUATIONS[cost] * prefix_steps + 1
 
 
@@ -265,14 +265,18 @@ def sweep(
     positive: Any,
     negative: Any,
     latent_image: Mapping[str, Any],
+    sigmas_of: Callable[[int], tuple[Tensor | None, int]] = lambda _steps: (None, 0),
 ) -> Iterator[Render]:
-    """One render for each count, from the same noise, with one progress bar over all of them."""
+    """One render for each count, from the same noise, with one progress bar over all of them. sigmas_of: count ->
+    `sigmas` and `prefix_steps` of `render`; the beginning that counts share is evaluated once."""
     bar = importlib.import_module("comfy.utils").ProgressBar(sum(counts))
     done = 0
     for steps in counts:
         reporting = model.clone()
         reporting.add_wrapper_with_key(_wrappers().OUTER_SAMPLE, PROGRESS, report_steps(model, bar, done, sum(counts)))
-        yield render(reporting, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
+        inputs = (reporting, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
+        sigmas, prefix_steps = sigmas_of(steps)
+        yield render(*inputs, sigmas=sigmas, prefix_steps=prefix_steps)
         done += steps
         bar.update_absolute(done, sum(counts))
 

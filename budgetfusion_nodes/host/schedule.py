@@ -61,6 +61,16 @@ def nested_sigmas(
     return torch.from_numpy(schedule.sigmas(steps, quantile, denoise=denoise, discard_penultimate=discard))
 
 
+def shared_sigmas(
+    model: Any, sampler_name: str, scheduler: str, schedule: NestedSchedule | None, steps: int
+) -> tuple[Tensor | None, int]:
+    """(what a run of `steps` steps goes along, None for the scheduler's own; how many of them other counts share)."""
+    if schedule is None:
+        return None, 0
+    sigmas = nested_sigmas(model, sampler_name, scheduler, schedule, steps)
+    return sigmas, schedule.prefix_steps if steps > schedule.prefix_steps else 0
+
+
 def discards_penultimate(sampler_name: str) -> bool:
     """Whether KSampler asks the scheduler for one step more for this sampler and drops its last positive sigma."""
     return sampler_name in importlib.import_module("comfy.samplers").KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS

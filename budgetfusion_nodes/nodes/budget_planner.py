@@ -6,10 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.graph import spaced_elsewhere
 from ..core.plan import DEFAULT_MAX_STEPS, DEFAULT_MIN_STEPS, DEFAULT_QUALITY, DEFAULT_RISK
+from ..host.queue import running_prompt
 from ..planning.choice import AUTO, planners_state
 from ..planning.service import Request, plan_render, with_sigmas, with_split
 from . import schema as s
+
+COUNTS = (1, 3)
+"""Places of the outputs steps and split_step."""
 
 
 class BudgetPlanner(io.ComfyNode):
@@ -57,7 +62,11 @@ class BudgetPlanner(io.ComfyNode):
                 s.BudgetPlan.Output(
                     "plan", tooltip="The decision and its reasons, for Adaptive KSampler or the Probe."
                 ),
-                io.Int.Output("steps", tooltip="The planned number of steps, for any sampler node."),
+                io.Int.Output(
+                    "steps",
+                    tooltip="The planned number of steps, for any sampler node. Where it goes to an input called "
+                    "steps, auto plans the stock schedule, which that node has.",
+                ),
                 io.Sigmas.Output("sigmas", tooltip="The noise levels of these steps, for a custom sampler."),
                 io.Int.Output(
                     "split_step",
@@ -75,8 +84,9 @@ class BudgetPlanner(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, planner: str | None = AUTO, **_inputs: Any) -> str:
-        """A planner file that is saved, refitted or deleted is another input."""
-        return planners_state(planner)
+        """A planner file that is saved, refitted or deleted is another input; so is where steps goes."""
+        elsewhere = spaced_elsewhere(running_prompt(), cls.hidden.unique_id, COUNTS)
+        return f"{planners_state(planner)} {elsewhere}"
 
     @classmethod
     def execute(
@@ -97,9 +107,19 @@ class BudgetPlanner(io.ComfyNode):
         memory: bool = True,
     ) -> io.NodeOutput:
         files = s.model_files(model, cls.hidden)
-        limits = (min_steps, max_steps)
         request = Request(
-            sampler_name, scheduler, cfg, quality, *limits, risk, planner, schedule=schedule, files=files, memory=memory
+            sampler_name,
+            scheduler,
+            cfg,
+            quality,
+            min_steps,
+            max_steps,
+            risk,
+            planner,
+            schedule=schedule,
+            elsewhere=spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, COUNTS),
+            files=files,
+            memory=memory,
         )
         plan, sigmas = with_sigmas(plan_render(model, positive, request, latent_image), model, request)
         plan, sigmas, split, said = with_split(plan, sigmas, model, request, split_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from comfy_api.latest import io
 
 from ..core.curves import DEFAULT_GRID, parse_grid
 from ..core.errors import BudgetFusionError
+from ..core.schedule import STOCK, NestedSchedule
 from ..host.sampling import check_pictures, check_sampler, decode, sweep
+from ..host.schedule import shared_sigmas
 from ..planning.origin import mark, origin_of
-from ..planning.service import Request
+from ..planning.service import Request, as_plan
 from ..planning.special import check_path
 from . import schema as s
 
@@ -47,6 +50,12 @@ class StepSweep(io.ComfyNode):
                     optional=True,
                     tooltip="Step counts in increasing order. The last one is the full-step image that the others are "
                     "compared with.",
+                ),
+                s.BudgetPlan.Input(
+                    "plan",
+                    optional=True,
+                    tooltip="Optional: a plan from Budget Planner. The sweep then runs along the schedule of this "
+                    "plan: with a nested one all counts begin with the same steps, which are rendered once.",
                 ),
             ],
             outputs=[
@@ -85,13 +94,17 @@ class StepSweep(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         step_counts: str = DEFAULT_COUNTS,
+        plan: Any = None,
     ) -> io.NodeOutput:
         counts = parse_grid(step_counts)
         check_sampler(sampler_name)
         check_path(model, sampler_name, scheduler)
         check_pictures(latent_image)
-        renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, positive, negative, latent_image)
+        schedule = STOCK if plan is None else as_plan(plan).schedule
+        sigmas_of = partial(shared_sigmas, model, sampler_name, scheduler, NestedSchedule.from_text(schedule))
+        inputs = (positive, negative, latent_image)
+        renders = sweep(model, seed, counts, cfg, sampler_name, scheduler, *inputs, sigmas_of)
         images = torch.cat([decode(vae, done.latent) for done in renders])
         request = Request(sampler_name, scheduler, cfg)
-        mark(images, origin_of(model, positive, negative, latent_image, request, seed), counts)
+        mark(images, origin_of(model, *inputs, request, seed, schedule), counts)
         return io.NodeOutput(images, " ".join(map(str, counts)), list(counts))

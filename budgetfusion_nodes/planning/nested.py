@@ -12,7 +12,7 @@ from ..core.messages import Message, message
 from ..core.plan import Plan
 from ..core.schedule import STOCK, NestedSchedule
 from ..host.sampling import get_sigmas
-from ..host.schedule import nested_sigmas
+from ..host.schedule import nested_sigmas, scheduler_quantile
 
 
 class Sampling(Protocol):
@@ -38,9 +38,10 @@ def along(plan: Plan, schedule: str, model: Any, sampling: Sampling) -> Plan:
         if plan.max_steps <= nested.prefix_steps:
             return _noted(stock, message("schedule_no_room", max=plan.max_steps, prefix=nested.prefix_steps))
         nested_sigmas(model, sampling.sampler_name, sampling.scheduler, nested, plan.max_steps, sampling.denoise)
+        shared = nested.shared_steps(scheduler_quantile(model, sampling.scheduler), sampling.denoise)
     except BudgetFusionError as error:
         return _noted(stock, error.message)
-    return replace(plan, schedule=schedule, prefix_steps=nested.prefix_steps)
+    return replace(plan, schedule=schedule, prefix_steps=shared)
 
 
 def plan_sigmas(plan: Plan, model: Any, sampling: Sampling) -> Tensor:

@@ -15,6 +15,7 @@ from ..core.curves import METRICS, parse_grid, quality
 from ..core.errors import BudgetFusionError, InputError
 from ..core.messages import Message, message, word
 from ..core.plan import Plan
+from ..core.schedule import described
 from ..core.sources import SWEPT
 from ..host.measuring import render_device
 from ..host.paths import encoder_folders
@@ -98,7 +99,7 @@ def probe(
     with render_device(backends, *to_bchw(images[:1]).shape[2:]) as device:
         measured = measure(images, _references(images, reference, frames), backends, device=device)
     distances = {m: tuple(measured[m].double().reshape(-1, frames).mean(dim=1).tolist()) for m in METRICS}
-    other = differences(wanted, backends.names(), d_sim, clip_vision)
+    other = (*differences(wanted, backends.names(), d_sim, clip_vision), *_other_schedule(images, plan))
     found = None if planner is None or other else _quality(distances, planner)
     notes = (*notes, *([message("probe_frames", frames=frames)] if frames > 1 else []))
     result = Probe(
@@ -118,6 +119,15 @@ def probe(
     if error is None:
         return result
     return replace(result, notes=(*result.notes, message("prediction_error", error=error)))
+
+
+def _other_schedule(images: Tensor, plan: Plan | None) -> tuple[Message, ...]:
+    """That a sweep went along another schedule than the plan's, whose counts are other pictures."""
+    swept = marked(images)
+    if swept is None or plan is None or plan.fallback is not None or swept[0].setting.schedule == plan.schedule:
+        return ()
+    schedules = {"swept": described(swept[0].setting.schedule), "planned": described(plan.schedule)}
+    return (message("probe_schedule", **schedules),)
 
 
 def _remembered(images: Tensor, reference: Tensor | None, result: Probe) -> Message | None:

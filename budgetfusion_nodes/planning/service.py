@@ -61,6 +61,13 @@ class Request:
     """What else moves the picture, where the node knows it: `memory.render_facts`. Called where there is a store."""
     seed: int | None = None
     """Of the render, where the node knows it and nothing but the seed draws its noise."""
+    elsewhere: bool = False
+    """Whether a node that spaces the steps itself takes the count, so that auto means the stock schedule."""
+
+    @property
+    def wanted(self) -> str:
+        """The schedule to plan for."""
+        return STOCK if self.elsewhere and self.schedule == AUTO else self.schedule
 
     def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -217,9 +224,11 @@ def _plan(
     merges = [change for change in identity.changes if change.code == "model_merge"]
     notes.extend(merges)  # why there may be no planner
     planner = _choose(model, request, setting, notes, reason, latent_image)
-    setting = replace(setting, schedule=STOCK if request.schedule == STOCK else planner.setting.schedule)
+    setting = replace(setting, schedule=STOCK if request.wanted == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
+    if request.elsewhere and request.schedule != STOCK and planner.setting.schedule != STOCK:
+        notes.append(message("steps_elsewhere", planner=planner.name))
     notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
 
@@ -271,7 +280,7 @@ def _choose(
     then only a planner of one count serves."""
     chosen = request.planner != AUTO
     try:
-        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), request.schedule)
+        planner = choose_planner(request.planner, setting, notes, lambda: former_fingerprint(model), request.wanted)
         if reason is not None and not isinstance(planner, CountPlanner):
             raise UnsupportedError(reason)
     except UnsupportedError:

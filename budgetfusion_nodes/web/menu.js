@@ -4,7 +4,7 @@
 // @ts-ignore served by the host
 import { app } from "../../scripts/app.js";
 import { t } from "./messages.js";
-import { ADAPTIVE, PLANNED, PLANNER, SOURCES, carried, isSplit, misfit, recipe, replacement, restored } from "./swap.js";
+import { ADAPTIVE, PLANNED, PLANNER, SOURCES, carried, isSplit, misfit, recipe, replacement, restored, schedulerName } from "./swap.js";
 
 /**
  * @typedef {any} GraphNode LiteGraph's node
@@ -229,7 +229,7 @@ function continues(before, after) {
 /** The planner that gives this sampler its steps. @param {GraphNode} node */
 function plannerOf(node) {
   const parts = partsOf(node);
-  const found = [sourceOf(node, "steps"), sourceOf(node, "sigmas"), parts.scheduler && sourceOf(parts.scheduler, "steps")];
+  const found = [sourceOf(node, "steps"), parts.scheduler, parts.scheduler && sourceOf(parts.scheduler, "steps")];
   return found.find((other) => typeOf(other) === PLANNER) ?? null;
 }
 
@@ -251,17 +251,29 @@ function removePlanner(planner) {
   graph.remove(planner);
 }
 
-/** A BasicScheduler where the planner's sigmas went. @param {GraphNode} planner @param {Target} target */
+/** The scheduler node of before, or a BasicScheduler, where the planner's sigmas went. @param {GraphNode} planner @param {Target} target */
 function stockSigmas(planner, target) {
   const { graph } = planner;
   const { scheduler, max_steps } = valuesOf(planner);
+  const made = graph.nodes.find((/** @type {GraphNode} */ node) => {
+    const { steps, denoise = 1 } = valuesOf(node);
+    const same = schedulerName(knownOf(node)) === scheduler && Number(denoise) === 1;
+    return same && (steps === max_steps || !outputLinks(node).length);
+  }) ?? placedScheduler(planner, scheduler);
+  setValues(made, { steps: max_steps });
+  joinOutput(graph, made, 0, target);
+}
+
+/** @param {GraphNode} planner @param {string} scheduler @returns {GraphNode} */
+function placedScheduler(planner, scheduler) {
+  const { graph } = planner;
   const made = create("BasicScheduler");
   graph.add(made);
   made.pos = [...planner.pos];
-  setValues(made, { scheduler, steps: max_steps, denoise: 1 });
+  setValues(made, { scheduler, denoise: 1 });
   const link = linkInto(planner, "model");
   if (link) join(graph, sourceOfLink(graph, link), made, "model");
-  joinOutput(graph, made, 0, target);
+  return made;
 }
 
 // ------------------------------------------------------------------------------------------------- LiteGraph

@@ -37,6 +37,8 @@ const BETA = "BetaSamplingScheduler";
 const BETA_SHAPE = 0.6; // alpha and beta with which it is the host's own scheduler "beta"
 const SPLIT = "SplitSigmas";
 const SELECT = "KSamplerSelect";
+/** Samplers that KSampler asks one sigma more for, and leaves the last but one out (comfy.samplers.KSampler). */
+const DISCARDING = ["dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"];
 
 /** @param {string} type @returns {Replacement | null} */
 export function replacement(type) {
@@ -133,9 +135,21 @@ function custom({ sampler, scheduler, select, guider, split }) {
       ["scheduler", "scheduler", "scheduler"],
       ["max_steps", "scheduler", "steps"],
     ],
-    gives: [["steps", "scheduler", "steps"]],
+    gives: [gift(scheduler, select, split)],
     splits: split ? [{ at: split.values.step, from: ["split", "step"], inputs: [["split", "step"]] }] : [],
   };
+}
+
+/**
+ * What a custom sampler gets of the planner: its sigmas, which can be nested, where they are those of the scheduler node;
+ * the count, which that node spaces along the stock schedule, where it renders a part, or where KSampler, whose sigmas a
+ * planner gives, leaves one out.
+ * @param {Known} scheduler @param {Known} select @param {Known} [split] @returns {[string, Part, string]}
+ */
+function gift({ values, linked }, select, split) {
+  const whole = !linked.includes("denoise") && Number(values.denoise ?? 1) === 1;
+  const alike = !select.linked.includes("sampler_name") && !DISCARDING.includes(select.values.sampler_name);
+  return whole && alike ? ["sigmas", split ? "split" : "sampler", "sigmas"] : ["steps", "scheduler", "steps"];
 }
 
 /**
@@ -143,7 +157,7 @@ function custom({ sampler, scheduler, select, guider, split }) {
  * calibrated with one of the list can stand for them.
  * @param {Known} scheduler
  */
-function schedulerName({ type, values, linked }) {
+export function schedulerName({ type, values, linked }) {
   if (type === SCHEDULER) return values.scheduler;
   const plain = ["alpha", "beta"].every((name) => !linked.includes(name) && values[name] === BETA_SHAPE);
   return type === BETA && plain ? "beta" : null;

@@ -112,7 +112,8 @@ def _sweep_into_probe() -> Graph:
         "vae": link(1, 2),
         "seed": SEED,
         **SETTING,
-        "step_counts": "2 3 4 6 8 10 13 17 22 29 38 50",
+        "step_counts": "6 7 8 9 10 11 12 13 16 20 30 50",
+        "plan": link(5),
     }
     probe = {
         "images": link(7, 0),
@@ -122,7 +123,8 @@ def _sweep_into_probe() -> Graph:
     }
     return Graph(
         "step_sweep_and_probe",
-        "**Step Sweep** renders one prompt and seed with each step count. **Perceptual Metric Probe** measures how far "
+        "**Step Sweep** renders one prompt and seed with each step count, along the plan's schedule: with a nested one "
+        "all counts begin with the same steps, which are rendered once. **Perceptual Metric Probe** measures how far "
         "each image is from the last one, and compares the measured quality with the plan's prediction.",
         (
             *model_and_prompts(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from budgetfusion_nodes.core.graph import files_above
+from budgetfusion_nodes.core.graph import files_above, spaced_elsewhere
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -56,3 +56,36 @@ def test_what_is_no_graph_gives_nothing(prompt: Any, node_id: Any) -> None:
 def test_a_circle_ends() -> None:
     graph = {"1": node("A", model=["2", 0], lora_name="a.safetensors"), "2": node("B", model=["1", 0])}
     assert files_above(graph, "2") == ("a.safetensors",)
+
+
+COUNTS = (1, 3)
+PLANNED = {
+    "p": node("BudgetFusion_BudgetPlanner"),
+    "a": node("BudgetFusion_AdaptiveKSampler", plan=["p", 0]),
+    "k": node("KSampler", steps=20, latent_image=["a", 0]),
+    "c": node("SamplerCustom", sigmas=["p", 2]),
+    "show": node("PreviewAny", source=["p", 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "elsewhere"),
+    [
+        ({}, False),
+        ({"k": node("KSampler", steps=["p", 1])}, True),
+        ({"k": node("KSamplerAdvanced", steps=["12:m", 0]), "12:m": node("MathInt", a=["p", 1], b=0)}, True),
+        ({"s": node("BasicScheduler", steps=["p", 1])}, True),
+        ({"k": node("KSamplerAdvanced", steps=["q", 1], end_at_step=["p", 3])}, True),
+        ({"s": node("SplitSigmas", sigmas=["p", 2], step=["p", 3])}, False),
+        ({"s": node("BasicScheduler", steps=["other", 1]), "other": node("BudgetFusion_BudgetPlanner")}, False),
+        ({"k": node("KSampler", steps=["a", 1])}, False),
+        ({"x": node("Loop", a=["y", 0], b=["p", 1]), "y": node("Loop", a=["x", 0])}, False),
+    ],
+)
+def test_whether_a_count_ends_where_steps_are_spaced(more: dict[str, Any], elsewhere: bool) -> None:
+    assert spaced_elsewhere({**PLANNED, **more}, "p", COUNTS) is elsewhere
+
+
+@pytest.mark.parametrize("prompt", [None, {}, {"p": None}, {"k": {"inputs": {"steps": ["p"]}}}, {"k": {"inputs": []}}])
+def test_no_graph_is_no_reason_to_fail_for_outputs_either(prompt: Any) -> None:
+    assert spaced_elsewhere(prompt, "p", COUNTS) is False

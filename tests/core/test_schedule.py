@@ -56,7 +56,7 @@ def test_every_count_falls_to_zero_and_begins_with_the_same_bits(name: str, disc
             n: schedule.sigmas(n, q, denoise=denoise, discard_penultimate=discard)
             for n in (*range(p + 1, p + 12), p + 30)
         }
-        prefix = schedule.prefix_at(0.0 if denoise == 1.0 else 1.0 - denoise, schedule.commit_share(q))
+        prefix = schedule.shared_steps(q, denoise)
         first = next(iter(runs.values()))[: prefix + 1]
         for n, sigmas in runs.items():
             assert sigmas.dtype == np.float32 and sigmas.shape == (n + 1,)
@@ -116,7 +116,7 @@ def test_discarding_the_penultimate_sigma_is_the_hosts_rule(end: float) -> None:
 def test_a_render_that_begins_later_keeps_the_density_and_then_only_the_tail(denoise: float, prefix: int) -> None:
     q = quantile()
     schedule = NestedSchedule(5, float(q(0.5)))
-    assert schedule.prefix_at(1 - denoise, 0.5) == prefix
+    assert schedule.shared_steps(q, denoise) == prefix
     for n in (prefix + 1, prefix + 4):
         sigmas = schedule.sigmas(n, q, denoise=denoise)
         assert len(sigmas) == n + 1

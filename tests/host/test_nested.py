@@ -37,6 +37,14 @@ def ksampler(make_node: Any, to: Any, steps: Any, **changes: Any) -> dict[str, A
     return make_node("KSampler", **{**given, **changes})
 
 
+def lora(model: Any) -> Any:
+    weights = model.model.state_dict()
+    name = next(key for key in weights if key.endswith("weight") and weights[key].ndim == 2)
+    clone = model.clone()
+    clone.add_patches({name: (torch.ones_like(weights[name]),)}, 0.05)
+    return clone
+
+
 def codes(said: Any) -> set[str]:
     return {warning.code for warning in said}
 
@@ -63,6 +71,17 @@ def test_sigmas_sampler_custom_and_adaptive_ksampler_run_along_one_nested_schedu
             latent_image=to("4"),
         ),
         "8": make_node("PreviewAny", source=to("7")),
+        "10": make_node("RandomNoise", noise_seed=5),
+        "12": make_node("CFGGuider", model=to("1"), positive=to("2"), negative=to("3"), cfg=3.0),
+        "13": make_node(
+            "SamplerCustomAdvanced",
+            noise=to("10"),
+            guider=to("12"),
+            sampler=to("6"),
+            sigmas=to("9", 2),
+            latent_image=to("4"),
+        ),
+        "14": make_node("PreviewAny", source=to("13")),
     }
     run = bench.run(graph, show="5")
     plan, steps, sigmas, _split = run.outputs["9"]
@@ -70,6 +89,7 @@ def test_sigmas_sampler_custom_and_adaptive_ksampler_run_along_one_nested_schedu
     assert len(sigmas) == steps + 1 and sigmas[5] == pytest.approx(1.0, rel=1e-5)
     assert not codes(plan.warnings)
     assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["7"][0]["samples"])
+    assert torch.equal(run.outputs["5"][0]["samples"], run.outputs["13"][0]["samples"])
     (receipt,) = run.ui["5"]["receipt"]
     assert (receipt["prefix_steps"], receipt["steps"], receipt["replayed"]) == (5, steps, 0)
 
@@ -107,6 +127,40 @@ def test_a_nested_planner_with_the_stock_schedule_is_a_difference(bench: Any, ne
     assert plan.schedule == STOCK and "differs" in codes(plan.warnings)
 
 
+def test_a_count_that_goes_to_a_ksampler_is_one_of_its_own_schedule(
+    bench: Any, nested_planner: str, make_node: Any, to: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nested counts along stock sigmas would be too few, and nothing would tell."""
+
+    def planned(linked: bool = True, **changes: Any) -> Plan:
+        graph = {**bench.base(), "5": bench.planner(quality=0.9, **changes)}
+        if linked:
+            graph["6"] = ksampler(make_node, to, to("5", 1), denoise=0.01)
+            graph["8"] = make_node("PreviewAny", source=to("6"))
+        monkeypatch.setattr(pack("nodes.budget_planner"), "running_prompt", lambda: graph)
+        return Plan.from_dict(bench.run(graph).ui["5"]["budget_plan"][0])
+
+    alone = planned(linked=False)
+    assert alone.schedule == NESTED.to_text()
+    stock = planned()  # although nothing about the planner itself changed since
+    assert (stock.schedule, stock.planner, codes(stock.warnings)) == (STOCK, "random planner", set())
+    asked = planned(schedule="nested")
+    assert asked.schedule == NESTED.to_text() and codes(asked.warnings) == {"steps_elsewhere"}
+    only = planned(planner=nested_planner)
+    assert only.schedule == STOCK and codes(only.warnings) == {"steps_elsewhere", "differs"}
+
+
+def test_what_the_host_runs_is_read_from_its_queue(session: Any, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running_prompt, graph = pack("host.queue").running_prompt, {"1": {"class_type": "KSampler", "inputs": {}}}
+    queue = sys.modules["execution"].PromptQueue(session.server)
+    monkeypatch.setattr(sys.modules["server"].PromptServer, "instance", session.server, raising=False)
+    monkeypatch.setattr(session.server, "prompt_queue", queue, raising=False)
+    assert running_prompt() is None
+    queue.put((0, "id", graph, {}, [], {}))
+    queue.get(timeout=1)
+    assert running_prompt() == graph
+
+
 def test_nested_where_the_planner_has_none_says_so(bench: Any) -> None:
     plan = bench.plan(schedule="nested")
     assert plan.schedule == STOCK and "schedule_not_calibrated" in codes(plan.warnings)
@@ -127,15 +181,25 @@ def test_a_commit_point_beyond_the_model_never_stops_a_render(bench: Any, save_v
 
 
 @pytest.mark.usefixtures("nested_planner")
-@pytest.mark.parametrize("change", ["denoise", "mask", "batch", "other scheduler"])
+@pytest.mark.parametrize("change", ["denoise", "late", "mask", "batch", "other scheduler", "range", "LoRA"])
 def test_everything_that_ksampler_does_goes_on_working(
     bench: Any, make_node: Any, to: Any, change: str, pack: Any, loaded: Any
 ) -> None:
     """Against the host's own SamplerCustom fed with the same sigmas, and noise where KSampler has it."""
     graph = bench.base(batch=2 if change == "batch" else 1)
     changes: dict[str, Any] = {}
+    shared = 5
     if change == "denoise":
         changes["denoise"] = 0.6
+        shared = 2  # sigma 1 lies at .54 of karras: 5 x (.54 - .4) / .54 steps, rounded up
+    if change == "late":
+        changes["denoise"], shared = 0.3, 0
+    if change == "range":  # as a ControlNet's start and end: percentages that the host turns into sigmas
+        half = [[tokens, {**more, "start_percent": 0.1, "end_percent": 0.6}] for tokens, more in loaded.encode("red")]
+        graph["2"] = make_node("GivenCONDITIONING", key=bench.value([*half, *loaded.encode("a star")]))
+    model = lora(loaded.model) if change == "LoRA" else loaded.model
+    graph["1m"] = make_node("GivenMODEL", key=bench.value(model))
+    changes["model"] = to("1m")
     if change == "other scheduler":
         changes["scheduler"] = "normal"
     if change == "mask":
@@ -146,7 +210,8 @@ def test_everything_that_ksampler_does_goes_on_working(
     graph["5"] = bench.adaptive(max_steps=9, quality=0.95, **changes)
     run = bench.run(graph, show="5")
     plan = Plan.from_dict(run.ui["5"]["budget_plan"][0])
-    assert plan.prefix_steps == 5 and run.outputs["5"][1] == plan.steps == 9
+    assert plan.prefix_steps == shared and run.outputs["5"][1] == plan.steps == 9
+    assert run.ui["5"]["receipt"][0]["prefix_steps"] == shared
     found = run.outputs["5"][0]["samples"]
     scheduler = changes.get("scheduler", "karras")
     schedule = NestedSchedule.from_text(plan.schedule)
@@ -160,7 +225,7 @@ def test_everything_that_ksampler_does_goes_on_working(
     samples = sample.fix_empty_latent_channels(loaded.model, latent["samples"], ratio)
     with torch.inference_mode():
         expected = sample.sample_custom(
-            loaded.model,
+            model,
             sample.prepare_noise(samples, 5),
             3.0,
             samplers.sampler_object("dpmpp_2m"),

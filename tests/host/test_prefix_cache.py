@@ -13,8 +13,9 @@ import torch
 from budgetfusion_nodes.core.errors import UnsupportedError
 from budgetfusion_nodes.core.schedule import NestedSchedule
 from budgetfusion_nodes.host.prefix_cache import DRAFTS, Evaluation, PrefixCache, run_key
-from budgetfusion_nodes.host.sampling import EVALUATIONS, SUPPORTED, Render, nfe, render
+from budgetfusion_nodes.host.sampling import EVALUATIONS, PLANNED, SUPPORTED, Render, nfe, render
 from budgetfusion_nodes.host.schedule import check_nestable, nested_sigmas
+from tests.fixtures.tiny_models import make_tiny
 
 PREFIX = 3
 SCHEDULE = NestedSchedule(PREFIX, 1.0)
@@ -65,7 +66,7 @@ def samples(done: Render) -> torch.Tensor:
     return done.latent["samples"]
 
 
-@pytest.mark.parametrize("sampler_name", sorted(set(SUPPORTED) - {"dpm_fast"}))
+@pytest.mark.parametrize("sampler_name", sorted({*SUPPORTED, "dpmpp_2m_sde", "dpmpp_sde"} - {"dpm_fast"}))
 def test_a_longer_run_costs_the_tail_alone_and_is_the_same_picture(run: Any, sampler_name: str) -> None:
     run(PREFIX + 4, sampler_name=sampler_name)
     longer, evaluated = run(PREFIX + 6, sampler_name=sampler_name)
@@ -75,7 +76,7 @@ def test_a_longer_run_costs_the_tail_alone_and_is_the_same_picture(run: Any, sam
     assert whole == nfe(sampler_name, PREFIX + 6) == longer.evaluations
     assert longer.replayed == whole - evaluated
     looks_ahead = sampler_name == "heunpp2"  # the last evaluation of its last common step is at the next step's sigma
-    assert longer.replayed >= PREFIX * EVALUATIONS[SUPPORTED[sampler_name]] - looks_ahead
+    assert longer.replayed >= PREFIX * EVALUATIONS[PLANNED[sampler_name]] - looks_ahead
     assert scratch.replayed == 0
     DRAFTS.clear()
     shorter_last, _ = run(PREFIX + 1, sampler_name=sampler_name)  # look-ahead near the end must not leak either
@@ -209,6 +210,7 @@ def test_what_cannot_be_read_is_not_kept(loaded: Any) -> None:
 
 
 def test_an_interrupted_draft_is_finished(run: Any) -> None:
+    """Stopped while it was made, and again in the middle of its replay."""
     from research.in_process_host import interrupted_after
 
     interrupted = sys.modules["comfy.model_management"].InterruptProcessingException
@@ -216,8 +218,51 @@ def test_an_interrupted_draft_is_finished(run: Any) -> None:
         run(PREFIX + 5)
     found, _ = run(PREFIX + 5)
     assert 1 <= found.replayed <= PREFIX + 1  # the prefix and the evaluation after it
+    with interrupted_after(2), pytest.raises(interrupted):
+        run(PREFIX + 6)
+    again, _ = run(PREFIX + 5)
+    assert again.replayed == PREFIX + 1
     DRAFTS.clear()
-    assert torch.equal(samples(found), samples(run(PREFIX + 5)[0]))
+    scratch, _ = run(PREFIX + 5)
+    assert torch.equal(samples(found), samples(scratch)) and torch.equal(samples(again), samples(scratch))
+
+
+def test_another_scheduler_takes_what_it_has_in_common_and_no_more(run: Any) -> None:
+    """Where both begin with the same noise at the very same sigma, that evaluation is the same question."""
+    run(PREFIX + 3)
+    found, _ = run(PREFIX + 3, scheduler="normal")
+    DRAFTS.clear()
+    assert found.replayed <= 1
+    assert torch.equal(samples(found), samples(run(PREFIX + 3, scheduler="normal")[0]))
+
+
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_flow_models_with_one_conditioning_and_videos_in_batches(session: Any, family: str) -> None:
+    """euler and simple at cfg 1, four at once; a twin of other weights and another shift are other questions."""
+    del session
+    tiny, twin = make_tiny(family), make_tiny(family, seed=1)
+    latent = {"samples": tiny.latent["samples"].repeat(4, *[1] * (tiny.latent["samples"].ndim - 1))}
+    sampling = sys.modules["comfy.model_sampling"]
+
+    def run(model: Any, steps: int, positive: Any = tiny.positive) -> Render:
+        sigmas = nested_sigmas(model, "euler", "simple", NestedSchedule(2, 0.8, tail_end=0.0), steps)
+        inputs = (model, 5, steps, 1.0, "euler", "simple", positive, tiny.negative, latent)
+        with torch.inference_mode():
+            return render(*inputs, sigmas=sigmas, prefix_steps=2)
+
+    shifted = tiny.model.clone()
+    own = tiny.model.get_model_object("model_sampling")
+    patch = type("Shifted", (type(own), sampling.CONST), {})(tiny.model.model.model_config)
+    patch.set_parameters(shift=own.shift * 1.1)
+    shifted.add_object_patch("model_sampling", patch)
+    guided = [[tokens, {**more, "guidance": 5.0}] for tokens, more in tiny.positive]
+    run(tiny.model, 4)
+    others = [(twin.model, 5), (shifted, 5), (tiny.model, 5, guided)]
+    found, wrong = run(tiny.model, 6), [run(*other) for other in others]
+    assert found.replayed == 3 and [one.replayed for one in wrong] == [0, 0, 0]
+    for one, arguments in zip((found, *wrong), ((tiny.model, 6), *others), strict=True):
+        DRAFTS.clear()
+        assert samples(one).shape[0] == 4 and torch.equal(samples(one), samples(run(*arguments)))
 
 
 def test_dpm_fast_spaces_its_own_steps() -> None:

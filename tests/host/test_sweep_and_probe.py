@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -272,6 +273,59 @@ def test_probe_of_a_plan_measures_quality_on_its_scale(
         assert value == pytest.approx(min(1.0, max(0.0, 1.0 - worst)))
     assert "quality" in run.ui["8"]["text"][0]
     assert [note["code"] for note in shown["notes"]] == ["remembered", "prediction_error"]
+
+
+def test_a_sweep_along_a_nested_plan_renders_its_beginning_once_and_can_be_compared_with_it(
+    bench: Any,
+    sweep: Any,
+    probe: Any,
+    eyes: Any,
+    make_node: Any,
+    to: Any,
+    save_variant: Any,
+    setting: Any,
+    pack: Any,
+    vision_name: str,
+    loaded: Any,
+) -> None:
+    pack("host.prefix_cache").DRAFTS.clear()
+    backends = {"l_snr": "l_snr:laplacian-v2", "d_sim": "haarpsi", "i_clip": vision_name}
+    nested = replace(setting, cfg=7.0, schedule="nested 4@1.0")
+    save_variant("nested.safetensors", name="nested", setting=nested, backends=backends)
+    calls: list[int] = []
+    model = loaded.model.clone()
+
+    def count(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    kinds = sys.modules["comfy.patcher_extension"].WrappersMP
+    model.add_wrapper_with_key(kinds.APPLY_MODEL, "budgetfusion_count", count)
+
+    def measured(**plan: Any) -> Any:
+        counts = {"step_counts": "3 6 8", "cfg": 7.0}
+        graph = {
+            **bench.base(),
+            "m": make_node("GivenMODEL", key=bench.value(model)),
+            "6": bench.planner(cfg=7.0),
+            "7": sweep(model=to("m"), **counts, **plan),
+            "8": probe(images=to("7"), step_counts=to("7", 1), clip_vision=to("9"), plan=to("6")),
+            "9": eyes,
+        }
+        return bench.run(graph)
+
+    run = measured(plan=to("6"))
+    assert run.outputs["6"][0].prefix_steps == 4
+    assert len(calls) == 3 + 6 + (8 - 5), "the prefix and the evaluation after it are those of 6 steps"
+    (shown,) = run.ui["8"]["probe"]
+    assert len(shown["quality"]) == 3 and "prediction_error" in [code(note) for note in shown["notes"]]
+    whole = bench.adaptive(min_steps=8, max_steps=8, cfg=7.0)
+    alone = bench.run({**bench.base(), "5": whole, "d": make_node("VAEDecode", samples=to("5"), vae=to("1", 2))}, "d")
+    assert torch.equal(run.outputs["7"][0][2], alone.outputs["d"][0][0])
+    (other,) = measured().ui["8"]["probe"]
+    assert other["quality"] is None and other["l_snr"] != shown["l_snr"]
+    (note,) = [note for note in other["notes"] if code(note) != "remembered"]
+    assert note["code"] == "probe_schedule", "the stock sweep's counts are other pictures"
 
 
 def test_auto_measures_as_the_plan_was_made(

@@ -229,22 +229,31 @@ test("sigmas that no planner can stand for are told by the node that makes them"
   await session.toast("steps go to KarrasScheduler").waitFor({ timeout: 5000 });
 });
 
-test("SamplerCustom gets its steps through BasicScheduler", { skip }, async () => {
-  const ids = await build({
-    ...BASE,
-    method: { type: "KSamplerSelect", values: { sampler_name: "res_multistep" } },
-    schedule: { type: "BasicScheduler", values: { scheduler: "beta", steps: 24, denoise: 1 }, links: { model: ["loader", 0] } },
-    sampler: { type: "SamplerCustom", values: { cfg: 6 }, links: { ...SAMPLER, sampler: ["method", 0], sigmas: ["schedule", 0] } },
-    ...OUT,
-  });
-  const stock = await prompt();
-  await press("SamplerCustom");
-  const made = await prompt();
-  const planner = by(made, "BudgetFusion_BudgetPlanner").inputs;
-  assert.deepEqual([planner.sampler_name, planner.scheduler, planner.cfg, planner.max_steps], ["res_multistep", "beta", 6, 24]);
-  assert.equal(made[made[ids.schedule].inputs.steps[0]].class_type, "BudgetFusion_BudgetPlanner");
-  await press("BudgetFusion_BudgetPlanner");
-  assert.deepEqual(inputsOf(await prompt()), inputsOf(stock));
+test("SamplerCustom gets sigmas, or its steps through a BasicScheduler of a part, and what was there comes back", { skip }, async () => {
+  for (const [denoise, split] of [[1, false], [1, true], [0.6, false]]) {
+    const from = split ? "split" : "schedule";
+    const ids = await build({
+      ...BASE,
+      method: { type: "KSamplerSelect", values: { sampler_name: "res_multistep" } },
+      schedule: { type: "BasicScheduler", values: { scheduler: "beta", steps: 24, denoise }, links: { model: ["loader", 0] } },
+      split: { type: "SplitSigmas", values: { step: 9 }, links: { sigmas: ["schedule", 0] } },
+      sampler: { type: "SamplerCustom", values: { cfg: 6 }, links: { ...SAMPLER, sampler: ["method", 0], sigmas: [from, 0] } },
+      ...OUT,
+    });
+    const stock = await prompt();
+    await press("SamplerCustom");
+    const made = await prompt();
+    const planner = by(made, "BudgetFusion_BudgetPlanner").inputs;
+    assert.deepEqual([planner.sampler_name, planner.scheduler, planner.cfg, planner.max_steps], ["res_multistep", "beta", 6, 24]);
+    const inputs = (name) => made[ids[name]].inputs;
+    const [id, output] = denoise < 1 ? inputs("schedule").steps : inputs(split ? "split" : "sampler").sigmas;
+    assert.deepEqual([made[id].class_type, output], ["BudgetFusion_BudgetPlanner", denoise < 1 ? 1 : 2]);
+    if (split) assert.deepEqual(inputs("split").step, [id, 3]);
+    const again = await page.evaluate((id) => Boolean(window.bf.entry(window.app.graph.getNodeById(id))), ids.sampler);
+    assert.equal(again, false, "a planned sampler is not offered again");
+    await press("BudgetFusion_BudgetPlanner");
+    assert.deepEqual(inputsOf(await prompt()), inputsOf(stock));
+  }
 });
 
 test("inside a subgraph the links to its inputs and outputs stay", { skip }, async () => {

@@ -41,13 +41,25 @@ test("KSamplerAdvanced keeps its place; the planner takes its count and gives st
   assert.deepEqual(recipe({ sampler: advanced({ start_at_step: 5, end_at_step: 10 }) }).splits.map(({ at }) => at), [5, 10]);
 });
 
-test("SamplerCustom is planned through BasicScheduler, also behind SplitSigmas", () => {
+test("SamplerCustom gets the planner's sigmas, also behind SplitSigmas", () => {
   const sampler = known("SamplerCustom", { cfg: 6, noise_seed: 1, add_noise: true });
   const made = recipe({ sampler, scheduler: basic, select });
   assert.deepEqual(made.values, { sampler_name: "res_multistep", scheduler: "simple", cfg: 6, max_steps: 25 });
-  assert.deepEqual(made.gives, [["steps", "scheduler", "steps"]]);
+  assert.deepEqual(made.gives, [["sigmas", "sampler", "sigmas"]]);
   const split = recipe({ sampler, scheduler: basic, select, split: known("SplitSigmas", { step: 8 }) });
+  assert.deepEqual(split.gives, [["sigmas", "split", "sigmas"]]);
   assert.deepEqual(split.splits, [{ at: 8, from: ["split", "step"], inputs: [["split", "step"]] }]);
+});
+
+test("a part of a schedule, and samplers that KSampler spaces otherwise, get the count through their scheduler", () => {
+  const sampler = known("SamplerCustom", { cfg: 6 });
+  const count = [["steps", "scheduler", "steps"]];
+  const part = known("BasicScheduler", { ...basic.values, denoise: 0.6 });
+  assert.deepEqual(recipe({ sampler, scheduler: part, select }).gives, count);
+  const linked = { ...basic, linked: ["denoise"] };
+  assert.deepEqual(recipe({ sampler, scheduler: linked, select }).gives, count);
+  const pc = known("KSamplerSelect", { sampler_name: "uni_pc" });
+  assert.deepEqual(recipe({ sampler, scheduler: basic, select: pc }).gives, count);
 });
 
 test("SamplerCustomAdvanced takes prompt and cfg from its guider", () => {
