@@ -6,13 +6,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.graph import spaced_elsewhere
 from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_RISK
 from ..host.sampling import check_latent, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
+from ..planning.nested import said_elsewhere
 from ..planning.receipt import shown
 from ..planning.service import Request, obey, plan_render, with_sigmas
 from . import schema as s
+
+COUNT = 1
+"""Place of the output steps."""
 
 
 class AdaptiveKSampler(io.ComfyNode):
@@ -126,6 +131,7 @@ class AdaptiveKSampler(io.ComfyNode):
         rest = (model, positive, request, latent_image)
         decided = plan_render(*rest) if plan is None else obey(plan, *rest)
         decided, sigmas = with_sigmas(decided, model, request)
+        decided = said_elsewhere(decided, spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, (COUNT,)))
         done = render(
             model,
             seed,

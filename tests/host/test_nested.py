@@ -150,6 +150,20 @@ def test_a_count_that_goes_to_a_ksampler_is_one_of_its_own_schedule(
     assert only.schedule == STOCK and codes(only.warnings) == {"steps_elsewhere", "differs"}
 
 
+@pytest.mark.usefixtures("nested_planner")
+@pytest.mark.parametrize(("schedule", "said"), [("auto", {"steps_elsewhere"}), (STOCK, set())])
+def test_a_rendered_count_that_goes_to_another_ksampler_is_said(
+    bench: Any, make_node: Any, to: Any, schedule: str, said: set[str]
+) -> None:
+    graph = {
+        **bench.base(),
+        "5": bench.adaptive(quality=0.8, max_steps=50, schedule=schedule),
+        "6": ksampler(make_node, to, to("5", 1), denoise=0.01),
+        "8": make_node("PreviewAny", source=to("6")),
+    }
+    assert codes(Plan.from_dict(bench.run(graph, show="5").ui["5"]["budget_plan"][0]).warnings) == said
+
+
 def test_what_the_host_runs_is_read_from_its_queue(session: Any, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running_prompt, graph = pack("host.queue").running_prompt, {"1": {"class_type": "KSampler", "inputs": {}}}
     queue = sys.modules["execution"].PromptQueue(session.server)
