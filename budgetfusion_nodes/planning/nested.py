@@ -54,7 +54,7 @@ def plan_sigmas(plan: Plan, model: Any, sampling: Sampling) -> Tensor:
 
 
 def said_elsewhere(plan: Plan, elsewhere: bool) -> Plan:
-    """`plan`, saying so where a node that spaces the steps itself takes its count too: a nested one is too low there."""
+    """`plan`, saying so where a node that spaces the steps itself takes its count too: a nested one is too low."""
     return _noted(plan, message("steps_elsewhere", planner=plan.planner)) if elsewhere and plan.prefix_steps else plan
 
 
