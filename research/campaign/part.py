@@ -33,6 +33,9 @@ class NotRunError(Exception):
     """A part that cannot be run here; the text is the reason, a sentence for the report."""
 
 
+Figure = float | int | str | Sequence[str]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
@@ -42,7 +45,8 @@ class Finding:
     what: str
     """One plain sentence with its figure. No paths."""
     held: bool
-    figures: Mapping[str, float | int | str] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """The page shows of a list how long it is. `bad` lists what did not hold, of which it shows the beginning."""
 
 
 @dataclass(frozen=True)

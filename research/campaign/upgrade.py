@@ -144,8 +144,8 @@ def _faults(session: HostSession, graph: dict[str, Any]) -> Iterator[str]:
 
 
 def _finding(what: str, count: int, problems: Sequence[str]) -> Finding:
-    figures = {"specimens": count, **{f"bad {i}": problem for i, problem in enumerate(problems[:10])}}
-    return Finding("opens", f"{count} {what}; {len(problems)} problems", bool(count) and not problems, figures)
+    text = f"{count} {what}; {len(problems)} problems"
+    return Finding("opens", text, bool(count) and not problems, {"specimens": count, "bad": problems})
 
 
 PART = Part("upgrade", "Files of earlier states", run)
