@@ -49,9 +49,10 @@ class _Kills(Tally):
 
 
 def _killed_calibration(work: Work, kills: int, rng: random.Random) -> Finding:
-    """With the search for its schedule."""
-    whole, killed = work.folder / "whole", work.folder / "calibration"
-    calibrate_nested(fresh(whole))
+    """With the search for its schedule. A kill comes within a third of the time that the whole takes: after each one
+    it goes on, so they fall everywhere."""
+    whole, killed = fresh(work.folder / "whole"), work.folder / "calibration"
+    seconds = seconds_of(lambda: calibrate_nested(whole, RENDER_SECONDS))
     expected, tally, runs, searching = (dump(store_file(whole)), content(whole / PLANNER)), _Kills(), 1, 0
 
     def same() -> None:
@@ -59,7 +60,7 @@ def _killed_calibration(work: Work, kills: int, rng: random.Random) -> Finding:
 
     fresh(killed)
     while tally.kills < kills:
-        ended = kill_within(lambda: calibrate_nested(killed, RENDER_SECONDS), 0.6, rng)
+        ended = kill_within(lambda: calibrate_nested(killed, RENDER_SECONDS), seconds / 3, rng)
         tally.kills += ended.killed
         tally.unfinished += ended.killed
         check_store(killed, tally)
