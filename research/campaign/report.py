@@ -68,8 +68,9 @@ def _cell(value: Any) -> str:
     """A figure as a cell of a table shows it; all of it is in the JSON file."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value if isinstance(value, (str, int)) else len(value)).replace("|", "\\|").replace("\n", " ")
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+    text = str(value if isinstance(value, (str, int)) else len(value))
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _tells(part: Mapping[str, Any], code: str) -> bool:
