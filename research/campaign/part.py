@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 QUICK, LONG = AMOUNTS = ("quick", "long")
 
@@ -33,9 +34,6 @@ class NotRunError(Exception):
     """A part that cannot be run here; the text is the reason, a sentence for the report."""
 
 
-Figure = float | int | str | Sequence[str]
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
@@ -45,8 +43,9 @@ class Finding:
     what: str
     """One plain sentence with its figure. No paths."""
     held: bool
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    """The page shows of a list how long it is. `bad` lists what did not hold, of which it shows the beginning."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers, texts and lists of texts, of which the page shows how long they are; of `bad`, what did not hold, also
+    the beginning."""
 
 
 @dataclass(frozen=True)
