@@ -127,14 +127,14 @@ class ScheduleSearch:
     """Steps that are not open yet and may be, at most."""
 
     def run(self) -> Found:
-        """The commit point with the prefix to take, or the stock schedule; either is kept, unless so many renders
-        failed that nothing was looked for."""
+        """The commit point with the prefix to take, or the stock schedule. Either is kept, but not that there is no
+        nested one where a prompt was left out: with it there may be, so the next queue looks again."""
         self._rows = [[self.kept.looks(row, p.seed(s)) for s in range(self.seeds)] for row, p in self.prompts]
         self._alive = list(range(len(self.prompts)))
         found = self._search()
         left_out = {"left_out": Counter(self._left_out)} if self._left_out else {}
         found = replace(found, tables={**found.tables, "asked": len(self.prompts), **left_out})
-        if len(self._alive) >= LEAST_PROMPTS or not left_out:  # else its renders failed: the next queue looks again
+        if found.schedule != STOCK or not left_out:
             self.kept.keep(found)
         return found
 

@@ -124,14 +124,17 @@ class CalibratingBench:
         if error is not None:
             return "" if named and says(error, named) else f"the stage is not named: {error}"
         assert run is not None
-        return self._check_end(run.outputs["5"][1], named)
+        name, text = run.outputs["5"][:2]
+        return self._check_end(self.folder / name, text, named)
 
-    def _check_end(self, text: str, named: Named | None) -> str:
-        """A run that ended made the undisturbed planner, or says what it has left out."""
-        if self.planner.is_file() and content(self.planner) == self._whole:
+    def _check_end(self, made: Path, text: str, named: Named | None) -> str:
+        """A run that ended made the undisturbed planner, or says what it has left out. made: its file; beside a planner
+        of the other schedule, which a search may end with whose renders failed, it has a name of its own."""
+        if made.is_file() and content(made) == self._whole:
             return ""
         if named is None:  # a trajectory that failed twice in the run before stays left out
-            return "" if self.planner.is_file() and self._left_out() else f"another planner, and said is: {text}"
+            told = made.is_file() and self._left_out() and (Named(None).inside(text) or explained(text))
+            return "" if told else f"another planner, and said is: {text}"
         return "" if named.inside(text) or explained(text) else f"nothing is said of the fault: {text}"
 
     def _left_out(self) -> bool:

@@ -103,7 +103,7 @@ def _finding(way: str, cases: Sequence[Case]) -> Finding:
         f"and planned with, {len(bad)} failed; slowest {slowest.seconds:.2f} s, most memory {largest.megabytes:.0f} MB"
     )
     figures = {"files": len(cases), **outcomes, "slowest_s": slowest.seconds, "memory_mb": largest.megabytes}
-    told = {f"failed {i}": f"{c.number} {c.kind}: {c.detail}" for i, c in enumerate(bad[:10])}
+    told = {"bad": [f"{c.number} {c.kind}: {c.detail}" for c in bad]}
     dear = {"slowest": f"{slowest.number} {slowest.kind}", "largest": f"{largest.number} {largest.kind}"}
     return Finding("refused", what, not bad and bounded, {**figures, **dear, **told})
 

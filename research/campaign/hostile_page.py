@@ -61,7 +61,7 @@ def _routes(session: HostSession, work: Work, secret: Path) -> Finding:
         f"{count} requests of a hostile page: {count - statuses[200]} refused ({crossed} of another origin), "
         f"{sum(wrong.values())} with another status; {len(problems)} accesses outside of the store"
     )
-    figures = {**{f"status {status}": n for status, n in sorted(statuses.items())}, "problems": "; ".join(problems[:5])}
+    figures = {**{f"status {status}": n for status, n in sorted(statuses.items())}, "bad": problems}
     return Finding("confined", what, not wrong and not problems and crossed > 0, figures)
 
 
@@ -121,7 +121,7 @@ def _workflows(session: HostSession, work: Work, secret: Path) -> Finding:
             problems.append(end)
     told = ", ".join(f"{n} {end}" for end, n in sorted(ends.items()))
     what = f"{count} hostile workflows ({told}): {len(problems)} accesses outside of the host's folders, or faults"
-    return Finding("confined", what, not problems, {**ends, **{f"bad {i}": p for i, p in enumerate(problems[:10])}})
+    return Finding("confined", what, not problems, {**ends, "bad": problems})
 
 
 def _run(session: HostSession, graph: dict[str, Any]) -> str:
@@ -205,7 +205,7 @@ def page_files(folder: Path = ROOT / "budgetfusion_nodes" / "web") -> Finding:
         for match in FORGING.finditer(path.read_text(encoding="utf-8"))
     ]
     what = f"{len(files)} files of the page: {len(found)} places that make markup or code of a text"
-    return Finding("confined", what, not found and bool(files), {"files": len(files), "found": "; ".join(found[:5])})
+    return Finding("confined", what, not found and bool(files), {"files": len(files), "bad": found})
 
 
 PART = Part("hostile_page", "Hostile pages and workflows", run)

@@ -11,7 +11,7 @@ from typing import Any
 from budgetfusion_nodes.calibration import schema
 from budgetfusion_nodes.calibration.store_file import disposing, new_engine
 
-CLOCKED = {"settings": ("created",), "memories": ("at",)}
+CLOCKED = {"settings": ("created",), "memories": ("at",), "found_schedules": ("made",)}
 """Columns that hold when something was done."""
 OF_THE_RUN = ("claims", "planners")
 """Tables of how a result came about: who works now, and which planners there were on the way."""

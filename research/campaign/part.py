@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 QUICK, LONG = AMOUNTS = ("quick", "long")
 
@@ -42,7 +43,9 @@ class Finding:
     what: str
     """One plain sentence with its figure. No paths."""
     held: bool
-    figures: Mapping[str, float | int | str] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers, texts and lists of texts, of which the page shows how long they are; of `bad`, what did not hold, also
+    the beginning."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from .registry import NAMES
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, FIGURES = "reliability.md", "reliability.json"
+SHOWN = 220
+"""Letters of a text in a cell."""
 
 TESTS: Mapping[str, tuple[str, ...]] = {
     "kept": ("tests/calibration/test_job.py", "tests/calibration/test_store_faults.py"),
@@ -55,11 +57,20 @@ def page(parts: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["cell"] = _cell
     about = {code: [n for n, part in parts.items() if _tells(part, code)] for code in PROMISES}
     return environment.get_template(f"{PAGE}.j2").render(
         promises=PROMISES, tests=TESTS, parts=parts, about=about, missing=[name for name in NAMES if name not in parts]
     )
+
+
+def _cell(value: Any) -> str:
+    """A figure as a cell of a table shows it; all of it is in the JSON file."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value if isinstance(value, (str, int)) else len(value))
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _tells(part: Mapping[str, Any], code: str) -> bool:

@@ -88,12 +88,15 @@ def as_dict(finding: Finding) -> dict[str, Any]:
     """Without this machine's paths. ValueError for a promise that nobody made."""
     if finding.promise not in PROMISES:
         raise ValueError(f"{finding.promise!r} is none of {', '.join(PROMISES)}")
-    figures = {name: _pathless(value) if isinstance(value, str) else value for name, value in finding.figures.items()}
+    figures = {name: _pathless(value) for name, value in finding.figures.items()}
     return {**asdict(finding), "what": _pathless(finding.what), "figures": figures}
 
 
-def _pathless(text: str) -> str:
+def _pathless(value: Any) -> Any:
     """The host names classes of a custom node by its folder, and tracebacks name files: both begin with the tree's."""
+    if not isinstance(value, str):
+        return [_pathless(one) for one in value] if isinstance(value, Sequence) else value
+    text = value
     for folder in (str(ROOT), str(ROOT).replace(".", "_x_"), sys.prefix, sys.base_prefix):
         text = re.sub(re.escape(folder) + r"[./\\]?", "", text)
     return text

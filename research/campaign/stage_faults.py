@@ -123,7 +123,8 @@ def _subjects(session: HostSession, work: Work) -> Iterator[Subject]:
     bench, methods = Bench(session), planning_methods()
     planners = (("nodes.adaptive_ksampler", "AdaptiveKSampler"), ("nodes.budget_planner", "BudgetPlanner"))
     probe, learn = ("nodes.metric_probe", "PerceptualMetricProbe"), ("nodes.learn", "Learn")
-    yield Subject("planning", planners, (bench.planned, bench.obeyed), bench.check_render, methods)
+    plans = (bench.planned, bench.obeyed)
+    yield Subject("planning", planners, plans, bench.check_render, methods, bench.forget)
     yield Subject("probing", (probe,), (bench.probed,), bench.check_goes_on, methods)
     yield Subject("learning", (learn,), (bench.learned,), bench.check_goes_on, methods)
     calibrate = ("nodes.calibrate", "Calibrate")
@@ -167,16 +168,18 @@ def _finding(what: str, stages: int, trials: Sequence[Trial]) -> Finding:
         f"reached; {len(bad)} stopped a render, went unsaid or spoiled the next run"
     )
     kinds = Counter(trial.fault for trial in reached)
-    told = {f"bad {i}": f"{t.stage}, {t.fault}: {t.problem}" for i, t in enumerate(bad[:12])}
-    unreached = ", ".join(sorted({t.stage for t in trials} - {t.stage for t in reached}))
-    return Finding("goes_on", text, not bad, {"stages": stages, **kinds, **told, "not reached": unreached})
+    told = {
+        "bad": [f"{t.stage}, {t.fault}: {t.problem}" for t in bad],
+        "not_reached": sorted({t.stage for t in trials} - {t.stage for t in reached}),
+    }
+    return Finding("goes_on", text, not bad, {"stages": stages, **kinds, **told})
 
 
 class Bench:
     """Graphs around a shipped model, with one remembered render."""
 
     def __init__(self, session: HostSession) -> None:
-        self.session, self._seed = session, 0
+        self.session, self._seed, self._memory = session, 0, pack_module("planning.memory")
         _save_short_planner(session)
         session.execute(self.learned())
         self.before = self._plan(session.execute(self.planned()))
@@ -229,12 +232,18 @@ class Bench:
     def _plan(self, run: Any) -> dict[str, Any]:
         return run.ui["5"]["budget_plan"][0]
 
+    def forget(self) -> None:
+        """What was read of the memory, so that a plan reads it again, and a thread fits it anew."""
+        self._memory.CACHE.clear()
+        pack_module("calibration.memory_file").forget_ready(pack_module("host.paths").store_path())
+
     def check_render(self, graph: dict[str, Any], named: Named | None) -> str:
         """Empty, or what is wrong with the run."""
         try:
             run = self.session.execute(graph)
         except HostRunError as error:
             return f"the render was stopped: {error}"
+        self._memory.CACHE.wait()
         steps, text = run.outputs["5"][1], run.ui["5"]["text"][0]
         if not (
             1 <= steps <= MAX_STEPS and str(steps) in text and torch.isfinite(run.outputs["5"][0]["samples"]).all()

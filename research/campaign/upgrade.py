@@ -21,11 +21,12 @@ from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.store_merge import merge_store
 from budgetfusion_nodes.command_line.page_format import to_prompt
 from budgetfusion_nodes.core.errors import BudgetFusionError
-from budgetfusion_nodes.predictor.planner_file import load_planner, save_planner
+from budgetfusion_nodes.predictor.planner_file import load_any_planner, save_planner
 from research.in_process_host import HostSession, HostValidationError
 from research.options import ROOT
 
 from .in_host import run_in_host
+from .old_store import version
 from .part import Finding, Part, Work
 
 SPECIMENS = ROOT / "tests" / "specimens"
@@ -60,10 +61,10 @@ def planners(folder: Path) -> Finding:
     for path in unpacked("planner", folder):
         count += 1
         try:
-            planner = load_planner(path)
+            planner = load_any_planner(path)
             save_planner(path, planner)
             steps = [
-                one.plan(*_conditioning(), quality=0.9, max_steps=50).steps for one in (planner, load_planner(path))
+                one.plan(*_conditioning(), quality=0.9, max_steps=50).steps for one in (planner, load_any_planner(path))
             ]
         except BudgetFusionError as error:
             problems.append(f"{path.name}: {error}")
@@ -80,11 +81,13 @@ def _conditioning() -> tuple[torch.Tensor, torch.Tensor]:
 
 def stores(folder: Path) -> Finding:
     """Each is migrated with all it holds, and can be imported into another."""
-    problems, count = list[str](), 0
+    problems, versions = list[str](), list[int]()
     for path in unpacked("store", folder):
-        count += 1
+        versions.append(version(path)[0])
         problems += [f"{path.name}: {problem}" for problem in _of_store(path)]
-    return _finding(f"stores of versions 1 to {len(schema.MIGRATIONS)} open with all they hold", count, problems)
+    lacking = set(range(1, len(schema.MIGRATIONS))) - set(versions)
+    problems += [f"there is no specimen of version {one}" for one in sorted(lacking)]
+    return _finding(f"stores of versions 1 to {max(versions)} open with all they hold", len(versions), problems)
 
 
 def _of_store(path: Path) -> Iterator[str]:
@@ -144,8 +147,8 @@ def _faults(session: HostSession, graph: dict[str, Any]) -> Iterator[str]:
 
 
 def _finding(what: str, count: int, problems: Sequence[str]) -> Finding:
-    figures = {"specimens": count, **{f"bad {i}": problem for i, problem in enumerate(problems[:10])}}
-    return Finding("opens", f"{count} {what}; {len(problems)} problems", bool(count) and not problems, figures)
+    text = f"{count} {what}; {len(problems)} problems"
+    return Finding("opens", text, bool(count) and not problems, {"specimens": count, "bad": problems})
 
 
 PART = Part("upgrade", "Files of earlier states", run)

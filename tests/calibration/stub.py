@@ -1,12 +1,14 @@
-"""The stub renderer of the campaign, under the name that the tests here know."""
+"""The stub renderers of the campaign, under the name that the tests here know."""
 
 from research.campaign.stub import (
     BACKENDS,
     SETTING,
     SIZE,
+    StubLooker,
     StubReference,
     StubRenderer,
     difficulty,
+    karras,
     stub_executor,
     stub_prompts,
 )
@@ -15,9 +17,11 @@ __all__ = [
     "BACKENDS",
     "SETTING",
     "SIZE",
+    "StubLooker",
     "StubReference",
     "StubRenderer",
     "difficulty",
+    "karras",
     "stub_executor",
     "stub_prompts",
 ]

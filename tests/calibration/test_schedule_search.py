@@ -20,16 +20,9 @@ from budgetfusion_nodes.calibration.schedule_search import (
 )
 from budgetfusion_nodes.calibration.spec import SEARCHES
 from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from tests.calibration.stub import karras
 
 PROMPTS, SEEDS = 40, 2
-
-
-def karras(steps: int) -> Sigmas:
-    share = np.linspace(0, 1, steps)
-    levels = (14.6 ** (1 / 7) + share * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7
-    return np.append(levels, 0).astype(np.float32)
-
-
 QUANTILE = SigmaQuantile.from_sigmas(karras(128))
 DENSE = karras(50)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +20,13 @@ from budgetfusion_nodes.calibration.search_stage import (
     settled,
     share_interval,
 )
-from budgetfusion_nodes.calibration.search_store import Found, Look, SearchStore, run_digest
+from budgetfusion_nodes.calibration.search_store import Found, Look, SearchStore
 from budgetfusion_nodes.calibration.store import Store
-from budgetfusion_nodes.calibration.trajectory import RenderError
-from budgetfusion_nodes.core.curves import METRICS
-from budgetfusion_nodes.core.schedule import NestedSchedule, SigmaQuantile, Sigmas
+from budgetfusion_nodes.core.schedule import NestedSchedule
 from budgetfusion_nodes.metrics.clip_score import NAME as CLIP_SCORE
-from tests.calibration.stub import BACKENDS, SETTING, StubRenderer, stub_prompts
-from tests.calibration.test_schedule_search import karras
+from tests.calibration.stub import BACKENDS, SETTING, StubLooker, StubRenderer, stub_prompts
 
 TARGET, PROMPTS, SECOND_PREFIX = 30, 9, 4
-
-
-class StubLooker:
-    """A run that becomes coarse above `settled` shows another picture; a prefix below `enough` steps a worse one."""
-
-    quantile = SigmaQuantile.from_sigmas(karras(128))
-    tail_end = 1.0
-
-    def __init__(self, settled: float, enough: int, stop_after: int = 10**9, scores: float | None = None) -> None:
-        """scores: mean CLIP score; then a short prefix is worse by it alone."""
-        self.settled, self.enough, self.stop_after, self.scores = settled, enough, stop_after, scores
-        self.rendered: list[tuple[str, int, str]] = []
-        self.fails: tuple[str, ...] = ()
-        self.fails_along: int | None = None
-        """Steps of the prefix; None: along every run."""
-
-    def stock(self, steps: int) -> Sigmas:
-        return karras(steps)
-
-    def looks(
-        self, text: str, seed: int, dense: Sigmas, runs: Sequence[Sigmas], kept: bytes | None
-    ) -> Iterator[tuple[Sigmas, Look]]:
-        assert kept in (None, text.encode()), "the dense picture of another prompt"
-        for sigmas in [*([dense] if kept is None else []), *runs]:
-            if text in self.fails and self.fails_along in (None, self._prefix(sigmas, dense)):
-                raise RenderError("no numbers")
-            if len(self.rendered) >= self.stop_after:
-                raise KeyboardInterrupt
-            self.rendered.append((text, seed, run_digest(sigmas)))
-            yield sigmas, self._look(text, seed, sigmas, dense)
-
-    def _look(self, text: str, seed: int, sigmas: Sigmas, dense: Sigmas) -> Look:
-        rng = np.random.default_rng([seed, len(sigmas)])
-        own = np.random.default_rng(seed)
-        distance = 0.02 + 0.01 * rng.random()
-        if len(sigmas) == 3:  # the crudest count
-            distance = 1.0
-        elif len(sigmas) == len(dense) and (sigmas == dense).all():
-            distance = 0.0
-        elif self._coarse_from(sigmas, dense) > self.settled * 1.0001:
-            distance = 0.5
-        short = 0 < self._prefix(sigmas, dense) < self.enough
-        scored = self.scores is not None
-        shift = 1.0 if short and not scored else 0.0
-        features = {"low-pass": own.normal(size=12) + 1.5 * shift + 0.005 * rng.normal(size=12)}
-        latent = text.encode() if distance == 0.0 else None
-        level, score = own.normal() - shift, own.normal(0.0, 0.02) + rng.normal(0.0, 0.002)
-        numbers: dict[str, float] = dict.fromkeys(METRICS, distance)
-        if self.scores is not None:
-            numbers[CLIP_SCORE] = float(self.scores + score - (0.02 if short else 0.0))
-        return Look(numbers, float(level), features, f"{seed}".encode(), latent, 2.0 * (len(sigmas) - 1))
-
-    @staticmethod
-    def _prefix(sigmas: Sigmas, dense: Sigmas) -> int:
-        own = len(sigmas) > 20 and not np.array_equal(sigmas, dense)
-        return int((sigmas > 0.95).sum()) if own else 0
-
-    @staticmethod
-    def _coarse_from(sigmas: Sigmas, dense: Sigmas) -> float:
-        length = min(len(sigmas), len(dense))
-        return float(sigmas[int(np.isclose(sigmas[:length], dense[:length], rtol=1e-5).argmin()) - 1])
 
 
 @pytest.fixture
@@ -251,8 +187,13 @@ def test_only_what_was_looked_for_is_kept(store: Store) -> None:
     looker.fails = tuple(prompt.text for prompt in stub_prompts(PROMPTS))
     assert search(store, looker).schedule == "stock"
     assert kept.found() is None, "no picture was seen"
-    found = search(store, StubLooker(1.2, 5))
-    assert kept.found() == found and settled(found, PROMPTS)
+    looker, never = StubLooker(1.2, 99), StubLooker(1.2, 99)
+    looker.fails = ("prompt number 3",)
+    assert "prefixes" in search(store, looker).tables
+    assert kept.found() is None, "one prompt more may show a prefix"
+    found = search(store, never)
+    assert {text for text, *_ in never.rendered} == {"prompt number 3"}, "what was seen is kept"
+    assert kept.found() == found and found.schedule == "stock" and settled(found, PROMPTS)
 
 
 def search_few(store: Store) -> Found:

@@ -50,9 +50,21 @@ def test_parts_of_other_runs_stay_in_the_report(tmp_path: Path) -> None:
 def test_a_finding_names_no_folder_of_this_machine() -> None:
     promise = next(iter(PROMISES))
     said = f"{ROOT}.budgetfusion_nodes.core.errors.InputError at {ROOT / 'launcher' / 'cli.py'}"
-    found = results.as_dict(Finding(promise, said, False, {"bad 0": said, "files": 3}))
+    found = results.as_dict(Finding(promise, said, False, {"bad": [said], "files": 3}))
     bare = "budgetfusion_nodes.core.errors.InputError at " + str(Path("launcher", "cli.py"))
-    assert (found["what"], found["figures"]) == (bare, {"bad 0": bare, "files": 3})
+    assert (found["what"], found["figures"]) == (bare, {"bad": [bare], "files": 3})
+
+
+def test_a_cell_is_short_and_the_file_is_whole(tmp_path: Path) -> None:
+    faults = [f"stage {n} | exception: <b>" + "x" * 5000 for n in range(9)]
+    found = Finding("shared", "9 faults", False, {"seconds": 1 / 3, "bad": faults, "not_reached": ["a", "b"]})
+    write_report(tmp_path, {"kills": result(found)})
+    page = (tmp_path / "reliability.md").read_text()
+    assert max(map(len, page.splitlines())) < 1500
+    assert "stage 2 \\| exception: &lt;b>x" in page and "stage 3" not in page
+    assert "seconds: 0.3333, bad: 9, not reached: 2 |" in page
+    kept = json.loads((tmp_path / "reliability.json").read_text())["parts"]["kills"]["findings"][0]["figures"]
+    assert kept["bad"] == faults and kept["not_reached"] == ["a", "b"]
 
 
 def test_a_finding_about_no_promise_is_refused() -> None:
