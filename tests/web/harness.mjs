@@ -47,9 +47,6 @@ function findPlaywright() {
   return null;
 }
 
-/** A JSON file of the pack. */
-export const read = (...path) => JSON.parse(readFileSync(join(ROOT, ...path), "utf8"));
-
 /** An empty scratch folder; `close` of the session removes it. */
 export function scratchFolder() {
   return mkdtempSync(join(tmpdir(), "bf-page-"));
@@ -161,7 +158,8 @@ export class Session {
 
   /** Loads an example graph as its file lies there. */
   async open(name) {
-    await this.page.evaluate((data) => window.app.loadGraphData(data), read("workflows", `${name}.json`));
+    const graph = JSON.parse(readFileSync(join(ROOT, "workflows", `${name}.json`), "utf8"));
+    await this.page.evaluate((data) => window.app.loadGraphData(data), graph);
     await this.page.waitForTimeout(600);
   }
 
