@@ -36,7 +36,7 @@ FRONTEND = "comfyui-frontend-package"
 NEWEST_FRONTEND = "1.58.1"
 """The newest page in the package index; artists who update get it before a new host is in a registry package."""
 PAGE_TEST = ROOT / "tests" / "web" / "page.mjs"
-PAGE_TESTS = tuple(PAGE_TEST.with_name(name) for name in ("page.mjs", "page_menu.mjs", "page_calibrate.mjs"))
+PAGE_TESTS = (PAGE_TEST, PAGE_TEST.with_name("page_shipped.mjs"))
 TYPE_CHECK = ROOT / "tests" / "web" / "tsconfig.json"
 NPM_SECONDS = 300.0
 

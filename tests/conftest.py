@@ -21,6 +21,11 @@ def find_host() -> Path | None:
     return fetched[0].parent if fetched else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which `run.py test` hands files to its workers."""
+    items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
+
+
 @pytest.fixture(scope="session")
 def host_dir() -> Path:
     """The ComfyUI folder that this run tests. A missing host fails: a skipped host test would pass unseen."""

@@ -56,6 +56,12 @@ def pack(session: HostSession) -> Callable[[str], ModuleType]:
     return lambda name: importlib.import_module(f"{root}.budgetfusion_nodes.{name}")
 
 
+@pytest.fixture
+def read(pack: Callable[[str], ModuleType]) -> Callable[[Any], Any]:
+    """Reads the identity of a MODEL."""
+    return pack("host.identity").read_identity
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What Load Checkpoint gave, and prompts encoded by it."""

@@ -21,6 +21,8 @@ from research.sweeps.picture_sets import PictureSets
 from research.sweeps.rendering import LoadedModel, Renderer, Sampling
 from research.sweeps.studio import Studio
 
+pytestmark = pytest.mark.one_host
+
 PROMPTS = 4
 SMALL: dict[str, Any] = {
     "STOCK_COUNTS": (2, 4, 6),

@@ -29,7 +29,7 @@ def measured(pack: Any, store: Path) -> int:
 def test_cancel_go_on_and_render_with_what_was_learned(
     session: HostSession, pack: Any, store: Path, planners: Path, foreign: str
 ) -> None:
-    whole = graph(foreign)
+    whole = graph(foreign, max_steps=6)
     with interrupted_after(60), pytest.raises(HostInterrupted):
         session.execute(whole)
     kept = measured(pack, store)
@@ -56,7 +56,9 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert not [d for event, d in again.messages if event == "progress" and d["node"] == "5" and d["value"] > 0]
     assert (planners / "mine.safetensors").read_bytes() == before, "nothing new: the file is left alone"
 
-    render = session.execute({**{k: whole[k] for k in "1234"}, **rendering()})
+    nodes = rendering()
+    nodes["6"]["inputs"]["max_steps"] = 6
+    render = session.execute({**{k: whole[k] for k in "1234"}, **nodes})
     (receipt,) = render.ui["6"]["receipt"]
     assert receipt["fallback"] is None
     assert receipt["planner"] == "mine"
@@ -85,12 +87,12 @@ def test_numbers_are_those_of_single_stock_renders(
     session: HostSession, pack: Any, store: Path, planners: Path, foreign: str
 ) -> None:
     """One measured distance, done again with the stock nodes and the Probe's own code."""
-    session.execute(graph(foreign, max_steps=7))
+    session.execute(graph(foreign, max_steps=5))
     prompts, measure = pack("calibration.prompts"), pack("metrics.measure")
     backends = measure.Backends.from_values("tiny_scenes", "shipped")
     prompt = prompts.CalibrationPrompt(CAPTIONS[1])
     images = []
-    for steps in (5, 7):
+    for steps in (3, 5):
         sampler = node(
             "KSampler",
             model=link("1"),
@@ -115,7 +117,7 @@ def test_numbers_are_those_of_single_stock_renders(
         found = opened.measured(1, 1, ids)
         (own,) = [counts for (_, seed), counts in found.items() if seed == prompt.seed(0)]
     for metric, value in expected.items():
-        assert own[5].distances[metric] == pytest.approx(float(value[0]), abs=1e-5)
+        assert own[3].distances[metric] == pytest.approx(float(value[0]), abs=1e-5)
 
 
 def test_split_loaders_give_the_same_planner(
@@ -243,6 +245,7 @@ def test_extras_of_the_graph_are_laid_on_every_prompt(session: HostSession, pack
 # ------------------------------------------------------------------------------------------------------- wrong inputs
 
 
+@pytest.mark.one_host
 def test_a_render_of_no_numbers_is_set_aside_and_all_of_them_stop_the_job(
     session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:

@@ -16,6 +16,8 @@ from tests.fixtures.calibrating import CAPTIONS, TinyClip, TinyVae, calibrate_fa
 from tests.fixtures.tiny_models import VIDEO
 
 TEXTS = [*CAPTIONS, *(f"{caption} with a small red star" for caption in CAPTIONS)]
+STEPS = 13
+"""The fewest for which a schedule is looked for: below, counts are few enough to measure each (spec.FEW_STEPS)."""
 
 
 @pytest.mark.parametrize("sampler_name", ["dpmpp_2m", "heun"])
@@ -98,12 +100,13 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     """A small search: one candidate for the commit point, two prefixes, 8 prompts beside the calibration's."""
     spec, stage, search = (pack(f"calibration.{name}") for name in ("spec", "search_stage", "schedule_search"))
     monkeypatch.setitem(spec.SEARCHES, "quick", (8, 1))
-    monkeypatch.setitem(spec.AMOUNTS, "quick", spec.Amount(9, 1, 8, 0.08, 28, False))
+    monkeypatch.setitem(spec.AMOUNTS, "quick", spec.Amount(9, 1, 4, 0.08, 28, False))
     monkeypatch.setattr(stage, "commit_candidates", lambda quantile: search.commit_candidates(quantile, (0.75,)))
-    monkeypatch.setattr(stage, "PREFIXES", (6, 7))
+    monkeypatch.setattr(stage, "PREFIXES", (2, 3))
+    monkeypatch.setattr(stage, "TARGET_TAIL", 6)
     for name in ("L_SNR_TOLERANCE", "ENCODER_TOLERANCE", "PLAIN_TOLERANCE", "CLIP_TOLERANCE"):
         monkeypatch.setattr(stage, name, 1e9)  # so few pictures show of no prefix that it is good
-    whole = graph(foreign, name="", prompt_text="\n".join(TEXTS), max_steps=13)
+    whole = graph(foreign, name="", prompt_text="\n".join(TEXTS), max_steps=STEPS)
     with interrupted_after(60), pytest.raises(HostInterrupted):
         session.execute(whole)
     run = session.execute(whole)
@@ -112,7 +115,7 @@ def test_a_nested_schedule_is_looked_for_calibrated_and_rendered_along(
     assert "calibrate_search_found" in codes, run.outputs["5"][1]
     planner = pack("predictor.planner_file").load_planner(planners / run.outputs["5"][0])
     nested = pack("core.schedule").NestedSchedule.from_text(planner.setting.schedule)
-    assert nested is not None and nested.prefix_steps == 7
+    assert nested is not None and nested.prefix_steps == 3
     tables = planner.provenance["calibration"]["search"]
     assert tables["prompts"] == 8 and tables["prefixes"][-1]["accepted"]
     assert "CLIP score" in tables["prefixes"][-1]["worsening"], "the shipped encoder compares picture and prompt"
@@ -143,7 +146,7 @@ def small_search(pack: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def searched(pack: Callable[[str], Any], vae: Any) -> Any:
-    return calibrate_family(pack, "sd15", 13, TEXTS, vae, "nested")
+    return calibrate_family(pack, "flux", STEPS, TEXTS, vae, "nested")
 
 
 def content(path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -152,20 +155,22 @@ def content(path: Path) -> tuple[Any, dict[str, bytes]]:
         return opened.metadata(), {key: opened.get_tensor(key).tobytes() for key in opened.keys()}  # noqa: SIM118
 
 
+@pytest.mark.one_host
 @pytest.mark.usefixtures("small_search")
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", *VIDEO])
 def test_a_nested_schedule_is_looked_for_and_calibrated_in_todays_families(
     family: str, session: HostSession, pack: Any, store: Path, planners: Path
 ) -> None:
     del session
-    result = calibrate_family(pack, family, 13, TEXTS, schedule="nested")
+    result = calibrate_family(pack, family, STEPS, TEXTS, schedule="nested")
     planner = pack("predictor.planner_file").load_planner(planners / result.name)
     nested = pack("core.schedule").NestedSchedule.from_text(planner.setting.schedule)
     assert nested is not None and nested.prefix_steps == 3, result.text
-    assert planner.grid[0] == 2 and planner.grid[-1] == 13
+    assert planner.grid[0] == 2 and planner.grid[-1] == STEPS
     assert planner.provenance["calibration"]["search"]["prompts"] == 8
 
 
+@pytest.mark.one_host
 @pytest.mark.usefixtures("small_search")
 def test_a_search_that_was_cancelled_goes_on_and_ends_the_same_to_the_bit(
     session: HostSession, pack: Any, store: Path, planners: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +215,7 @@ class Failing(TinyVae):
         return pictures * {None: 1.0, "no numbers": torch.nan, "one colour": 0.0}[reason]
 
 
+@pytest.mark.one_host
 @pytest.mark.usefixtures("small_search")
 def test_a_render_that_fails_in_the_search_is_made_again_then_left_out_and_said(
     session: HostSession, pack: Any, store: Path, planners: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +234,7 @@ def test_a_render_that_fails_in_the_search_is_made_again_then_left_out_and_said(
         assert reason in said and said in result.text
 
 
+@pytest.mark.one_host
 @pytest.mark.usefixtures("small_search")
 def test_a_feature_of_no_number_is_said_and_not_kept(
     session: HostSession, pack: Any, store: Path, planners: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,5 +245,5 @@ def test_a_feature_of_no_number_is_said_and_not_kept(
     with monkeypatch.context() as patched:
         patched.setattr(search, "low_pass", lambda x: torch.full((len(x), 4), torch.nan))
         with pytest.raises(pack("core.errors").InputError, match="low-pass"):
-            calibrate_family(pack, "sd15", 13, TEXTS, schedule="nested")
-    assert calibrate_family(pack, "sd15", 13, TEXTS, schedule="nested").name
+            searched(pack, TinyVae())
+    assert searched(pack, TinyVae()).name

@@ -14,6 +14,8 @@ from research.campaign.part import QUICK, Work
 from research.campaign.watch import Watch
 from research.in_process_host import HostSession
 
+pytestmark = pytest.mark.one_host
+
 
 @pytest.fixture
 def work(tmp_path: Path, session: HostSession, pack: Callable[[str], Any]) -> Any:

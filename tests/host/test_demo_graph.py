@@ -18,7 +18,7 @@ QUALITY = 0.8
 PROMPT = "a large red circle in the centre on a plain white background"
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", ["eps", pytest.param("flow", marks=pytest.mark.one_host)])
 def test_demo_graph_gives_a_whole_row(session: HostSession, model: str) -> None:
     graph = graphs.build(graphs.load_base(model=MODELS[model]), PROMPT, 1, QUALITY)
     run = session.execute(graph.nodes)

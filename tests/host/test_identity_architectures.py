@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +14,6 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn
-
-
-@pytest.fixture
-def read(pack: Any) -> Callable[[Any], Any]:
-    return pack("host.identity").read_identity
 
 
 def test_large_networks_are_sampled_from_all_layers(pack: Any) -> None:

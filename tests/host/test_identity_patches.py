@@ -15,16 +15,11 @@ import pytest
 import torch
 
 from research.tiny_scenes_training.training_model import make_random_checkpoint
+from tests.fixtures.changes import BLOCK, host_node, named
 from tests.fixtures.said import code
 from tests.fixtures.said import codes as said
 
-BLOCK = "diffusion_model.middle_block.1"
 SHIPPED = Path(__file__).parents[2] / "weights"
-
-
-@pytest.fixture
-def read(pack: Any) -> Callable[[Any], Any]:
-    return pack("host.identity").read_identity
 
 
 @pytest.fixture
@@ -51,21 +46,8 @@ def on_device(model: Any) -> None:
         sys.modules["comfy.model_management"].load_models_gpu([model])
 
 
-def node(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)()
-
-
 def codes(identity: Any) -> list[str]:
     return [change.code for change in identity.changes]
-
-
-def named(identity: Any, code: str) -> str:
-    """The sentence of that code; it is the only change."""
-    (change,) = identity.changes
-    assert change.code == code, change
-    text = change.text()
-    assert "{" not in text and not text.startswith(f"{code}:"), "it has its words"
-    return text
 
 
 # ---------------------------------------------------------------------------------------------------- torch.compile
@@ -187,13 +169,13 @@ def _written_over(a: Any, b: Any) -> Any:
 
 
 MERGES: dict[str, Callable[[Any, Any], Any]] = {
-    "half": lambda a, b: node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(a, b, 0.5)[0],
-    "little": lambda a, b: node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(a, b, 0.99)[0],
-    "blocks": lambda a, b: node("comfy_extras.nodes_model_merging", "ModelMergeBlocks").merge(
+    "half": lambda a, b: host_node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(a, b, 0.5)[0],
+    "little": lambda a, b: host_node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(a, b, 0.99)[0],
+    "blocks": lambda a, b: host_node("comfy_extras.nodes_model_merging", "ModelMergeBlocks").merge(
         a, b, input=1.0, middle=0.0, out=1.0
     )[0],
-    "sum": lambda a, b: node("comfy_extras.nodes_model_merging", "ModelAdd").merge(a, b)[0],
-    "difference": lambda a, b: node("comfy_extras.nodes_model_merging", "ModelSubtract").merge(a, b, 1.0)[0],
+    "sum": lambda a, b: host_node("comfy_extras.nodes_model_merging", "ModelAdd").merge(a, b)[0],
+    "difference": lambda a, b: host_node("comfy_extras.nodes_model_merging", "ModelSubtract").merge(a, b, 1.0)[0],
     "written over": _written_over,
 }
 
@@ -213,13 +195,13 @@ def test_a_merge_is_a_model_of_its_own(fresh: Any, other: Any, read: Any, kind: 
 
 def test_merges_differ_by_ratio_and_by_model(fresh: Any, other: Any, read: Any, pack: Any, tmp_path: Any) -> None:
     third = load(make_random_checkpoint(tmp_path / "third.safetensors", seed=2))
-    merge = node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge
+    merge = host_node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge
     found = [read(merge(fresh, b, ratio)[0]).fingerprint for b in (other, third) for ratio in (0.3, 0.5)]
     assert len(set(found)) == 4
 
 
 def test_ratio_0_is_the_second_model_and_1_the_first(fresh: Any, other: Any, read: Any) -> None:
-    merge = node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge
+    merge = host_node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge
     assert read(merge(fresh, other, 0.0)[0]).fingerprint == read(other).fingerprint
     assert read(merge(fresh, other, 1.0)[0]) == read(fresh)
     with_lora = read(merge(fresh, lora(other, 1.0), 0.0)[0])
@@ -229,7 +211,7 @@ def test_ratio_0_is_the_second_model_and_1_the_first(fresh: Any, other: Any, rea
 
 def test_a_merge_gets_no_plan_of_its_parts(bench: Any, make_node: Any, to: Any, loaded: Any, other: Any) -> None:
     for ratio in (0.0, 0.5):
-        merged = node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(loaded.model, other, ratio)[0]
+        merged = host_node("comfy_extras.nodes_model_merging", "ModelMergeSimple").merge(loaded.model, other, ratio)[0]
         given = make_node("GivenMODEL", key=bench.value(merged))
         plan = bench.plan({**bench.base(), "7": given}, model=to("7"), max_steps=9)
         assert plan.steps == 9
@@ -269,13 +251,13 @@ def test_no_model_is_kept_alive(read: Any, session: Any, loaded: Any) -> None:
 def sampling_patches(model: Any) -> dict[str, Any]:
     nodes = "comfy_extras.nodes_model_advanced"
     return {
-        "V_PREDICTION": node(nodes, "ModelSamplingDiscrete").patch(model, "v_prediction", True)[0],
-        "EPS": node(nodes, "ModelSamplingDiscrete").patch(model, "eps", False)[0],
-        "LCM": node(nodes, "ModelSamplingDiscrete").patch(model, "lcm", False)[0],
-        "EDM": node(nodes, "ModelSamplingContinuousEDM").patch(model, "edm", 80.0, 0.002)[0],
-        "shift 3": node(nodes, "ModelSamplingSD3").patch(model, 3.0)[0],
-        "shift 5": node(nodes, "ModelSamplingSD3").patch(model, 5.0)[0],
-        "shift 1.15": node(nodes, "ModelSamplingFlux").patch(model, 1.15, 0.5, 1024, 1024)[0],
+        "V_PREDICTION": host_node(nodes, "ModelSamplingDiscrete").patch(model, "v_prediction", True)[0],
+        "EPS": host_node(nodes, "ModelSamplingDiscrete").patch(model, "eps", False)[0],
+        "LCM": host_node(nodes, "ModelSamplingDiscrete").patch(model, "lcm", False)[0],
+        "EDM": host_node(nodes, "ModelSamplingContinuousEDM").patch(model, "edm", 80.0, 0.002)[0],
+        "shift 3": host_node(nodes, "ModelSamplingSD3").patch(model, 3.0)[0],
+        "shift 5": host_node(nodes, "ModelSamplingSD3").patch(model, 5.0)[0],
+        "shift 1.15": host_node(nodes, "ModelSamplingFlux").patch(model, 1.15, 0.5, 1024, 1024)[0],
     }
 
 
@@ -292,7 +274,8 @@ def test_sampling_is_apart_from_the_weights_and_named(fresh: Any, read: Any) -> 
 
 
 def test_the_sampling_it_was_loaded_with_is_no_change(fresh: Any, read: Any) -> None:
-    same = node("comfy_extras.nodes_model_advanced", "ModelSamplingDiscrete").patch(fresh, "v_prediction", False)[0]
+    discrete = host_node("comfy_extras.nodes_model_advanced", "ModelSamplingDiscrete")
+    same = discrete.patch(fresh, "v_prediction", False)[0]
     assert read(same) == read(fresh)
 
 
@@ -313,7 +296,7 @@ def test_a_patch_between_planner_and_sampler_is_seen(bench: Any, make_node: Any,
 
 
 def test_precision_is_read_past_patches(fresh: Any, read: Any) -> None:
-    forced = node("comfy_extras.nodes_model_advanced", "ModelComputeDtype").patch(fresh, "fp16")[0]
+    forced = host_node("comfy_extras.nodes_model_advanced", "ModelComputeDtype").patch(fresh, "fp16")[0]
     assert read(forced).precision == "fp16"
     assert read(forced).changes == ()
     on_device(forced)

@@ -19,7 +19,7 @@ from tests.fixtures.tiny_models import make_tiny
 
 PREFIX = 3
 SCHEDULE = NestedSchedule(PREFIX, 1.0)
-LATENT = {"samples": torch.zeros(1, 3, 64, 64)}
+LATENT = {"samples": torch.zeros(1, 3, 32, 32)}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def lora(model: Any, strength: float) -> Any:
 
 
 def area(conditioning: Any) -> Any:
-    return [[tokens, {**extra, "area": (32, 64, 0, 0), "strength": 1.0}] for tokens, extra in conditioning]
+    return [[tokens, {**extra, "area": (16, 32, 0, 0), "strength": 1.0}] for tokens, extra in conditioning]
 
 
 def late(conditioning: Any) -> Any:
@@ -111,8 +111,8 @@ def shifted(model: Any) -> Any:
 
 
 def masked(latent: Any) -> Any:
-    mask = torch.zeros(1, 64, 64)
-    mask[:, :32] = 1
+    mask = torch.zeros(1, 32, 32)
+    mask[:, :16] = 1
     return {**latent, "noise_mask": mask}
 
 
@@ -125,9 +125,9 @@ CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "cfg": lambda loaded: {"cfg": 3.5},
     "no negative": lambda loaded: {"cfg": 1.0},
     "sampler": lambda loaded: {"sampler_name": "dpmpp_2m"},
-    "size": lambda loaded: {"latent_image": {"samples": torch.zeros(1, 3, 64, 96)}},
-    "batch": lambda loaded: {"latent_image": {"samples": torch.zeros(2, 3, 64, 64)}},
-    "picture": lambda loaded: {"latent_image": {"samples": torch.full((1, 3, 64, 64), 0.1)}, "denoise": 0.8},
+    "size": lambda loaded: {"latent_image": {"samples": torch.zeros(1, 3, 32, 48)}},
+    "batch": lambda loaded: {"latent_image": {"samples": torch.zeros(2, 3, 32, 32)}},
+    "picture": lambda loaded: {"latent_image": {"samples": torch.full((1, 3, 32, 32), 0.1)}, "denoise": 0.8},
     "mask": lambda loaded: {"latent_image": masked(LATENT)},
     "noise index": lambda loaded: {"latent_image": {**LATENT, "batch_index": [3]}},
     "denoise": lambda loaded: {"denoise": 0.9},

@@ -79,6 +79,7 @@ def test_refused_size_says_what_to_do(bench: Any, make_node: Any) -> None:
         bench.run(graph, show="5")
 
 
+@pytest.mark.one_host
 def test_pictures_do_not_depend_on_the_batch(host_dir: Path, session: Any, checkpoint: Path) -> None:
     generator = Generator(host_dir, checkpoint)
     assert generator.host is session
@@ -91,6 +92,7 @@ def test_pictures_do_not_depend_on_the_batch(host_dir: Path, session: Any, check
     assert (together - alone).abs().max() <= 1.01 / 255
 
 
+@pytest.mark.one_host
 def test_benchmark_writes_figures_and_grid(host_dir: Path, session: Any, checkpoint: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier = tmp_path / "classifier.safetensors"

@@ -25,10 +25,14 @@ from research.templates.parts import PROMPTS
 from research.templates.workflows import BLUEPRINTS, EXTRAS, FOLDER
 from tests.fixtures.said import codes
 
+pytestmark = pytest.mark.long_file
+
 NAMES = sorted(graph.name for graph in graphs())
 OTHER_MODELS = {"swap_in_sd15_or_sdxl", "flux_through_sigmas"}
 ELSEWHERE = {"calibrate_your_model"}
 """Runs in test_calibrate.py, with fewer prompts and steps."""
+SWEEP = pytest.param("step_sweep_and_probe", marks=pytest.mark.one_host)
+"""Two hundred steps; test_sweep_and_probe.py sweeps fewer in every host."""
 MISSING = (
     "weights/checkpoints/tiny_scenes.safetensors is missing: run the tiny-scenes training, or get the complete pack."
 )
@@ -106,7 +110,7 @@ def test_graphs_do_not_overlap() -> None:
                 assert apart, (name, (x, y, w, h), (a, b, c, d))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - OTHER_MODELS - ELSEWHERE))
+@pytest.mark.parametrize("name", [SWEEP, *sorted(set(NAMES) - OTHER_MODELS - ELSEWHERE - {"step_sweep_and_probe"})])
 def test_twin_runs(host: Any, name: str) -> None:
     """With the shipped checkpoint, planner and image encoder: an incomplete pack fails here."""
     assert (PACK_ROOT / "weights" / "checkpoints" / "tiny_scenes.safetensors").is_file(), MISSING

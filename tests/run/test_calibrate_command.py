@@ -20,6 +20,8 @@ from safetensors import safe_open
 
 from budgetfusion_nodes.calibration.store import Store
 
+pytestmark = pytest.mark.long_file
+
 ROOT = Path(__file__).resolve().parents[2]
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "demo_out", "node_modules", "tests", "research")
 COUNTS, COLOURS = ("two", "three", "four"), ("red", "green", "white", "yellow")

@@ -85,6 +85,7 @@ def test_each_host_has_a_process_of_its_own_and_the_last_line_is_the_sum(
     assert checks.run(layout, hosts, ("unit", "host", "lint"), runner) == 1
     of_hosts = [host for command, host in seen if "tests/host" in command and "--ignore" not in command]
     assert of_hosts == [str(host.path) for host in hosts]
+    assert [host for command, host in seen if "-m not one_host" in command] == of_hosts[1:]
     assert [host for command, host in seen if "--ignore=tests/host" in command] == [None]
     assert any("ruff check" in command for command, _ in seen) and any("pyright" in command for command, _ in seen)
     last = capsys.readouterr().out.strip().splitlines()[-1]

@@ -17,6 +17,8 @@ from launcher.layout import ROOT, Layout
 
 from .conftest import make_wheel, without_network
 
+pytestmark = pytest.mark.long_file
+
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="stands in for Python with a shell script")
 
 

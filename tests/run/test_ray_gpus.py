@@ -11,6 +11,8 @@ import ray
 from budgetfusion_nodes.command_line import ray_executor
 from budgetfusion_nodes.command_line.comfyui import ServerGone
 
+pytestmark = pytest.mark.long_file
+
 COMFYUI = """
 import os, pathlib, sys
 seen = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")

@@ -24,6 +24,8 @@ import pytest
 
 from launcher.layout import Layout
 
+pytestmark = pytest.mark.long_file
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

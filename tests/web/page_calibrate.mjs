@@ -1,15 +1,16 @@
 /**
  * Calibrate in the genuine page of each pinned host: its progress is watched, it is cancelled, goes on and ends, and
- * Adaptive KSampler plans by it at the next queue. python3 run.py test --only page
+ * Adaptive KSampler plans by it at the next queue. Part of page_shipped.mjs.
  *
  * Few prompts and few steps: what counts here is what an artist sees, not how good the planner is.
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import { Session, makeShippedBase, remove, scratchFolder, skip, startBrowser, startHost, until } from "./harness.mjs";
+import { skip, until } from "./harness.mjs";
+import { base, page, session } from "./shipped_session.mjs";
 
 const CALIBRATE = "BudgetFusion_Calibrate";
 const SAMPLER = "BudgetFusion_AdaptiveKSampler";
@@ -20,29 +21,6 @@ const PROMPTS = ["red", "green", "blue", "white"].flatMap((color) =>
   ["circle", "square", "star"].map((shape) => `a ${color} ${shape} on a plain black background`),
 );
 
-let scratch, base, host, browser, session, page;
-
-before(async () => {
-  if (skip) return;
-  scratch = scratchFolder();
-  base = makeShippedBase(scratch);
-  host = await startHost(base);
-  browser = await startBrowser();
-  session = await Session.open(host, browser);
-  page = session.page;
-  await session.open("calibrate_your_model");
-  const inputs = { prompts: "text, one a line", prompt_text: PROMPTS.join("\n"), max_steps: STEPS, name: NAME };
-  for (const [name, value] of Object.entries(inputs)) await session.setWidget(CALIBRATE, name, value);
-  await session.setWidget(SAMPLER, "max_steps", STEPS);
-  await session.setWidget(SAMPLER, "schedule", "stock"); // quick calibrates that one, and a nested planner is shipped
-});
-
-after(async () => {
-  await browser?.close();
-  await host?.stop();
-  remove(scratch);
-});
-
 const planner = () => join(base, "models/budgetfusion", `${NAME}.safetensors`);
 const state = () => page.locator(PANEL).getAttribute("data-state");
 const measured = async () => Number(await page.locator(PANEL).getAttribute("data-prompts"));
@@ -50,6 +28,11 @@ const told = () => page.locator(`${PANEL} .bf-told`).innerText();
 const drawn = () => page.locator(`${PANEL} .bf-line`).count();
 
 test("before the first run the node says what it will show", { skip }, async () => {
+  await session.open("calibrate_your_model");
+  const inputs = { prompts: "text, one a line", prompt_text: PROMPTS.join("\n"), max_steps: STEPS, name: NAME };
+  for (const [name, value] of Object.entries(inputs)) await session.setWidget(CALIBRATE, name, value);
+  await session.setWidget(SAMPLER, "max_steps", STEPS);
+  await session.setWidget(SAMPLER, "schedule", "stock"); // quick calibrates that one, and a nested planner is shipped
   assert.equal(await state(), "empty");
   assert.match(await told(), /how far the calibration is/);
   assert.equal(await drawn(), 0);

@@ -1,23 +1,17 @@
 /**
- * "Plan the steps" and back, in the genuine page of each pinned host: python3 run.py test --only page
+ * "Plan the steps" and back, in the genuine page of each pinned host; part of page_shipped.mjs.
  *
  * Graphs are checked as what the page would queue (graphToPrompt), so links, values and subgraphs are those that count.
  */
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import { Session, makeShippedBase, remove, scratchFolder, skip, startBrowser, startHost } from "./harness.mjs";
+import { skip } from "./harness.mjs";
+import { page, session } from "./shipped_session.mjs";
 
-let scratch, host, browser, session, page;
-
-before(async () => {
-  if (skip) return;
-  scratch = scratchFolder();
-  host = await startHost(makeShippedBase(scratch));
-  browser = await startBrowser();
-  session = await Session.open(host, browser);
-  page = session.page;
-  await page.evaluate(() => {
+/** What these tests call in the page. */
+const addHelpers = () =>
+  page.evaluate(() => {
     window.bf = {
       /** A graph of nodes by name: `{type, values, links: {input: [name, slot]}}`; returns name -> id. */
       build(described, into = null) {
@@ -52,13 +46,6 @@ before(async () => {
       },
     };
   });
-});
-
-after(async () => {
-  await browser?.close();
-  await host?.stop();
-  remove(scratch);
-});
 
 const BASE = {
   loader: { type: "CheckpointLoaderSimple" },
@@ -88,6 +75,7 @@ const press = (type) => page.evaluate((type) => window.bf.press(type), type);
 const prompt = () => page.evaluate(() => window.bf.prompt());
 
 test("a KSampler becomes an Adaptive KSampler with all its links, values and looks, and goes back", { skip }, async () => {
+  await addHelpers();
   await build(KSAMPLER);
   await page.evaluate(() => {
     Object.assign(window.bf.find("KSampler"), { title: "My sampler", color: "#223", bgcolor: "#335", mode: 0 });
