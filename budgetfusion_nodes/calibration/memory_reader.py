@@ -120,15 +120,12 @@ class Seen:
             return Changes(self, fresh.rows, fresh.rows)
         left = np.flatnonzero(~np.isin(self.rows, fresh.rows))
         evicted = max(len(left) + len(fresh.rows) - summary[0], 0)
-        both = Seen(*(np.concatenate([a[left[evicted:]], b]) for a, b in zip(self._both, fresh._both, strict=True)))
+        kept = left[evicted:]
+        both = Seen(np.concatenate([self.rows[kept], fresh.rows]), np.concatenate([self.at[kept], fresh.at]))
         if both.summary == summary:
             return Changes(both, fresh.rows, self.rows[left[:evicted]])
         whole = Seen._of(connection.execute(f"SELECT trajectory_id, at {there} ORDER BY at, trajectory_id"))
         return Changes(whole, whole.rows[~whole._in(self)], np.setdiff1d(self.rows, whole.rows))
-
-    @property
-    def _both(self) -> tuple[NDArray[np.int64], FloatArray]:
-        return self.rows, self.at
 
     @classmethod
     def _of(cls, found: sqlite3.Cursor) -> Seen:
