@@ -19,9 +19,8 @@ from .memory import LEAST_SUPPORT, NEIGHBOURS, Curves, Memory
 from .memory_drift import SHORT, beginning, since_change
 from .memory_space import Kernel, Space, high_level, standardised
 
-WINDOW = 300
-"""Prompts that thresholds are calibrated on, the latest; with 120 of them a third of what memory saves is lost to their
-chance (docs/memory.md)."""
+WINDOW = 120
+"""Prompts that thresholds are calibrated on, the latest."""
 SEEDS = 6
 """Renders of each of them, the latest."""
 FITTED = 150

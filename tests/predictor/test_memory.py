@@ -13,7 +13,7 @@ from budgetfusion_nodes.core.plan import Decision
 from budgetfusion_nodes.core.risk import calibrate, critical_thetas
 from budgetfusion_nodes.predictor.memory import Memory, nearest
 from budgetfusion_nodes.predictor.memory_drift import FAR, SHORT, beginning, since_change
-from budgetfusion_nodes.predictor.memory_fit import WINDOW, fit_memory, refit
+from budgetfusion_nodes.predictor.memory_fit import fit_memory, refit
 from budgetfusion_nodes.predictor.memory_space import OFFSET, SIGNATURE, Z90, Kernel, Space, high_level, signature
 from research.memory.simulation import simulate, simulate_drift
 from research.memory.world import NEW, RECURRING, Studio, World, signatures
@@ -96,7 +96,7 @@ def test_a_change_of_style_is_seen_where_it_began_and_not_without_evidence(far: 
 
 def test_bets_lose_where_there_is_no_change() -> None:
     rng = np.random.default_rng(0)
-    false = [FAR.beginning(rng.random(WINDOW) < 0.05) is not None for _ in range(400)]
+    false = [FAR.beginning(rng.random(120) < 0.05) is not None for _ in range(400)]
     assert np.mean(false) < 0.03  # Ville's inequality for each beginning, over the few that are left
     seen = [SHORT.beginning(rng.random(90) < 0.4) is not None for _ in range(100)]
     assert np.mean(seen) > 0.95
