@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from ..core.errors import BudgetFusionError
 from ..core.files import in_one_piece
@@ -31,6 +31,8 @@ FOLDER = "memory"
 MOST = 16
 """Files that are kept; those written longest ago go first."""
 TABLES = ("own", "near", "new")
+DTYPES = {name: np.dtype(word) for name, word in {"F64": "<f8", "F32": "<f4", "I64": "<i8", "U8": "u1"}.items()}
+"""As safetensors calls them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_ready(store: Path, key: str) -> Ready | None:
         return _from_bytes((store.with_name(FOLDER) / f"{key}.safetensors").read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, BudgetFusionError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, BudgetFusionError, ValueError, KeyError, TypeError, IndexError) as error:
         log.warning("BudgetFusion fits its memory anew: %s", error)
         return None
 
@@ -96,10 +98,11 @@ def _to_bytes(ready: Ready) -> bytes:
 
 def _from_bytes(content: bytes) -> Ready:
     length = int.from_bytes(content[:8], "little")
-    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
+    header = dict(json.loads(content[8 : 8 + length]))
+    about = json.loads(header.pop("__metadata__")["about"])
     if about["format"] != FORMAT:
         raise ValueError("another make")
-    arrays = load(content)
+    arrays = {name: _array(content, 8 + length, **entry) for name, entry in header.items()}
     seen, stamp = Seen(arrays["seen_rows"], arrays["seen_at"]), about["stamp"]
     stamp = None if stamp is None else tuple(None if one is None else tuple(one) for one in stamp)
     if "kernel" not in about:
@@ -113,6 +116,13 @@ def _from_bytes(content: bytes) -> Ready:
     tables = {name: None if table is None else _table(table) for name, table in about["tables"].items()}
     memory = Memory(curves, space, Kernel(**about["kernel"]), fitted=int(about["fitted"]), **tables)
     return Ready(memory, seen, stamp)
+
+
+def _array(content: bytes, start: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> NDArray[Any]:
+    """A view, which cannot be written to: safetensors' own reader copies, which took most of a session's first plan."""
+    first, end = data_offsets
+    whole = np.frombuffer(content, DTYPES[dtype], (end - first) // DTYPES[dtype].itemsize, start + first)
+    return whole.reshape(shape)
 
 
 def _table(data: dict[str, Any]) -> RiskTable:

@@ -60,6 +60,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             raise sqlite3.DatabaseError("it is no store of this version")
         if version < len(MIGRATIONS):
             raise OlderStoreError
+        connection.execute("BEGIN")  # all that is read is of one moment
         yield connection
     finally:
         connection.close()
@@ -84,18 +85,17 @@ def matching_backends(connection: sqlite3.Connection, planner: Planner) -> list[
     return [row for row, names in rows if own.items() <= json.loads(names).items()]
 
 
-_NOT_ASIDE = " AND t.id NOT IN (SELECT trajectory_id FROM set_aside)"
-_REMEMBERED = f"""FROM memories m JOIN trajectories t ON t.id = m.trajectory_id
-WHERE t.setting_id IN (SELECT value FROM json_each(?)){_NOT_ASIDE}"""
+_REMEMBERED = """FROM memories m JOIN trajectories t ON t.id = m.trajectory_id
+WHERE t.setting_id IN (SELECT value FROM json_each(?)) AND t.id NOT IN (SELECT trajectory_id FROM set_aside)"""
 _ONLY = " AND t.id IN (SELECT value FROM json_each(?))"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Renders that are remembered for some settings, whether or not a plan can use them."""
+    """Renders that are remembered, at whatever setting and whether or not a plan can use them."""
 
     rows: NDArray[np.int64]
-    """[N]"""
+    """[N], in the order of `at`."""
     at: FloatArray
     """[N] when each was measured last, seconds since 1970."""
 
@@ -104,47 +104,57 @@ class Seen:
         return cls(np.zeros(0, np.int64), np.zeros(0))
 
     @property
-    def summary(self) -> tuple[int, int, float, float]:
+    def summary(self) -> tuple[int, int]:
         """Equal where the renders are the same."""
-        low, high = self.at.min(initial=np.inf), self.at.max(initial=-np.inf)
-        return len(self.rows), int(self.rows.sum()), float(low), float(high)
+        return len(self.rows), int(self.rows.sum())
 
-    def now(self, connection: sqlite3.Connection, settings: Sequence[int]) -> Seen:
-        """What is remembered now; read as a whole only where more is gone than the oldest."""
-        query = (
-            "SELECT count(*), ifnull(sum(t.id), 0), min(m.at), max(m.at), "
-            f"json_group_array(t.id) FILTER (WHERE m.at > ?) {_REMEMBERED}"
-        )
+    def now(self, connection: sqlite3.Connection) -> Changes:
+        """What came and went; read as a whole only where more is gone than the oldest."""
+        there = "FROM memories WHERE trajectory_id NOT IN (SELECT trajectory_id FROM set_aside)"
         if not connection.execute("SELECT EXISTS (SELECT 1 FROM set_aside)").fetchone()[0]:
-            query = query.removesuffix(_NOT_ASIDE)  # it takes a fifth of the time
-        given = [self.at.max(initial=-1.0), _listed(settings)]
-        *found, fresh_rows = connection.execute(query, given).fetchone()
-        there = tuple(found) if found[0] else Seen.nothing().summary
-        if there == self.summary:
-            return self
-        oldest = there[2]
-        query = (
-            "SELECT trajectory_id, at FROM memories WHERE trajectory_id IN (SELECT value FROM json_each(?)) ORDER BY at"
-        )
-        fresh = Seen._of(connection.execute(query, [fresh_rows or "[]"]))
-        kept = (self.at >= oldest) & ~np.isin(self.rows, fresh.rows)
+            there = "FROM memories WHERE 1"
+        known = [self.at.max(initial=-1.0)]
+        fresh = Seen._of(connection.execute(f"SELECT trajectory_id, at {there} AND at > ? ORDER BY at", known))
+        summary = connection.execute(f"SELECT count(*), ifnull(sum(trajectory_id), 0) {there}").fetchone()
+        if not len(fresh.rows) and summary == self.summary:
+            return Changes(self, fresh.rows, fresh.rows)
+        left = np.flatnonzero(~np.isin(self.rows, fresh.rows))
+        evicted = max(len(left) + len(fresh.rows) - summary[0], 0)
+        kept = left[evicted:]
         both = Seen(np.concatenate([self.rows[kept], fresh.rows]), np.concatenate([self.at[kept], fresh.at]))
-        if both.summary == there:
-            return both
-        return Seen._of(connection.execute(f"SELECT t.id, m.at {_REMEMBERED} ORDER BY m.at, t.id", [_listed(settings)]))
+        if both.summary == summary:
+            return Changes(both, fresh.rows, self.rows[left[:evicted]])
+        whole = Seen._of(connection.execute(f"SELECT trajectory_id, at {there} ORDER BY at, trajectory_id"))
+        return Changes(whole, whole.rows[~whole._in(self)], np.setdiff1d(self.rows, whole.rows))
 
     @classmethod
     def _of(cls, found: sqlite3.Cursor) -> Seen:
         rows = found.fetchall()
         return cls(np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64))
 
-    def lacks(self, known: Seen) -> NDArray[np.bool_]:
-        """[N] which of these are not in `known`, or were measured again since."""
-        if not len(known.rows):
-            return np.ones(len(self.rows), bool)
-        order = np.argsort(known.rows)
-        place = order[np.minimum(np.searchsorted(known.rows, self.rows, sorter=order), len(order) - 1)]
-        return ~((known.rows[place] == self.rows) & (known.at[place] == self.at))
+    def _in(self, known: Seen) -> NDArray[np.bool_]:
+        """[N] which of these are in `known`, and were not measured again since."""
+        then = dict(zip(known.rows.tolist(), known.at.tolist(), strict=True))
+        same = (then.get(row) == at for row, at in zip(self.rows.tolist(), self.at.tolist(), strict=True))
+        return np.fromiter(same, bool, len(self.rows))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Of what is remembered."""
+
+    seen: Seen
+    """What is there now."""
+    came: NDArray[np.int64]
+    """Rows that are new, or were measured again."""
+    went: NDArray[np.int64]
+
+
+def of_settings(connection: sqlite3.Connection, rows: NDArray[np.int64], settings: Sequence[int]) -> NDArray[np.int64]:
+    """Those of these renders, in the same order."""
+    query = f"SELECT id FROM trajectories t WHERE t.setting_id IN (SELECT value FROM json_each(?)){_ONLY}"
+    found = connection.execute(query, [_listed(settings), _listed(rows.tolist())]).fetchall()
+    return rows[np.isin(rows, np.array(found, np.int64))]
 
 
 def read_curves(

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Connection,
     Float,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -126,6 +127,7 @@ memories = Table(
     Column("predictor", Text),  # fingerprint of the predictor that said ...
     Column("predicted", LargeBinary),  # ... before: float32 [2 K], [2 K + 1] since the score stands behind
 )
+memories_at = Index("memories_at", memories.c.at)  # on the way to every plan: what came since the last
 claims = Table(
     "claims",
     metadata,
@@ -207,6 +209,11 @@ def _search_again(connection: Connection) -> None:
     connection.execute(found_schedules.delete())
 
 
+def _latest_first(connection: Connection) -> None:
+    """What was remembered since a plan is told without reading the rest."""
+    memories_at.create(connection, checkfirst=True)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _calibration,
     _claims,
@@ -214,6 +221,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _remember_what_is_there,
     _search,
     _search_again,
+    _latest_first,
 )
 """MIGRATIONS[v] makes a database of version v one of version v + 1. Version 0 is an empty file. One that has shipped is
 never changed: a later table or column gets a migration of its own."""

@@ -31,7 +31,7 @@ from ..predictor.prediction import Prediction
 
 if TYPE_CHECKING:
     from ..calibration.memory_file import Ready
-    from ..calibration.memory_reader import Wanted
+    from ..calibration.memory_reader import Changes, Wanted
     from ..predictor.memory import Curves, Memory, Recalled
 
 log = logging.getLogger(__name__)
@@ -148,26 +148,26 @@ def _stamp(path: Path) -> Any:
 def _caught_up(path: Path, wanted: Wanted, stamp: Any, known: Loaded | None) -> Loaded:
     """With the latest of the renders that came since, and without those that went."""
     from ..calibration.memory_file import Ready, key_of, read_ready
-    from ..calibration.memory_reader import OlderStoreError, Seen, matching_settings, read_curves, reading
+    from ..calibration.memory_reader import OlderStoreError, Seen, matching_settings, of_settings, read_curves, reading
     from ..calibration.store import Store
 
     ready = read_ready(path, key_of(wanted)) if known is None else known.ready
-    ready = ready or Ready(None, Seen.nothing())
-    if known is None and ready.stamp == stamp:
+    if known is None and ready is not None and ready.stamp == stamp:
         return Loaded(stamp, ready, False)
+    unfitted, ready = ready is None, ready or Ready(None, Seen.nothing())
     try:
         with reading(path) as connection:
+            changes = ready.seen.now(connection)
             settings = matching_settings(connection, wanted)
-            seen = ready.seen.now(connection, settings)
-            if seen is ready.seen:
-                return Loaded(stamp, ready, known is not None and known.stale, 0 if known is None else known.unread)
-            fresh = seen.rows[seen.lacks(ready.seen)]
-            found = read_curves(connection, wanted, settings, fresh[-AT_ONCE:].tolist())
+            fresh = of_settings(connection, changes.came, settings)
+            found = read_curves(connection, wanted, settings, fresh[-AT_ONCE:].tolist()) if len(fresh) else None
     except OlderStoreError:
         Store.at(path).close()
         return _caught_up(path, wanted, _stamp(path), None)
+    memory = with_changes(ready.memory, changes, found)
     unread = max(len(fresh) - AT_ONCE, 0) + (0 if known is None else known.unread)
-    return Loaded(stamp, Ready(with_changes(ready.memory, seen.rows, fresh, found), seen), True, unread)
+    stale = unfitted or unread > 0 or memory is not ready.memory or (known is not None and known.stale)
+    return Loaded(stamp, Ready(memory, changes.seen), stale, unread)
 
 
 def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
@@ -184,14 +184,14 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
         stamp = _stamp(path)
         with reading(path) as connection:
             settings = matching_settings(connection, wanted)
-            seen = Seen.nothing().now(connection, settings)
+            seen = Seen.nothing().now(connection).seen
             found = read_curves(connection, wanted, settings)
         ready = Ready(None if found is None else fit_memory(*found, table), seen)
     try:
         write_ready(path, key_of(wanted), replace(ready, stamp=stamp))
         with reading(path) as connection:
-            now = ready.seen.now(connection, matching_settings(connection, wanted))
-        if ready.seen.lacks(now).any():  # forgotten meanwhile
+            went = ready.seen.now(connection).went
+        if len(went):  # forgotten meanwhile
             forget_ready(path)
     except (OSError, sqlite3.Error, BudgetFusionError) as error:  # the next process fits again
         log.warning("BudgetFusion could not keep its fitted memory: %s", error)
@@ -199,22 +199,18 @@ def _fitted(path: Path, wanted: Wanted, known: Loaded) -> Loaded:
 
 
 def with_changes(
-    memory: Memory | None,
-    rows: NDArray[np.int64],
-    fresh: NDArray[np.int64],
-    found: tuple[Curves, NDArray[np.float16]] | None,
+    memory: Memory | None, changes: Changes, found: tuple[Curves, NDArray[np.float16]] | None
 ) -> Memory | None:
-    """The same memory with the renders `rows` alone; found: what those of them that are new, `fresh`, measured."""
+    """The same memory without the renders that went; found: what those of its setting that came measured."""
     from ..predictor.memory import Memory
     from ..predictor.memory_space import Space
 
     if memory is None:
         return None if found is None else Memory(found[0], Space.of(found[1]))
-    known = memory.curves.rows
-    kept = np.isin(known, rows) & ~np.isin(known, fresh)
-    if found is None:
-        return memory.updated(kept)
-    return memory.updated(kept, *found)
+    kept = ~np.isin(memory.curves.rows, np.concatenate([changes.came, changes.went]))
+    if found is not None:
+        return memory.updated(kept, *found)
+    return memory if kept.all() else memory.updated(kept)
 
 
 Recall = Callable[[Prediction], "Recalled"]

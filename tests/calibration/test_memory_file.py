@@ -13,6 +13,7 @@ import pytest
 from budgetfusion_nodes.calibration import memory_file, memory_reader, store_memory
 from budgetfusion_nodes.calibration.memory_file import forget_ready, key_of, read_ready
 from budgetfusion_nodes.calibration.memory_reader import Wanted
+from budgetfusion_nodes.calibration.records import Subject
 from budgetfusion_nodes.calibration.store import Store
 from budgetfusion_nodes.calibration.store_memory import remember
 from budgetfusion_nodes.planning import memory as planning_memory
@@ -76,6 +77,13 @@ def test_new_renders_are_known_at_once_and_fitted_for_the_plans_after(
     assert first.ready.memory is not None
     assert first.ready.memory.fitted == 2 * PROMPTS
     assert cache.memory(path, wanted) is first
+    with Store.at(path) as store:
+        elsewhere = Subject(replace(SETTING, cfg=9.0), planner.target_steps, {"negative": "ab"})
+        remember(store, found(planner, subject=elsewhere))
+    after = cache.memory(path, wanted)
+    assert after is not None
+    assert after.ready.memory is first.ready.memory  # and nothing is fitted anew
+    assert not after.stale
     reads: list[int] = []
     real = memory_reader._levels
 

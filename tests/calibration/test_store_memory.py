@@ -14,10 +14,12 @@ import torch
 
 from budgetfusion_nodes.calibration import schema, store_memory
 from budgetfusion_nodes.calibration.memory_reader import (
+    Changes,
     OlderStoreError,
     Seen,
     Wanted,
     matching_settings,
+    of_settings,
     on_grid,
     read_curves,
     reading,
@@ -176,37 +178,62 @@ def test_lines_between_measured_counts_stand_only_where_they_say_something() -> 
 def test_what_came_and_went_is_told_without_reading_the_rest(path: Path, planner: Planner) -> None:
     statements: list[str] = []
 
-    def now(known: Seen) -> Seen:
-        wanted = Wanted(planner, SETTING, {"negative": "ab"})
+    def now(known: Seen) -> Changes:
+        statements.clear()
         with reading(path) as connection:
-            settings = matching_settings(connection, wanted)
             connection.set_trace_callback(statements.append)
-            return known.now(connection, settings)
+            return known.now(connection)
+
+    def read_whole() -> bool:
+        return any(text.startswith("SELECT trajectory_id, at") and "at >" not in text for text in statements)
 
     with Store.at(path) as store:
         for seed in range(4):
             remember(store, found(planner, seed=seed))
-        first = now(Seen.nothing())
-        assert first.lacks(Seen.nothing()).all()
-        remember(store, found(planner, subject=Subject(replace(SETTING, cfg=9.0), planner.target_steps)))
-        assert now(first) is first
+        first = now(Seen.nothing()).seen
+        assert now(first).seen is first
+        other = found(planner, subject=Subject(replace(SETTING, cfg=9.0), planner.target_steps))
+        remember(store, other)
         remember(store, found(planner, seed=8), most=4)  # the two oldest go
-        statements.clear()
         second = now(first)
-        assert not any("trajectories" in text and "m.at, t.id" in text for text in statements)
-        assert second.rows.tolist() == [*first.rows[2:].tolist(), 6]
-        assert second.lacks(first).tolist() == [False, False, True]
+        assert not read_whole()
+        assert second.seen.rows.tolist() == [*first.rows[2:].tolist(), 5, 6]
+        assert second.came.tolist() == [5, 6]
+        assert second.went.tolist() == first.rows[:2].tolist()
+        with reading(path) as connection:
+            own = matching_settings(connection, Wanted(planner, SETTING, {"negative": "ab"}))
+            assert of_settings(connection, second.came, own).tolist() == [6]
         remember(store, found(planner, seed=3, measured=curve(planner, 2.0)))
-        third = now(second)
-        assert sorted(third.rows) == sorted(second.rows)
-        assert third.rows[third.lacks(second)].tolist() == [first.rows[3]]
+        third = now(second.seen)
+        assert not read_whole()
+        assert third.came.tolist() == [first.rows[3]]  # measured again
+        assert not len(third.went)
         with store.transaction() as connection:
-            connection.exec_driver_sql(f"DELETE FROM trajectories WHERE id = {third.rows[1]}")
-        fourth = now(third)
-        assert fourth.rows.tolist() == [third.rows[0], third.rows[2]]
-        assert not fourth.lacks(third).any()
+            connection.exec_driver_sql(f"DELETE FROM trajectories WHERE id = {third.seen.rows[1]}")
+            # a clock that was set back, and an import, write what is older than what is known
+            connection.exec_driver_sql(
+                "INSERT INTO trajectories (id, setting_id, prompt_id, seed) VALUES (90, 1, 1, 9)"
+            )
+            connection.exec_driver_sql("INSERT INTO memories (trajectory_id, at, source) VALUES (90, 5.0, 'learn')")
+        fourth = now(third.seen)
+        assert read_whole()
+        assert fourth.came.tolist() == [90]
+        assert fourth.went.tolist() == [third.seen.rows[1]]
+        assert sorted(fourth.seen.rows) == sorted([90, *third.seen.rows[[0, 2, 3]]])
+        store.set_aside(90, 5, "a test")
+        assert now(fourth.seen).went.tolist() == [90]
         store_memory.forget_older(store, time.time() + 1.0)
-        assert len(now(fourth).rows) == 0
+        fifth = now(fourth.seen)
+        assert len(fifth.seen.rows) == len(fifth.came) == 0
+        assert sorted(fifth.went) == sorted(fourth.seen.rows)
+
+
+def test_what_came_is_found_by_an_index(path: Path) -> None:
+    Store.at(path).close()
+    with reading(path) as connection:
+        for query in ("SELECT trajectory_id, at FROM memories WHERE at > 1", "SELECT sum(trajectory_id) FROM memories"):
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+            assert "COVERING INDEX memories_at" in plan[0][3]
 
 
 def test_as_many_renders_as_are_kept_take_less_than_100_megabytes(path: Path, planner: Planner) -> None:
