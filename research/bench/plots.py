@@ -21,25 +21,35 @@ if TYPE_CHECKING:
 ENLARGED = 2
 STRIP_ROWS = 3
 STRIP_COUNTS = (6, 8, 10, 13, 20, 50)
+MARKS = ".xv^<>dP"
+"""Of the peers."""
 LABEL = 14
 """Pixels for the numbers above a strip."""
 
 
 def draw_metrics(found: Mapping[str, Any], file: Path) -> None:
-    """Every held-out metric against mean evaluations: both schedules as lines, plans as stars, peers as dots."""
+    """Every held-out metric against mean evaluations: both schedules as lines, plans as stars, peers as dots.
+
+    Peers have fewer prompts, so each stands at its difference from the dense stock set on the same prompts. What
+    would stand far above all schedules stands at the top edge."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), layout="constrained")
     axes = figure.subplots(1, len(METRICS))
     for axis, metric in zip(axes, METRICS, strict=True):
         _draw_metric(axis, found["methods"], metric)
-    axes[0].legend(fontsize=7)
-    figure.suptitle(f"{found['words']}: {found['prompts']} prompts x {found['seeds']} seeds, 95 % intervals")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle(
+        f"{found['words']}: {found['prompts']} prompts x {found['seeds']} seeds, 95 % intervals; dots: peers on fewer "
+        f"prompts, at their difference from {found['dense']} on the same, or at the top edge",
+        fontsize=10,
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)
 
 
 def _draw_metric(axis: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    dense = [r[metric] for r in rows if r["family"] == STOCK][-1]
     for family, style in ((STOCK, "o-"), (NESTED, "s-")):
         line = [row for row in rows if row["family"] == family and row["evaluations"] > 3]
         if line:
@@ -47,10 +57,19 @@ def _draw_metric(axis: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> 
     planned = {row["family"] for row in rows if "," in row["family"]}
     for family in sorted(planned):
         _points(axis, [row for row in rows if row["family"] == family], metric, "*", family, markersize=11)
-    for family in dict.fromkeys(r["family"] for r in rows if r["family"] not in (STOCK, NESTED, *planned)):
+    top = 1.25 * max(r[metric]["high"] for r in rows if r["family"] in (STOCK, NESTED) and r["evaluations"] > 3)
+    others = dict.fromkeys(r["family"] for r in rows if r["family"] not in (STOCK, NESTED, *planned))
+    for place, family in enumerate(others):
         peers = [row for row in rows if row["family"] == family]
-        axis.plot([r["evaluations"] for r in peers], [r[metric]["value"] for r in peers], ".", label=family, alpha=0.7)
-    dense = [r[metric] for r in rows if r["family"] == STOCK][-1]
+        levels = [min(dense["value"] + r["difference"][metric]["value"], top) for r in peers]
+        axis.plot(
+            [r["evaluations"] for r in peers],
+            levels,
+            MARKS[place % len(MARKS)],
+            ms=4,
+            label=family,
+            color=f"C{4 + place % 6}",
+        )
     axis.axhspan(dense["low"], dense["high"], color="grey", alpha=0.15)
     axis.set(xscale="log", xlabel="mean evaluations", title=NAMES[metric])
     axis.minorticks_off()

@@ -62,7 +62,8 @@ class Study(Studio):
         """[N, 3, 64, 64] in [0, 1]."""
         self.prepare([sigmas])
         batches = self.sets.batches(len(self.prompts.prompts))
-        return torch.cat([self.sets.load(sigma_key(sigmas), batch) for batch in batches])
+        images = torch.cat([self.sets.load(sigma_key(sigmas), batch) for batch in batches])
+        return images[: len(self.sets.rows)]  # the last batch of a longer list may hold more
 
     # ----------------------------------------------------------------------------------------------- measuring
 
