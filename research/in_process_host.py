@@ -244,14 +244,15 @@ def start_host(
 
 @contextlib.contextmanager
 def interrupted_after(steps: int) -> Iterator[list[int]]:
-    """Inside the block, the host is interrupted after `steps` progress reports, as by the page's cancel button."""
+    """Inside the block, the host is interrupted after `steps` steps or progress reports, as by the page's cancel
+    button. A bar of the pack reports so many times a second and not each step."""
     utils = importlib.import_module("comfy.utils")
     management = importlib.import_module("comfy.model_management")
     previous, seen = utils.PROGRESS_BAR_HOOK, []
 
     def hook(value: int, total: int, preview: Any, **kwargs: Any) -> None:
         seen.append(value)
-        if len(seen) >= steps:
+        if max(len(seen), value) >= steps:
             management.interrupt_current_processing()
         previous(value, total, preview, **kwargs)
 

@@ -48,7 +48,8 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert events[-1]["curve"] == shown["curve"], "the page has the last curve before the result"
     assert len(shown["curve"]["counts"]) == len(shown["curve"]["quality_median"])
     first = [progress for event, progress in run.messages if event == "progress" and progress["node"] == "5"]
-    assert len(first) > 50, "the bar moves with every step"
+    assert [bar["value"] for bar in first] == sorted(bar["value"] for bar in first)
+    assert len({bar["value"] for bar in first}) > 5, "the bar moves within a render too"
 
     before = (planners / "mine.safetensors").read_bytes()
     session.clear_cache()
