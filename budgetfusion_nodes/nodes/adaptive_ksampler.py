@@ -132,20 +132,9 @@ class AdaptiveKSampler(io.ComfyNode):
         decided = plan_render(*rest) if plan is None else obey(plan, *rest)
         decided, sigmas = with_sigmas(decided, model, request)
         decided = said_elsewhere(decided, spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, (COUNT,)))
-        done = render(
-            model,
-            seed,
-            decided.steps,
-            cfg,
-            sampler_name,
-            scheduler,
-            positive,
-            negative,
-            latent_image,
-            denoise,
-            sigmas=sigmas,
-            prefix_steps=decided.prefix_steps,
-        )
+        inputs = (sampler_name, scheduler, positive, negative, latent_image, denoise)
+        along = {"sigmas": sigmas, "prefix_steps": decided.prefix_steps}
+        done = render(model, seed, decided.steps, cfg, *inputs, **along)
         if memory:
             from ..planning.pairs import keep_for_memory  # on use: the host's start need not pay for it
 

@@ -49,7 +49,7 @@ def test_cancel_go_on_and_render_with_what_was_learned(
     assert len(shown["curve"]["counts"]) == len(shown["curve"]["quality_median"])
     first = [progress for event, progress in run.messages if event == "progress" and progress["node"] == "5"]
     assert [bar["value"] for bar in first] == sorted(bar["value"] for bar in first)
-    assert len({bar["value"] for bar in first}) > 5, "the bar moves within a render too"
+    assert any(0 < bar["value"] < bar["max"] for bar in first), "the bar moves on the way"
 
     before = (planners / "mine.safetensors").read_bytes()
     session.clear_cache()

@@ -208,7 +208,9 @@ def serves(text: str, pack: Path, comfyui: Path) -> None:
     page's packages would be fetched."""
     (python,) = (comfyui.parent / "python_embeded").rglob("python.exe")
     own = environment(comfyui, COMFYUI_PATH=str(comfyui), COMFYUI_PYTHON=str(python), PYTHONUNBUFFERED="1")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored
     running = subprocess.Popen(shlex.split(text), cwd=pack, env=own, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         assert running.stdout is not None
         lines = iter(running.stdout)
