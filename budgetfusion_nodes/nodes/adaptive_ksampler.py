@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,7 +12,6 @@ from ..core.plan import DEFAULT_MIN_STEPS, DEFAULT_RISK
 from ..host.sampling import check_latent, render
 from ..planning.choice import AUTO, planners_state
 from ..planning.memory import only_seed, render_facts
-from ..planning.nested import said_elsewhere
 from ..planning.receipt import shown
 from ..planning.service import Request, obey, plan_render, with_sigmas
 from . import schema as s
@@ -130,8 +130,8 @@ class AdaptiveKSampler(io.ComfyNode):
         )
         rest = (model, positive, request, latent_image)
         decided = plan_render(*rest) if plan is None else obey(plan, *rest)
-        decided, sigmas = with_sigmas(decided, model, request)
-        decided = said_elsewhere(decided, spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, (COUNT,)))
+        elsewhere = partial(spaced_elsewhere, cls.hidden.prompt, cls.hidden.unique_id, (COUNT,))
+        decided, sigmas = with_sigmas(decided, model, request, elsewhere)
         inputs = (sampler_name, scheduler, positive, negative, latent_image, denoise)
         along = {"sigmas": sigmas, "prefix_steps": decided.prefix_steps}
         done = render(model, seed, decided.steps, cfg, *inputs, **along)

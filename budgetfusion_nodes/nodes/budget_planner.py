@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -117,7 +118,7 @@ class BudgetPlanner(io.ComfyNode):
             risk,
             planner,
             schedule=schedule,
-            elsewhere=spaced_elsewhere(cls.hidden.prompt, cls.hidden.unique_id, COUNTS),
+            elsewhere=partial(spaced_elsewhere, cls.hidden.prompt, cls.hidden.unique_id, COUNTS),
             files=files,
             memory=memory,
         )

@@ -53,10 +53,5 @@ def plan_sigmas(plan: Plan, model: Any, sampling: Sampling) -> Tensor:
     return nested_sigmas(model, sampler_name, scheduler, nested, plan.steps, denoise)
 
 
-def said_elsewhere(plan: Plan, elsewhere: bool) -> Plan:
-    """`plan`, saying so where a node that spaces the steps itself takes its count too: a nested one is too low."""
-    return _noted(plan, message("steps_elsewhere", planner=plan.planner)) if elsewhere and plan.prefix_steps else plan
-
-
 def _noted(plan: Plan, said: Message) -> Plan:
     return plan if said in plan.warnings else replace(plan, warnings=(*plan.warnings, said))

@@ -61,13 +61,13 @@ class Request:
     """What else moves the picture, where the node knows it: `memory.render_facts`. Called where there is a store."""
     seed: int | None = None
     """Of the render, where the node knows it and nothing but the seed draws its noise."""
-    elsewhere: bool = False
+    elsewhere: Callable[[], bool] = bool
     """Whether a node that spaces the steps itself takes the count, so that auto means the stock schedule."""
 
     @property
     def wanted(self) -> str:
         """The schedule to plan for."""
-        return STOCK if self.elsewhere and self.schedule == AUTO else self.schedule
+        return STOCK if self.schedule == AUTO and self.elsewhere() is True else self.schedule
 
     def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -123,15 +123,21 @@ def obey(plan: Any, model: Any, positive: Any, request: Request, latent_image: M
     return replace(known, warnings=warnings, nfe=nfe(request.sampler_name, known.steps))
 
 
-def with_sigmas(plan: Plan, model: Any, request: Request) -> tuple[Plan, Tensor | None]:
+def with_sigmas(
+    plan: Plan, model: Any, request: Request, elsewhere: Callable[[], bool] = bool
+) -> tuple[Plan, Tensor | None]:
     """The plan, and its sigmas [steps + 1] on the CPU; None for the scheduler's own. A schedule that cannot be made
-    costs the plan, and no render."""
+    costs the plan, and no render. elsewhere: whether a node that spaces the steps itself takes the count too, for which
+    a nested one is too low."""
     if plan.schedule == STOCK:
         return plan, None
     try:
         sigmas = plan_sigmas(plan, model, request)
         if not bool(sigmas.isfinite().all()):
             raise ValueError("noise levels that are no numbers")
+        if plan.prefix_steps and elsewhere() is True:
+            said = message("steps_elsewhere", planner=plan.planner)
+            plan = replace(plan, warnings=(*plan.warnings, said))
         return plan, sigmas
     except Exception as error:
         log.exception("BudgetFusion could not make the schedule and renders all %d steps", plan.max_steps)
@@ -227,7 +233,7 @@ def _plan(
     setting = replace(setting, schedule=STOCK if request.wanted == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
-    if request.elsewhere and request.schedule != STOCK and planner.setting.schedule != STOCK:
+    if request.elsewhere() is True and request.schedule != STOCK and planner.setting.schedule != STOCK:
         notes.append(message("steps_elsewhere", planner=planner.name))
     notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)

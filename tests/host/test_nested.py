@@ -164,6 +164,22 @@ def test_a_rendered_count_that_goes_to_another_ksampler_is_said(
     assert codes(Plan.from_dict(bench.run(graph, show="5").ui["5"]["budget_plan"][0]).warnings) == said
 
 
+@pytest.mark.usefixtures("nested_planner")
+def test_a_graph_that_cannot_be_followed_stops_no_render(
+    bench: Any, make_node: Any, to: Any, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: Any) -> bool:
+        raise RuntimeError("no graph")
+
+    for name in ("adaptive_ksampler", "budget_planner"):
+        monkeypatch.setattr(pack(f"nodes.{name}"), "spaced_elsewhere", broken)
+    preview = {"8": make_node("PreviewAny", source=to("5", 1))}
+    for planned in (bench.adaptive(quality=0.8, max_steps=9), bench.planner(max_steps=9)):
+        run = bench.run({**bench.base(), "5": planned, **preview}, show="5")
+        plan = Plan.from_dict(run.ui["5"]["budget_plan"][0])
+        assert plan.steps == 9 and plan.fallback is not None and plan.schedule == STOCK
+
+
 def test_what_the_host_runs_is_read_from_its_queue(session: Any, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running_prompt, graph = pack("host.queue").running_prompt, {"1": {"class_type": "KSampler", "inputs": {}}}
     queue = sys.modules["execution"].PromptQueue(session.server)

@@ -61,6 +61,7 @@ const HELP_PICTURES = {
   async calibrate_your_model(session) {
     await run(session); // nothing is rendered anew after the thumbnail's run
     await picture(session, [CALIBRATE], "calibrate");
+    forgetPlanners();
   },
   async blind_test(session) {
     await run(session); // taken from the cache but for the pairs
@@ -123,6 +124,11 @@ function placeOthersModels() {
   }
 }
 
+/** The planner that the Calibrate template made: all other pictures are of what is shipped. */
+function forgetPlanners() {
+  remove(join(base, "models/budgetfusion"));
+}
+
 /** Each template as it looks after its run; those for other checkpoints as they open. */
 async function thumbnails() {
   const session = await openSession({ viewport: { width: 1600, height: 1000 }, deviceScaleFactor: 0.5 });
@@ -132,6 +138,7 @@ async function thumbnails() {
     await session.open(name);
     const model = Object.values(twin).map(({ inputs }) => inputs.ckpt_name ?? inputs.unet_name).find(Boolean);
     if (SHIPPED(model)) await run(session);
+    forgetPlanners();
     await session.fitView(40);
     await session.page.screenshot({ path: join(ROOT, "workflows", `${name}.jpg`), type: "jpeg", quality: 82 });
     process.stdout.write(`workflows/${name}.jpg\n`);
