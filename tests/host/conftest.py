@@ -155,6 +155,21 @@ class Bench:
             "4": node("EmptyLatentImage", width=width, height=64, batch_size=batch),
         }
 
+    def decoded(self, kind: str, **changes: Any) -> dict[str, Any]:
+        """A node on the base graph that renders and decodes: Step Sweep, Learn."""
+        inputs = {
+            "model": link("1"),
+            "positive": link("2"),
+            "negative": link("3"),
+            "latent_image": link("4"),
+            "vae": link("1", 2),
+            "seed": 5,
+            "cfg": 3.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+        }
+        return node(kind, **{**inputs, **changes})
+
     def adaptive(self, **changes: Any) -> dict[str, Any]:
         """An Adaptive KSampler on the base graph."""
         inputs = {

@@ -17,21 +17,9 @@ NESTED = "nested 2@1.0"
 
 
 @pytest.fixture
-def learn(bench: Any, make_node: Any, to: Any) -> Any:
+def learn(bench: Any) -> Any:
     def run(planner: str, **changes: Any) -> str:
-        inputs = {
-            "model": to("1"),
-            "positive": to("2"),
-            "negative": to("3"),
-            "latent_image": to("4"),
-            "vae": to("1", 2),
-            "seed": 5,
-            "cfg": 3.0,
-            "sampler_name": "dpmpp_2m",
-            "scheduler": "karras",
-            "planner": planner,
-        }
-        node = make_node("BudgetFusion_Learn", **{**inputs, **changes})
+        node = bench.decoded("BudgetFusion_Learn", **{"planner": planner, **changes})
         return bench.run({**bench.base(), "7": node}).outputs["7"][0]
 
     return run

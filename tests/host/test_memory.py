@@ -22,19 +22,8 @@ def swept(bench: Any, make_node: Any, to: Any) -> Any:
     """Runs a Step Sweep into the Probe; gives what the Probe showed."""
 
     def run(seed: int = 5, more: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        inputs = {
-            "model": to("1"),
-            "positive": to("2"),
-            "negative": to("3"),
-            "latent_image": to("4"),
-            "vae": to("1", 2),
-            "seed": seed,
-            "cfg": 3.0,
-            "sampler_name": "dpmpp_2m",
-            "scheduler": "karras",
-            "step_counts": " ".join(map(str, GRID)),
-        }
-        sweep = make_node("BudgetFusion_StepSweep", **{**inputs, **changes})
+        inputs = {"seed": seed, "step_counts": " ".join(map(str, GRID)), **changes}
+        sweep = bench.decoded("BudgetFusion_StepSweep", **inputs)
         probe = make_node(
             "BudgetFusion_PerceptualMetricProbe", images=to("7"), step_counts=to("7", 1), d_sim_backend="haarpsi"
         )

@@ -20,23 +20,10 @@ COUNTS = (2, 3, 5)
 
 
 @pytest.fixture
-def sweep(bench: Any, make_node: Any, to: Any) -> Any:
+def sweep(bench: Any) -> Any:
     def make(**changes: Any) -> dict[str, Any]:
-        inputs = {
-            "model": to("1"),
-            "positive": to("2"),
-            "negative": to("3"),
-            "latent_image": to("4"),
-            "vae": to("1", 2),
-            "seed": 5,
-            "cfg": 3.0,
-            "sampler_name": "dpmpp_2m",
-            "scheduler": "karras",
-            "step_counts": "2 3, 5",
-        }
-        return make_node("BudgetFusion_StepSweep", **{**inputs, **changes})
+        return bench.decoded("BudgetFusion_StepSweep", **{"step_counts": "2 3, 5", **changes})
 
-    del bench
     return make
 
 
