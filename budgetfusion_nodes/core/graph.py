@@ -59,19 +59,21 @@ def spaced_elsewhere(prompt: Any, node_id: Any, outputs: Collection[int]) -> boo
     what is no API graph."""
     if not isinstance(prompt, Mapping):
         return False
+    takers: dict[str, list[tuple[Any, str, str]]] = {}
+    for other in prompt:
+        for key, value in _inputs(prompt, other).items():
+            if _is_link(value):
+                takers.setdefault(str(value[0]), []).append((value[1], str(other), key))
     reached = {str(node_id)}
-    while True:
-        takers = {
-            (str(other), key)
-            for other in prompt
-            for key, value in _inputs(prompt, other).items()
-            if _is_link(value) and str(value[0]) in reached and (str(value[0]) != str(node_id) or value[1] in outputs)
-        }
-        if any(key in STEP_INPUTS for _, key in takers):
+    following = [(taker, key) for output, taker, key in takers.get(str(node_id), []) if output in outputs]
+    while following:
+        node, name = following.pop()
+        if name in STEP_INPUTS:
             return True
-        if {other for other, _ in takers} <= reached:
-            return False
-        reached |= {other for other, _ in takers}
+        if node not in reached:
+            reached.add(node)
+            following += [(taker, key) for _, taker, key in takers.get(node, [])]
+    return False
 
 
 def _files(inputs: Mapping[str, Any]) -> Iterator[str]:

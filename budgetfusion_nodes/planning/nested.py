@@ -36,11 +36,11 @@ def along(plan: Plan, schedule: str, model: Any, sampling: Sampling) -> Plan:
         if nested is None:
             return stock
         if plan.max_steps <= nested.prefix_steps:
-            return _noted(stock, message("schedule_no_room", max=plan.max_steps, prefix=nested.prefix_steps))
+            return noted(stock, message("schedule_no_room", max=plan.max_steps, prefix=nested.prefix_steps))
         nested_sigmas(model, sampling.sampler_name, sampling.scheduler, nested, plan.max_steps, sampling.denoise)
         shared = nested.shared_steps(scheduler_quantile(model, sampling.scheduler), sampling.denoise)
     except BudgetFusionError as error:
-        return _noted(stock, error.message)
+        return noted(stock, error.message)
     return replace(plan, schedule=schedule, prefix_steps=shared)
 
 
@@ -53,5 +53,6 @@ def plan_sigmas(plan: Plan, model: Any, sampling: Sampling) -> Tensor:
     return nested_sigmas(model, sampler_name, scheduler, nested, plan.steps, denoise)
 
 
-def _noted(plan: Plan, said: Message) -> Plan:
+def noted(plan: Plan, said: Message) -> Plan:
+    """`plan` with this warning, once."""
     return plan if said in plan.warnings else replace(plan, warnings=(*plan.warnings, said))

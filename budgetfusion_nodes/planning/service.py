@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..predictor.planner import Planner
 from ..predictor.planner_file import AnyPlanner
 from .choice import AUTO, check_serves, choose_planner
 from .memory import recaller
-from .nested import along, plan_sigmas
+from .nested import along, noted, plan_sigmas
 from .special import (
     as_executed,
     check_can_be_calibrated,
@@ -64,10 +65,15 @@ class Request:
     elsewhere: Callable[[], bool] = bool
     """Whether a node that spaces the steps itself takes the count, so that auto means the stock schedule."""
 
+    @cached_property
+    def is_elsewhere(self) -> bool:
+        """`elsewhere`, asked once."""
+        return self.elsewhere() is True
+
     @property
     def wanted(self) -> str:
         """The schedule to plan for."""
-        return STOCK if self.schedule == AUTO and self.elsewhere() is True else self.schedule
+        return STOCK if self.schedule == AUTO and self.is_elsewhere else self.schedule
 
     def fallback(self, reason: Message, warnings: tuple[Message, ...] = ()) -> Plan:
         """All `max_steps`, with the reason."""
@@ -136,8 +142,7 @@ def with_sigmas(
         if not bool(sigmas.isfinite().all()):
             raise ValueError("noise levels that are no numbers")
         if plan.prefix_steps and elsewhere() is True:
-            said = message("steps_elsewhere", planner=plan.planner)
-            plan = replace(plan, warnings=(*plan.warnings, said))
+            plan = noted(plan, message("steps_elsewhere", planner=plan.planner))
         return plan, sigmas
     except Exception as error:
         log.exception("BudgetFusion could not make the schedule and renders all %d steps", plan.max_steps)
@@ -233,7 +238,7 @@ def _plan(
     setting = replace(setting, schedule=STOCK if request.wanted == STOCK else planner.setting.schedule)
     if request.schedule == NESTED and planner.setting.schedule == STOCK:
         notes.append(message("schedule_not_calibrated", planner=planner.name))
-    if request.elsewhere() is True and request.schedule != STOCK and planner.setting.schedule != STOCK:
+    if request.is_elsewhere and request.schedule != STOCK and planner.setting.schedule != STOCK:
         notes.append(message("steps_elsewhere", planner=planner.name))
     notes.extend(change for change in _new_changes(identity, planner.setting) if change not in merges)
     least, most = limits_for(request.min_steps, request.max_steps, request.denoise, planner.setting)
